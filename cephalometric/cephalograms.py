@@ -1,0 +1,190 @@
+"""Cephalograms as a network sees them: letterboxed frames kept on disk, augmentation, samples.
+
+Points are xy in px with pixel centres at integers; NaN = unknown.
+"""
+
+import hashlib
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version at import otherwise
+import albumentations
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ceph_landmarks import LANDMARKS as LANDMARKS
+from core.args import UserError
+from core.images import ImageError, Letterbox, read_image
+from core.run import sample_rng
+from core.validation import DataReport
+from measurements import measure
+
+
+@dataclass
+class Cephalogram:
+    """One picture with what is known of it. `points` (29, 2) native px, NaN = unknown."""
+
+    id: str
+    image: Path
+    size: tuple[int, int]  # width, height in px
+    points: np.ndarray
+    mm_per_px: float | None  # None: uncalibrated
+    device: str
+    cvm_stage: int | None  # 1-6
+
+
+class FrameCache:
+    """Letterboxed pictures on disk, so that an epoch does not decode files of 20 megapixels.
+
+    One .npy a picture, named by the picture's path, size and time and the frame's size: a changed picture is read
+    again, and runs can share a folder. `size` is the frame's (height, width) in px.
+    """
+
+    def __init__(self, folder: Path, size: tuple[int, int]):
+        self.folder, self.frame = Path(folder), (size[1], size[0])
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--cache_dir {folder}: {error.strerror}; give a folder that can be written") from error
+
+    def load(self, image: Path) -> np.ndarray:
+        """The frame uint8 (height, width). Raises ImageError if the picture cannot be read."""
+        file = self._file(image)
+        try:
+            frame = np.load(file)
+            if frame.shape == self.frame[::-1]:
+                return frame
+        except (OSError, ValueError, EOFError):
+            pass  # not there yet, or torn by a crash of another kind of program: made below
+        pixels = read_image(image).pixels
+        frame = Letterbox(pixels.shape[::-1], self.frame).draw(pixels)
+        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
+            np.save(part, frame)
+        os.replace(part.name, file)
+        return frame
+
+    def _file(self, image: Path) -> Path:
+        status = image.stat()
+        key = f"{image.resolve()}|{status.st_size}|{status.st_mtime_ns}|{self.frame}|1"  # 1: version of the drawing
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+
+
+def leave_out_unreadable(cases: dict[str, list[Cephalogram]], cache: FrameCache, report: DataReport) -> None:
+    """Decodes every picture once, into the cache, and takes out the cases whose picture is broken."""
+
+    def problem(case: Cephalogram) -> ImageError | None:
+        try:
+            cache.load(case.image)
+        except ImageError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding runs outside Python's lock
+        for split, found in cases.items():
+            problems = list(pool.map(problem, found))
+            for case, error in zip(list(found), problems, strict=True):
+                if error:
+                    found.remove(case)
+                    report.add("picture unreadable", case.image, "case left out", error)
+            report.cases[split] = len(found)
+
+
+# ---------------------------------------------------------------------------------------------------------- samples
+
+
+def augmentation() -> albumentations.Compose:
+    """What differs between cephalograms of one head: mirror, tilt, magnification, position, exposure, noise."""
+    return albumentations.Compose(
+        [
+            albumentations.HorizontalFlip(p=0.5),
+            albumentations.Affine(
+                rotate=(-7, 7), scale=(0.9, 1.1), translate_percent=(-0.05, 0.05), interpolation=cv2.INTER_LINEAR, p=0.9
+            ),
+            albumentations.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.2, p=0.7),
+            albumentations.RandomGamma(gamma_limit=(75, 135), p=0.5),
+            albumentations.GaussNoise(std_range=(0.01, 0.04), p=0.3),
+        ],
+        keypoint_params=albumentations.KeypointParams(format="xy", remove_invisible=False),
+    )
+
+
+class CephalogramDataset(Dataset):
+    """Samples of `cases` in frames of `size` (height, width).
+
+    Each is a dict: `image` float32 (1, H, W) in 0-1; `points` float32 (29, 2) frame px, NaN = unknown or out of the
+    frame; `measurements` float32 (10,), standardised with `statistics` (mean, SD), lengths in frame px; `cvm_stage`
+    0-5 or -1 = unknown; `index`; `id`. With `augment`, a sample depends on (seed, epoch, index) alone.
+    """
+
+    def __init__(
+        self,
+        cases: list[Cephalogram],
+        cache: FrameCache,
+        statistics: tuple[np.ndarray, np.ndarray] | None = None,
+        augment: bool = False,
+        seed: int = 0,
+    ):
+        self.cases, self.cache, self.seed, self.epoch = cases, cache, seed, 0
+        self.letterboxes = [Letterbox(case.size, cache.frame) for case in cases]
+        self.augmentation = augmentation() if augment else None
+        self.statistics = statistics or (np.zeros(10), np.ones(10))
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def points(self) -> np.ndarray:
+        """Ground truth (N, 29, 2) in frame px, not augmented."""
+        return np.stack([box.to_frame(case.points) for case, box in zip(self.cases, self.letterboxes, strict=True)])
+
+    def to_native(self, points: np.ndarray) -> np.ndarray:
+        """Frame px (N, 29, 2), one row a case in order, to native px."""
+        return np.stack([box.to_picture(row) for row, box in zip(points, self.letterboxes, strict=True)])
+
+    def truth(self) -> np.ndarray:
+        """Ground truth (N, 29, 2) in native px."""
+        return np.stack([case.points for case in self.cases])
+
+    def mm_per_px(self) -> np.ndarray:
+        """(N,), NaN where a case is uncalibrated."""
+        return np.array([case.mm_per_px or np.nan for case in self.cases])
+
+    def __getitem__(self, index: int) -> dict:
+        case = self.cases[index]
+        image, points = self.cache.load(case.image), self.letterboxes[index].to_frame(case.points)
+        if self.augmentation:
+            seed = int(sample_rng(self.seed, self.epoch, index).integers(2**32))
+            self.augmentation.set_random_seed(seed)
+            known = np.isfinite(points).all(axis=1)
+            augmented = self.augmentation(image=image, keypoints=points[known])
+            image = augmented["image"]
+            points = np.full_like(points, np.nan)
+            points[known] = augmented["keypoints"]
+        height, width = image.shape
+        outside = (points < -0.5).any(axis=1) | (points > np.array([width, height]) - 0.5).any(axis=1)
+        mean, std = self.statistics
+        measurements = (measure(points) - mean) / std  # of the whole head, also where the frame cuts it
+        points[outside] = np.nan
+        return {
+            "image": torch.from_numpy(image)[None].float() / 255,
+            "points": torch.from_numpy(points).float(),
+            "measurements": torch.from_numpy(measurements).float(),
+            "cvm_stage": -1 if case.cvm_stage is None else case.cvm_stage - 1,
+            "index": index,
+            "id": case.id,
+        }
+
+
+def measurement_statistics(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (10,) of the measurements of points (N, 29, 2)."""
+    values = measure(points)
+    with np.errstate(invalid="ignore"):
+        mean, std = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
+    return np.nan_to_num(mean), np.where(np.isfinite(std) & (std > 1e-6), std, 1.0)

@@ -1,0 +1,86 @@
+"""Heatmaps and points: encoding at sub-pixel centres, DARK decoding, and the way between the two grids.
+
+Points are xy with pixel centres at integers. DARK: Zhang et al. 2020, "Distribution-Aware Coordinate Representation
+for Human Pose Estimation".
+"""
+
+import torch
+
+
+def to_heatmap(points: torch.Tensor, stride: float) -> torch.Tensor:
+    """Input px (..., 2) to heatmap px. The halves keep pixel areas aligned: u / stride alone is (stride-1)/2 px off."""
+    return (points + 0.5) / stride - 0.5
+
+
+def to_input(points: torch.Tensor, stride: float) -> torch.Tensor:
+    """Heatmap px (..., 2) to input px."""
+    return (points + 0.5) * stride - 0.5
+
+
+def encode_heatmaps(points: torch.Tensor, size: tuple[int, int] | int, sigma: float) -> torch.Tensor:
+    """Gaussians of height 1 at the un-rounded points: (B, K, 2) in heatmap px -> (B, K, H, W).
+
+    `size` is (H, W) or one number for both; `sigma` in heatmap px. Rounding the centre first, as is common, would
+    teach the network an error of up to half a heatmap px. The map of a point that is NaN or further than 3 sigma
+    outside is all zero, which the heatmap loss leaves out.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    x = torch.arange(width, device=points.device, dtype=points.dtype)
+    y = torch.arange(height, device=points.device, dtype=points.dtype)
+    across = torch.exp(-((x - points[..., 0:1]) ** 2) / (2 * sigma**2))  # (B, K, W)
+    down = torch.exp(-((y - points[..., 1:2]) ** 2) / (2 * sigma**2))  # (B, K, H)
+    limit = points.new_tensor([width, height]) - 1 + 3 * sigma
+    seen = ((points >= -3 * sigma) & (points <= limit)).all(-1)  # NaN compares false
+    maps = down[..., :, None] * across[..., None, :]
+    return torch.where(seen[..., None, None], maps, torch.zeros_like(maps))
+
+
+def decode_dark(heatmaps: torch.Tensor, sigma: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Peaks of heatmaps (B, K, H, W) to sub-pixel precision: points (B, K, 2) xy in heatmap px, confidence (B, K).
+
+    Around the highest pixel the map is smoothed with a Gaussian (DARK's modulation), its logarithm is taken as a
+    parabola, and the parabola's top is the point: m - H⁻¹∇, from central differences as in the paper. Only the 5×5
+    neighbourhood enters, so only that is smoothed (the paper's rescaling to the old maximum is a constant in the
+    logarithm). Where the smoothing would reach over the border, the map is taken as it is. Where the curvature is not
+    that of a peak, or the top is over 1.5 px away, the highest pixel stands. Confidence is the highest pixel's value.
+    Raises ValueError for maps smaller than 5×5.
+    """
+    batch, count, height, width = heatmaps.shape
+    if min(height, width) < 5:
+        raise ValueError(f"heatmaps of {height}×{width} are too small to decode; 5×5 at least")
+    maps = heatmaps.detach().float().reshape(batch * count, height * width)
+    confidence, peak = maps.max(dim=1)
+    peak_x, peak_y = peak % width, peak // width
+    x, y = peak_x.clamp(2, width - 3), peak_y.clamp(2, height - 3)  # centre of the 5×5, inside the map
+
+    radius = int(3 * sigma - 1)  # kernels of 7, 11, 17 px for sigma 1.5, 2, 3, as in the paper's code
+    reach = radius + 2
+    inside = (x >= reach) & (x < width - reach) & (y >= reach) & (y < height - reach)
+    steps = torch.arange(-reach, reach + 1, device=maps.device)
+    columns, rows = (x[:, None] + steps).clamp(0, width - 1), (y[:, None] + steps).clamp(0, height - 1)
+    patch = maps.gather(1, (rows[:, :, None] * width + columns[:, None, :]).flatten(1))
+    patch = patch.reshape(-1, 2 * reach + 1, 2 * reach + 1).clamp_min(1e-10)  # (B·K, 2·reach+1, 2·reach+1)
+    smooth = _smoothing_matrix(radius, sigma, maps.device)  # (5, 2·reach+1)
+    log = torch.where(
+        inside[:, None, None], smooth @ patch @ smooth.T, patch[:, radius : radius + 5, radius : radius + 5]
+    ).log()
+
+    dx, dy = (log[:, 2, 3] - log[:, 2, 1]) / 2, (log[:, 3, 2] - log[:, 1, 2]) / 2
+    dxx = (log[:, 2, 4] - 2 * log[:, 2, 2] + log[:, 2, 0]) / 4
+    dyy = (log[:, 4, 2] - 2 * log[:, 2, 2] + log[:, 0, 2]) / 4
+    dxy = (log[:, 3, 3] - log[:, 1, 3] - log[:, 3, 1] + log[:, 1, 1]) / 4
+    determinant = dxx * dyy - dxy * dxy
+    is_peak = (determinant > 1e-12) & (dxx < 0)
+    determinant = torch.where(is_peak, determinant, torch.ones_like(determinant))
+    top = torch.stack([x + (dxy * dy - dyy * dx) / determinant, y + (dxy * dx - dxx * dy) / determinant], dim=-1)
+    highest = torch.stack([peak_x, peak_y], dim=-1).float()
+    good = is_peak & ((top - highest).abs() <= 1.5).all(dim=1)
+    points = torch.where(good[:, None], top, highest)
+    return points.reshape(batch, count, 2), confidence.reshape(batch, count)
+
+
+def _smoothing_matrix(radius: int, sigma: float, device: torch.device) -> torch.Tensor:
+    """(5, 2·radius+5): row i is the Gaussian kernel around position radius+i, so that two products blur a patch."""
+    offset = torch.arange(2 * radius + 5, device=device) - radius - torch.arange(5, device=device)[:, None]
+    kernel = torch.exp(-(offset.float() ** 2) / (2 * sigma**2)) * (offset.abs() <= radius)
+    return kernel / kernel.sum(dim=1, keepdim=True)

@@ -1,0 +1,199 @@
+"""Draw synthetic lateral cephalograms with exactly known landmarks, in the folder layout of the Aariz data set.
+
+    python cephalometric/make_demo_data.py --output demo/Aariz --cases 70 --seed 0
+
+The pictures are phantoms, drawn by formulas (phantom.py, phantom_film.py); no patient is behind them. They serve to try
+the programs and to test them: an error in millimetres on phantoms says nothing about radiographs. Written are
+
+    OUTPUT/{train,valid,test}/Cephalograms/<id>.png|jpg|bmp                          70 / 15 / 15 % of the cases
+    OUTPUT/.../Annotations/Cephalometric Landmarks/{Junior,Senior} Orthodontists/<id>.json    two simulated readers
+    OUTPUT/.../Annotations/CVM Stages/<id>.json
+    OUTPUT/cephalogram_machine_mappings.csv          device and mm per pixel of each case
+    OUTPUT/truth.json                                un-rounded positions, px; not a part of Aariz
+
+The same seed gives the same bytes, and a case depends only on (seed, its number), not on how many are drawn.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+
+from ceph_landmarks import LANDMARK_TITLES, LANDMARKS
+from core.args import ArgumentParser, UserError, positive_int, script
+from phantom_film import Case, case_stream, picture_file
+
+SPLITS = {"train": 0.70, "valid": 0.15, "test": 0.15}
+READERS = {"Junior Orthodontists": 1.0, "Senior Orthodontists": 0.7}  # factor on READER_SD
+MAPPING = "cephalogram_machine_mappings.csv"
+RECIPE = "demo_data.json"  # the two numbers from which the list of all written files follows
+
+# A reader's spread in mm, (along, across) the outline that runs at `degrees` (0 = to the face, 90 = down). Points that
+# an edge pins in one direction only (Go, Or, Po ...) are spread along it, as in Baumrind & Frantz 1971.
+READER_SD = dict.fromkeys(LANDMARKS, (0.5, 0.5, 0)) | {
+    "S": (0.35, 0.35, 0), "N": (0.7, 0.4, 90), "Me": (0.7, 0.3, 0), "Gn": (0.6, 0.35, 140), "Pog": (0.8, 0.3, 90),
+    "A": (0.9, 0.4, 90), "B": (0.9, 0.35, 90), "ANS": (0.8, 0.5, 0), "PNS": (1.0, 0.6, 0), "Or": (1.1, 0.6, 10),
+    "Po": (1.1, 0.7, 0), "Co": (0.9, 0.6, 0), "Ar": (1.0, 0.5, 80), "Go": (1.2, 0.6, 50), "R": (1.1, 0.5, 85),
+    "UMT": (1.0, 0.5, 10), "LMT": (1.0, 0.5, 10), "UPM": (0.7, 0.5, 10), "LPM": (0.7, 0.5, 10),
+    "UIT": (0.3, 0.3, 0), "LIT": (0.35, 0.35, 0), "UIA": (1.0, 0.6, 70), "LIA": (1.0, 0.6, 120),
+    "Pn": (0.6, 0.3, 90), "Sn": (0.5, 0.4, 90), "Pog`": (0.9, 0.3, 90), "N`": (0.8, 0.3, 90),
+}  # fmt: skip
+
+
+def parse_args(argv: list[str] | None = None):
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the Aariz tree to write")
+    parser.add_argument("--cases", type=positive_int, default=70, help="number of phantoms, at least 3")
+    parser.add_argument("--seed", type=int, default=0, help="of everything; a whole number from 0")
+    parser.add_argument("--workers", type=positive_int, default=os.cpu_count() or 1, help="processes that draw")
+    parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
+    args = parser.parse_args(argv)
+    if args.cases < len(SPLITS):
+        raise UserError(f"--cases {args.cases} cannot fill train, valid and test; ask for at least {len(SPLITS)}")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed} is negative; use 0 or more")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    clear(args.output, args.overwrite)
+    args.output.mkdir(parents=True, exist_ok=True)
+    # The recipe goes first: a run that is cut short is known as ours, and can be overwritten.
+    recipe = {"cases": args.cases, "seed": args.seed, "note": "synthetic phantoms, no patient"}
+    write(args.output / RECIPE, dump(recipe))
+
+    truth = {}
+    splits = split_of_cases(args.cases)
+    with drawing_pool(min(args.workers, args.cases)) as draw:
+        for case, (picture, phantom) in enumerate(draw(partial(picture_file, args.seed), range(args.cases))):
+            write_case(args.output, args.seed, splits[case], case, picture, phantom)
+            truth[case_id(case)] = {symbol: point.round(4).tolist() for symbol, point in phantom.truth.items()}
+    write(args.output / MAPPING, mapping_csv(args.seed, args.cases))
+    write(args.output / "truth.json", dump(truth))
+    counts = ", ".join(f"{splits.count(split)} {split}" for split in SPLITS)
+    print(f"{args.cases} synthetic phantoms ({counts}) in {args.output}. They are drawn, and show no patient.")
+
+
+@contextmanager
+def drawing_pool(workers: int) -> Iterator[Callable]:
+    """A `map` that draws in several processes, in order; with one worker, the plain one."""
+    if workers == 1:
+        yield map
+    else:
+        context = multiprocessing.get_context("spawn")  # as on Windows and macOS, so that one way is tried everywhere
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            yield pool.map
+
+
+def case_id(case: int) -> str:
+    return f"phantom_{case:04d}"
+
+
+def split_of_cases(cases: int) -> list[str]:
+    """The split of each case: 70/15/15 %, at least one each."""
+    held_out = max(1, round(cases * SPLITS["valid"]))
+    return ["train"] * (cases - 2 * held_out) + ["valid"] * held_out + ["test"] * held_out
+
+
+# ------------------------------------------------------------------------------------------------------------ one case
+
+
+def case_files(seed: int, split: str, case: int) -> dict[str, Path]:
+    """Where the files of a case lie, relative to the output folder; its picture's suffix follows from its device."""
+    annotations, name = Path(split, "Annotations"), case_id(case)
+    files = {"image": Path(split, "Cephalograms", f"{name}.{case_stream(seed, case)[1].suffix}")}
+    files |= {reader: annotations / "Cephalometric Landmarks" / reader / f"{name}.json" for reader in READERS}
+    return files | {"stage": annotations / "CVM Stages" / f"{name}.json"}
+
+
+def write_case(output: Path, seed: int, split: str, case: int, picture: bytes, phantom: Case) -> None:
+    """Write the picture, both readers' clicks and the CVM stage of one case."""
+    files = case_files(seed, split, case)
+    write(output / files["image"], picture)
+    for number, (reader, factor) in enumerate(READERS.items()):
+        clicks = read_landmarks(phantom, factor, np.random.default_rng([seed, case, 1 + number]))
+        write(output / files[reader], dump({"ceph_id": case_id(case), "landmarks": clicks}))
+    write(output / files["stage"], dump({"ceph_id": case_id(case), "cvm_stage": {"value": phantom.stage}}))
+
+
+def read_landmarks(phantom: Case, factor: float, rng: np.random.Generator) -> list[dict]:
+    """One reader's clicks, as Aariz stores them: the truth, an error by READER_SD times `factor`, whole pixels."""
+    height, width = phantom.image.shape
+    clicks = []
+    for number, (symbol, title) in enumerate(LANDMARK_TITLES.items(), 1):
+        along, across, degrees = READER_SD[symbol]
+        turn = np.exp(1j * np.deg2rad(degrees))
+        error = complex(along * rng.standard_normal(), across * rng.standard_normal()) * turn * factor
+        x, y = phantom.truth[symbol] + np.array([error.real, error.imag]) / phantom.device.mm_per_px
+        value = {"x": int(np.clip(np.rint(x), 0, width - 1)), "y": int(np.clip(np.rint(y), 0, height - 1))}
+        clicks.append({"landmark_id": f"landmark_{number:02d}", "title": title, "symbol": symbol, "value": value})
+    return clicks
+
+
+def mapping_csv(seed: int, cases: int) -> bytes:
+    """Aariz's table of devices: one row a case, UTF-8 with a byte-order mark."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(["cephalogram_id", "machine", "pixel_size", "image_format", "mode"])
+    for case in range(cases):
+        device = case_stream(seed, case)[1]
+        table.writerow([case_id(case), device.name, device.mm_per_px, device.suffix, device.mode])
+    return text.getvalue().encode("utf-8-sig")
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def dump(content: dict) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def files_of(recipe: Path) -> set[Path]:
+    """All files that a run with this recipe writes. They are worked out, not listed in it: nobody can add a path."""
+    try:
+        content = json.loads(recipe.read_text())
+        seed, splits = int(content["seed"]), split_of_cases(int(content["cases"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    files = {path for case, split in enumerate(splits) for path in case_files(seed, split, case).values()}
+    return files | {Path(RECIPE), Path(MAPPING), Path("truth.json")}
+
+
+def clear(output: Path, overwrite: bool) -> None:
+    """Make way for new data. Deletes only files that an earlier run wrote, and only where no other file lies."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file; name a folder")
+    found = {path.relative_to(output) for path in output.rglob("*") if path.is_symlink() or not path.is_dir()}
+    if not found:
+        return
+    foreign = sorted(found - files_of(output / RECIPE)) + sorted(f for f in found if (output / f).is_symlink())
+    if foreign:
+        raise UserError(f"--output {output} holds files of another origin ({foreign[0]}); name an empty or new folder")
+    if not overwrite:
+        raise UserError(f"--output {output} already holds demo data; add --overwrite, or name another folder")
+    for path in found:
+        (output / path).unlink()
+    for folder in sorted((path for path in output.rglob("*") if path.is_dir()), reverse=True):
+        folder.rmdir()
+
+
+if __name__ == "__main__":
+    script(main)

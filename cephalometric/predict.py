@@ -1,0 +1,149 @@
+"""Landmarks, measurements and a tracing for your own cephalograms.
+
+    python cephalometric/predict.py --image PATIENT.png --checkpoint runs/cephalometric/best --pixel_size 0.1
+
+For each picture, in --output: <name>.json (the Aariz data set's schema, with mm and confidence), <name>_tracing.png,
+<name>_measurements.csv; for all of them landmarks.csv. Research use only: not a medical device.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.table import Table
+
+from ceph_landmarks import LANDMARK_TITLES, LANDMARKS
+from core import figures
+from core.args import ArgumentParser, UserError, script
+from core.images import ImageError, Letterbox, read_image
+from hrnet_landmarks import HRNetLandmarks, decode
+from measurements import MEASUREMENTS, assess, read_norms, vertical_measurements
+from tracing import tracing
+
+PIXEL_SIZES = (0.02, 1.0)
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--image", type=Path, nargs="+", required=True, help="PNG, JPEG, BMP, TIFF or DICOM files")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="best/ of a training run")
+    parser.add_argument("--output", type=Path, default=Path("runs/cephalometric_predictions"), help="folder of results")
+    parser.add_argument("--pixel_size", type=float, help="mm per px; needed for mm unless a DICOM file says it")
+    parser.add_argument("--norms", type=Path, help='JSON file of norms, {"N-Me": [mean, SD], …}')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.pixel_size is not None and not PIXEL_SIZES[0] <= args.pixel_size <= PIXEL_SIZES[1]:
+        raise UserError(f"--pixel_size {args.pixel_size}: mm per px of a cephalogram lie between {PIXEL_SIZES}")
+    console = Console(highlight=False, soft_wrap=True)
+    norms = read_norms(args.norms)
+    device = Accelerator().device
+    model, config = HRNetLandmarks.from_folder(args.checkpoint)
+    model.to(device)
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    rows, failures = [], []
+    for image, name in zip(args.image, _names(args.image), strict=True):
+        try:
+            picture = read_image(image)
+        except ImageError as error:
+            failures.append(str(error))
+            continue
+        mm_per_px = args.pixel_size or _isotropic(picture.mm_per_px)
+        points, confidence, stage = predict(model, config, picture.pixels, device)
+        measurements = vertical_measurements(points, mm_per_px)
+        write_json(args.output / f"{name}.json", name, points, confidence, mm_per_px, stage)
+        write_measurements(args.output / f"{name}_measurements.csv", measurements, norms)
+        title = f"{name}   {'uncalibrated' if mm_per_px is None else f'{mm_per_px:g} mm/px'}   research use only"
+        figures.save(tracing(picture.pixels, points, title), args.output / f"{name}_tracing.png", dpi=100)
+        rows.append([name, image, mm_per_px or "", stage, *points.ravel().round(2), *confidence.round(3)])
+        print_measurements(console, name, measurements, norms, stage, mm_per_px)
+
+    with open(args.output / "landmarks.csv", "w", newline="", encoding="utf-8") as file:
+        coordinates = [f"{symbol}_{axis}" for symbol in LANDMARKS for axis in "xy"]
+        writer = csv.writer(file)
+        writer.writerow(["id", "image", "mm_per_px", "cvm_stage", *coordinates, *[f"{s}_confidence" for s in LANDMARKS]])
+        writer.writerows(rows)
+    for failure in failures:
+        console.print(f"left out: {failure}", style="bold")
+    console.print(f"{len(rows)} of {len(args.image)} pictures done, results in {args.output}. Research use only.")
+    if not rows:
+        raise UserError("no picture could be read")
+
+
+@torch.inference_mode()
+def predict(model: HRNetLandmarks, config: dict, pixels: np.ndarray, device) -> tuple[np.ndarray, np.ndarray, int]:
+    """(points (29, 2) native px, confidence (29,), CVM stage 1-6) of one grey picture uint8 (H, W)."""
+    height, width = config["model"]["image_size"]
+    box = Letterbox(pixels.shape[::-1], (width, height))
+    image = torch.from_numpy(box.draw(pixels))[None, None].to(device).float() / 255
+    prediction = model(image)
+    points, confidence = decode(prediction, model.stride, config["sigma"])
+    stage = int(prediction["cvm_stage"].argmax()) + 1
+    return box.to_picture(points[0].cpu().double().numpy()), confidence[0].cpu().numpy(), stage
+
+
+def write_json(file: Path, name: str, points, confidence, mm_per_px: float | None, stage: int) -> None:
+    """The schema of the Aariz annotations, with `mm` (from the picture's corner) and `confidence` added."""
+    landmarks = []
+    for number, (symbol, title) in enumerate(LANDMARK_TITLES.items()):
+        x, y = (round(float(value), 3) for value in points[number])
+        mm = {"x": round(x * mm_per_px, 3), "y": round(y * mm_per_px, 3)} if mm_per_px else None
+        entry = {"landmark_id": str(number + 1), "title": title, "symbol": symbol, "value": {"x": x, "y": y}, "mm": mm}
+        landmarks.append(entry | {"confidence": round(float(confidence[number]), 4)})
+    content = {"ceph_id": name, "landmarks": landmarks, "pixel_size": mm_per_px, "cvm_stage": {"value": stage}}
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def write_measurements(file: Path, values: dict[str, float], norms: dict) -> None:
+    with open(file, "w", newline="", encoding="utf-8") as table:
+        writer = csv.writer(table)
+        writer.writerow(["measurement", "title", "value", "unit", "norm", "norm_sd", "z", "status", "source"])
+        for m in MEASUREMENTS:
+            z, status = assess(values[m.name], norms[m.name])
+            norm = norms[m.name] or ("", "")
+            numbers = ["" if np.isnan(number) else f"{number:.2f}" for number in (values[m.name], z)]
+            writer.writerow([m.name, m.title, numbers[0], m.unit, *norm, numbers[1], status, m.source])
+
+
+def print_measurements(console: Console, name: str, values: dict, norms: dict, stage: int, mm_per_px) -> None:
+    """The table of ten measurements with norm, z and status."""
+    calibration = f"{mm_per_px:g} mm/px" if mm_per_px else "uncalibrated: give --pixel_size for mm"
+    table = Table("measurement", "value", "norm", "z", "status", title=f"{name} ({calibration}), CVM stage {stage}")
+    for m in MEASUREMENTS:
+        z, status = assess(values[m.name], norms[m.name])
+        value = "–" if np.isnan(values[m.name]) else f"{values[m.name]:.1f} {m.unit}"
+        norm = "{:g} ± {:g}".format(*norms[m.name]) if norms[m.name] else "–"
+        table.add_row(f"{m.name}  {m.title}", value, norm, "–" if np.isnan(z) else f"{z:+.1f}", status)
+    console.print(table)
+
+
+def _names(images: list[Path]) -> list[str]:
+    """A name for the results of each picture: its stem, numbered where two pictures share it."""
+    names = []
+    for image in images:
+        count = sum(name == image.stem or name.startswith(f"{image.stem}_") for name in names)
+        names.append(image.stem if image.stem not in names else f"{image.stem}_{count + 1}")
+    return names
+
+
+def _isotropic(mm_per_px: tuple[float, float] | None) -> float | None:
+    """One pixel size for both axes. Raises UserError where they differ: angles would be wrong."""
+    if mm_per_px is None:
+        return None
+    if abs(mm_per_px[0] - mm_per_px[1]) > 1e-3 * mm_per_px[0]:
+        raise UserError(f"the picture's pixels are {mm_per_px[0]} × {mm_per_px[1]} mm, not square: resample it first")
+    return mm_per_px[0]
+
+
+if __name__ == "__main__":
+    script(main)

@@ -1,0 +1,124 @@
+"""Stage 1: 29 landmarks, ten vertical measurements and the maturation stage from lateral cephalograms.
+
+    accelerate launch cephalometric/train.py --dataset_path Aariz --batch_size 6
+    python cephalometric/train.py --dataset_path Aariz --resume                  # go on after an interruption
+
+HRNet-W48 at 512×512 with 128×128 heatmaps, ImageNet weights, DARK + Wing + CVM loss. Results in --save_dir:
+best/ (the model), last/ (for --resume), metrics.jsonl, data_report.json, figures/. Then: evaluate.py, predict.py.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
+
+import numpy as np
+import torch
+
+from aariz import GROUND_TRUTHS, read_aariz
+from cephalograms import CephalogramDataset, FrameCache, leave_out_unreadable, measurement_statistics
+from core import figures
+from core.args import ArgumentParser, add_training_arguments, positive_int, script
+from core.cases import Cases
+from core.metrics import radial_errors, success_detection_rate
+from core.run import Run
+from core.schedules import parameter_groups
+from hrnet_landmarks import HRNetLandmarks, LandmarkLoss, decode
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(description=__doc__)
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset_path", type=Path, default=Path("Aariz"), help="folder with train/, valid/, test/")
+    group.add_argument("--ground_truth", choices=GROUND_TRUTHS, default="mean", help="of both readers, or one of them")
+    group.add_argument("--cache_dir", type=Path, default=Path("runs/cache"), help="letterboxed pictures, kept")
+    group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="flip, tilt, grey levels")
+    group = parser.add_argument_group("model")
+    group.add_argument("--backbone", default="hrnet_w48", help="any HRNet of timm")
+    group.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="ImageNet weights")
+    group.add_argument("--backbone_weights", type=Path, metavar="FILE", help="ImageNet weights from a file (offline)")
+    group.add_argument("--image_size", type=positive_int, nargs=2, default=(512, 512), metavar=("H", "W"), help="px")
+    group.add_argument("--heatmap_size", type=positive_int, default=128, help="width in px: 64, 128 or 256 at 512")
+    group = parser.add_argument_group("loss")
+    group.add_argument("--sigma", type=float, default=2.0, help="of the target Gaussians, heatmap px")
+    group.add_argument("--cvm_weight", type=float, default=0.3, help="weight of measurements and maturation stage")
+    add_training_arguments(parser, epochs=200, batch_size=6, lr=1e-4, warmup_epochs=10, num_workers=6)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    run = Run(args, "cephalometric")
+
+    # Data. The first process decodes every picture into the cache and finds the broken ones; the others reuse it.
+    cache = FrameCache(args.cache_dir, args.image_size)
+    with run.accelerator.main_process_first():
+        cases, report = read_aariz(args.dataset_path, args.ground_truth, splits=("train", "valid"))
+        cases.pop("test", None)  # not even looked at while training
+        leave_out_unreadable(cases, cache, report)
+    report.print(run.console, run.folder / "data_report.json")
+    if run.is_main:
+        report.write(run.folder / "data_report.json")
+    train_points = CephalogramDataset(cases["train"], cache).points()  # (N, 29, 2) frame px
+    statistics = measurement_statistics(train_points)
+    train_set = CephalogramDataset(cases["train"], cache, statistics, augment=args.augment, seed=args.seed)
+    val_set = CephalogramDataset(cases["valid"], cache, statistics)
+
+    # Model and loss.
+    model = HRNetLandmarks(
+        args.backbone, args.image_size, args.heatmap_size, args.pretrained, args.backbone_weights
+    )
+    model.set_statistics(*statistics)
+    criterion = LandmarkLoss(model.stride, model.heatmap_size, args.sigma, args.cvm_weight)
+    config = model.config(args.sigma)
+    config["mean_shape"] = np.nanmean(train_points, axis=0).tolist()  # frame px: the baseline of every evaluation
+    config["ground_truth"] = args.ground_truth
+
+    unit = "mm" if any(case.mm_per_px for case in cases["valid"]) else "px"
+    train_loader, val_loader = run.prepare(
+        model,
+        parameter_groups(model, args.lr, args.weight_decay),
+        run.loader(train_set, shuffle=True),
+        run.loader(val_set, shuffle=False),
+        config=config,
+        monitor=f"mre_{unit}",
+    )
+    for _ in run.epochs():
+        for batch in run.batches(train_loader):
+            prediction = run.model(batch["image"])
+            loss, parts = criterion(prediction, batch)
+            run.step(loss, parts)
+        metrics = validate(run, val_loader, criterion, config)
+        if run.end_epoch(metrics):
+            break
+    if run.is_main and run.epoch:
+        curves = figures.training_curves(run.folder / "metrics.jsonl", run.monitor)
+        figures.save(curves, run.folder / "figures" / "training.png")
+    run.finish()
+
+
+@torch.no_grad()
+def validate(run: Run, loader, criterion: LandmarkLoss, config: dict) -> dict[str, float]:
+    """Loss, MRE and SDR on the validation split, every case once."""
+    run.model.eval()
+    dataset = loader.dataset
+    cases = Cases(run.accelerator, len(dataset))
+    for batch in run.batches(loader):
+        prediction = run.model(batch["image"])
+        loss, _ = criterion(prediction, batch)
+        points, _ = decode(prediction, criterion.stride, config["sigma"])
+        cases.add(batch["index"], points=points, loss=loss.expand(len(points)))
+    table = cases.table()
+    points = dataset.to_native(table["points"].numpy())
+    errors_px = radial_errors(points, dataset.truth())
+    errors_mm = radial_errors(points, dataset.truth(), dataset.mm_per_px())
+    metrics = {"loss": float(table["loss"].mean()), "mre_px": float(np.nanmean(errors_px))}
+    if np.isfinite(errors_mm).any():
+        metrics["mre_mm"] = float(np.nanmean(errors_mm))
+        metrics["sdr_2mm"] = success_detection_rate(errors_mm)[2.0]
+    return metrics
+
+
+if __name__ == "__main__":
+    script(main)

@@ -1,0 +1,122 @@
+"""Command lines: one parser for `--batch-size` and `--batch_size`, the arguments that every training script has, and
+one clear line instead of a traceback for a user's mistake."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. Its text is one line that names the file or flag, and the way out."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; its type where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def script(main: Callable[[], None]) -> None:
+    """Runs a script's `main`. `UserError` ends it with one line on stderr and exit code 2, Ctrl-C with 130."""
+    try:
+        main()
+    except UserError as error:
+        if int(os.environ.get("RANK", "0")) == 0:  # several processes make the same mistake: say it once
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and leaves the commands in a script's docstring as they were written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse that reads `--batch-size` and `--batch_size` as one flag. Abbreviations are refused: a flag that is
+    added later must not change what an old command means."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("formatter_class", _HelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        spelling = {flag.replace("_", "-"): flag for flag in self._option_string_actions}
+
+        def respell(argument: str) -> str:
+            name, equals, value = argument.partition("=")
+            if not name.startswith("--"):
+                return argument
+            return spelling.get(name.replace("_", "-"), name) + equals + value
+
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args([respell(str(argument)) for argument in args], namespace)
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def fraction(text: str) -> float:
+    """An argparse type: a number in [0, 1]."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def add_training_arguments(
+    parser: argparse.ArgumentParser,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    warmup_epochs: int = 0,
+    weight_decay: float = 1e-4,
+    grad_clip: float = 1.0,
+    num_workers: int = 4,
+) -> None:
+    """The arguments that `core.run.Run` reads, in two groups; each project brings its own defaults."""
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--epochs", type=positive_int, default=epochs, help="passes over the training data")
+    group.add_argument("--batch_size", type=positive_int, default=batch_size, help="samples a process and step")
+    group.add_argument("--lr", type=float, default=lr, help="peak learning rate of AdamW")
+    group.add_argument("--warmup_epochs", type=float, default=warmup_epochs, help="epochs of linear warm-up")
+    group.add_argument("--weight_decay", type=float, default=weight_decay, help="on weights; none on biases and norms")
+    group.add_argument("--grad_clip", type=float, default=grad_clip, help="largest gradient norm; 0 = no clipping")
+    group.add_argument("--accumulate_grad_batches", type=positive_int, default=1, help="batches an update")
+    group.add_argument("--early_stopping_patience", type=int, default=0, help="epochs without a new best; 0 = never")
+
+    group = parser.add_argument_group("run")
+    group.add_argument("--save_dir", type=Path, help="of results (default: runs/<project>, or what --resume names)")
+    group.add_argument("--log_dir", type=Path, help="folder of the TensorBoard events (default: inside --save_dir)")
+    group.add_argument("--log_with", choices=("tensorboard", "mlflow", "none"), default="tensorboard", help="tracker")
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="latest",
+        metavar="FOLDER",
+        help="go on with an interrupted run: no value = the one in --save_dir, or a run folder, or its last/",
+    )
+    group.add_argument("--overwrite", action="store_true", help="start anew where --save_dir already holds a run")
+    group.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
+    group.add_argument("--num_workers", type=int, default=num_workers, help="loader processes a training process")
+    group.add_argument(
+        "--mixed_precision",
+        nargs="?",
+        const="fp16",
+        choices=("no", "fp16", "bf16"),
+        help="no value = fp16; left out, `accelerate launch` or `accelerate config` decides",
+    )
+    group.add_argument("--compile", action="store_true", help="torch.compile the model")

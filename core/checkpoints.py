@@ -1,0 +1,157 @@
+"""Folders on disk that are whole or absent: model folders (weights + config), sealed with checksums.
+
+A model folder holds `model.safetensors`, `config.json` (all that inference needs) and `checksums.json`. A folder is
+written under another name, flushed to the disk, and renamed, so that a crash at any moment leaves the old one or the
+new one. Weights of other programs (`.pth`, `.safetensors`) are read without running code that a file may hold.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from core.args import UserError, first_line
+
+WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "checksums.json"
+
+
+def writing_name(folder: Path) -> Path:
+    """The name under which `replacing` writes `folder`."""
+    return folder.with_name(f".{folder.name}.writing")
+
+
+@contextlib.contextmanager
+def replacing(folder: Path, keep: Path | None = None) -> Iterator[Path]:
+    """A temporary folder to write into; when the block ends well it is sealed and becomes `folder`.
+
+    The folder that stood there becomes `keep`, or goes. If the writing fails, what stood there stays, the temporary
+    folder goes, and the failure (a full disk, most often) is raised as `UserError`.
+    """
+    folder = Path(folder)
+    writing, leaving = writing_name(folder), keep or folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(writing, ignore_errors=True)  # left over from a crash
+    try:
+        # One good copy is enough while the next is written: `keep` goes first, so that the disk holds two, not three.
+        if folder.exists():
+            shutil.rmtree(leaving, ignore_errors=True)
+        writing.mkdir(parents=True)
+        yield writing
+        seal(writing)
+        if folder.exists():
+            os.replace(folder, leaving)
+        os.replace(writing, folder)
+        _flush(folder.parent)
+    except BaseException as error:
+        shutil.rmtree(writing, ignore_errors=True)
+        if isinstance(error, OSError | RuntimeError | safetensors.SafetensorError):  # as torch and safetensors wrap it
+            good = "the one written before is untouched" if folder.exists() else "there was none before"
+            reason = first_line(error)
+            raise UserError(f"cannot write {folder} ({reason}); {good}; make room and run again") from error
+        raise
+    if keep is None:
+        shutil.rmtree(leaving, ignore_errors=True)
+
+
+def seal(folder: Path) -> None:
+    """Writes `checksums.json` with the SHA-256 of every file in `folder`, and flushes all of them to the disk."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    checksums = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+    (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=1))
+    for path in [*files, folder / CHECKSUMS, folder]:
+        _flush(path)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, in a few words; None if it is as it was written."""
+    try:
+        checksums = json.loads((folder / CHECKSUMS).read_text())
+        for name, checksum in checksums.items():
+            if _sha256(folder / name) != checksum:
+                return f"{name} is damaged"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{CHECKSUMS} is unreadable ({error})"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open a folder
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_model(folder: Path, model: torch.nn.Module, config: dict) -> None:
+    """Writes a model folder. `config` must be plain JSON: architecture, input size, normalisation, names, units."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with replacing(folder) as writing:
+        safetensors.torch.save_file(state, writing / WEIGHTS)
+        (writing / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def load_model_folder(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Returns (state_dict, config) of a model folder; a run folder stands for its `best/`.
+
+    Raises UserError if it is no such folder or is damaged.
+    """
+    folder = Path(folder)
+    if (folder / "best" / WEIGHTS).is_file():
+        folder = folder / "best"
+    if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
+        raise UserError(f"{folder} is not a model folder ({WEIGHTS} and {CONFIG}); give the best/ folder of a run")
+    if problem := damage(folder):
+        raise UserError(f"{folder}: {problem}; copy it again, or train again")
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return safetensors.torch.load_file(folder / WEIGHTS), config
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict from `.safetensors`, or from a legacy `.pth`/`.pt`/`.bin` read with `weights_only=True`.
+
+    The wrappings that training programs leave are taken off: an outer dict (`state_dict`, `model_state_dict`,
+    `model`), and the prefixes `module.` (DataParallel) and `_orig_mod.` (torch.compile). Raises UserError for a
+    missing file, for one that holds no tensors, and for a pickle that wants to run code (which it does not get to).
+    """
+    path = Path(path)
+    if path.is_dir():
+        return load_model_folder(path)[0]
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} holds more than tensors and was not read: {first_line(error)}") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is damaged or no weights file: {first_line(error)}") from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    tensors = {}
+    for name, tensor in state.items() if isinstance(state, dict) else ():
+        if isinstance(tensor, torch.Tensor):
+            tensors[str(name).removeprefix("module.").removeprefix("_orig_mod.")] = tensor
+    if not tensors:
+        raise UserError(f"{path} holds no tensors")
+    return tensors

@@ -1,0 +1,109 @@
+"""Matplotlib figures in one style. Figures are made without pyplot: no global state, no display."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+BLUE, GREY, RED, GREEN = "#1f5fa8", "#8a8f98", "#d1495b", "#2e8b57"
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e8eb",
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
+
+
+def figure(width: float = 7.0, height: float = 4.0) -> Figure:
+    """An empty figure of `width` × `height` inches in the house's style."""
+    with mpl.rc_context(STYLE):
+        fig = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(fig)
+        return fig
+
+
+def axes(fig: Figure, *position, **labels):
+    """Axes in the house's style; `labels` as for `Axes.set` (title, xlabel, …)."""
+    with mpl.rc_context(STYLE):
+        ax = fig.add_subplot(*position)
+        ax.set(**labels)
+        return ax
+
+
+def save(fig: Figure, file: Path, dpi: int = 130) -> Path:
+    """Writes a PNG, and returns its path."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(STYLE):
+        fig.savefig(file, dpi=dpi)
+    return file
+
+
+def cumulative_errors(errors: Mapping[str, np.ndarray], unit: str, marks: Sequence[float] = ()) -> Figure:
+    """Share of errors up to each size, a curve for each name; dotted lines at `marks`. NaN = unknown, left out."""
+    fig = figure()
+    ax = axes(fig, xlabel=f"error [{unit}]", ylabel="share of landmarks [%]", title="Cumulative error")
+    known = {name: np.sort(values[np.isfinite(values)]) for name, values in errors.items()}
+    end = 1.15 * max(np.quantile(values, 0.95) for values in known.values())
+    for (name, values), colour in zip(known.items(), (BLUE, GREY, RED, GREEN), strict=False):
+        share = 100 * np.arange(1, len(values) + 1) / len(values)
+        ax.step([0, *values], [0, *share], where="post", color=colour, label=name, lw=1.8)
+    for mark in marks:
+        ax.axvline(mark, color="#444444", lw=0.8, ls=":")
+        ax.annotate(f"{mark:g}", (mark, 101), fontsize=8, ha="center", annotation_clip=False)
+    ax.set(xlim=(0, max(end, *marks, 0)), ylim=(0, 100))
+    ax.title.set_position((0, 1.08))
+    ax.legend(loc="lower right")
+    return fig
+
+
+def interval_bars(names: Sequence[str], values: np.ndarray, low: np.ndarray, high: np.ndarray, xlabel: str) -> Figure:
+    """Horizontal bars with interval whiskers, in the order given, the first on top."""
+    fig = figure(7.0, 0.9 + 0.23 * len(names))
+    ax = axes(fig, xlabel=xlabel)
+    ax.barh(range(len(names)), values, color=BLUE, alpha=0.85, height=0.7)
+    whiskers = np.maximum(0, np.stack([values - low, high - values]))
+    ax.errorbar(values, range(len(names)), xerr=whiskers, fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.grid(visible=False, axis="y")
+    return fig
+
+
+def confusion_matrix(counts: np.ndarray, names: Sequence, title: str) -> Figure:
+    """Counts (truth, prediction) as numbers on shades of blue by share of the true class."""
+    fig = figure(4.6, 4.2)
+    ax = axes(fig, xlabel="predicted", ylabel="true", title=title)
+    share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if share[row, column] > 0.55 else "#222222"
+        ax.text(column, row, int(count), ha="center", va="center", color=colour)
+    ax.set_xticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), names)
+    ax.grid(visible=False)
+    return fig
+
+
+def training_curves(metrics_file: Path, monitor: str) -> Figure:
+    """Losses and the monitored metric over the epochs of a run's metrics.jsonl."""
+    rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    epochs = [row["epoch"] for row in rows]
+    fig = figure(9.0, 3.4)
+    left = axes(fig, 1, 2, 1, xlabel="epoch", title="Loss")
+    for name, colour in (("train/loss", BLUE), ("val/loss", RED)):
+        if all(name in row for row in rows):
+            left.plot(epochs, [row[name] for row in rows], color=colour, label=name, lw=1.6)
+    left.legend()
+    right = axes(fig, 1, 2, 2, xlabel="epoch", title=f"Validation: {monitor}")
+    right.plot(epochs, [row[f"val/{monitor}"] for row in rows], color=RED, lw=1.6)
+    right.set_ylim(bottom=0)
+    return fig

@@ -1,0 +1,151 @@
+"""One reader for every kind of picture, and the letterbox that keeps its geometry.
+
+Pixel centres are at integers: the picture spans [-0.5, width - 0.5]. A resize by `scale` therefore takes x to
+(x + 0.5) · scale - 0.5; leaving the halves out shifts everything by up to half a pixel of the coarser grid.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from core.args import first_line
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+DICOM_SUFFIXES = (".dcm", ".dicom")
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read. The text names the file."""
+
+
+class Picture(NamedTuple):
+    """Pixels uint8, (H, W) grey or (H, W, 3) RGB, and mm per pixel (x, y) where the file knows it."""
+
+    pixels: np.ndarray
+    mm_per_px: tuple[float, float] | None
+
+
+def read_image(path: Path, mode: str = "L") -> Picture:
+    """Reads PNG, JPEG, BMP, TIFF or DICOM as 8-bit grey (`mode` "L") or "RGB".
+
+    EXIF orientation is applied, transparency is put on black, palettes are resolved. Deeper pictures are scaled by
+    the bits they use (a 12-bit radiograph in a 16-bit file by 255/4095), so that grey levels stay comparable between
+    pictures of one device. A resolution in dpi is no pixel size (most are a default of 72 or 96), so `mm_per_px` is
+    given for DICOM only. Raises ImageError if the file is missing, truncated, no picture, or over 179 megapixels.
+    """
+    path = Path(path)
+    try:
+        if path.suffix.lower() in DICOM_SUFFIXES:
+            return _read_dicom(path, mode)
+        with warnings.catch_warnings():
+            # Pillow warns above 89 megapixels, where scanned cephalograms still are, and refuses above 179.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):
+            pixels = _to_8_bit(np.asarray(image), path)
+            return Picture(pixels if mode == "L" else np.repeat(pixels[..., None], 3, axis=2), None)
+        if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+        return Picture(np.array(image.convert(mode)), None)
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not a picture (PNG, JPEG, BMP, TIFF, DICOM)") from None
+    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{path}: {first_line(error)}") from error
+
+
+def _to_8_bit(pixels: np.ndarray, path: Path) -> np.ndarray:
+    pixels = pixels.astype(np.float32)
+    if not np.isfinite(pixels).all():
+        raise ImageError(f"{path}: holds values that are not numbers")
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < 0:
+        raise ImageError(f"{path}: holds negative values; save it as 8 or 16 bit without sign")
+    if high <= 1 and not float(high).is_integer():
+        top = 1.0  # floating point in 0-1
+    else:
+        top = 2.0 ** max(8, math.ceil(math.log2(high + 1))) - 1
+    return np.round(pixels * (255 / top)).astype(np.uint8)
+
+
+def _read_dicom(path: Path, mode: str) -> Picture:
+    import pydicom  # only where a DICOM file is read: the import takes half a second
+    from pydicom.errors import InvalidDicomError
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    try:
+        dataset = pydicom.dcmread(path)
+        raw = dataset.pixel_array
+    except (InvalidDicomError, AttributeError, RuntimeError, NotImplementedError) as error:
+        raise ImageError(f"{path}: {first_line(error)}") from error
+    if dataset.get("NumberOfFrames", 1) > 1 or raw.ndim > 3:
+        raise ImageError(f"{path}: holds several frames; give one picture")
+    if raw.ndim == 3:
+        image = Image.fromarray(raw.astype(np.uint8)).convert(mode)
+        return Picture(np.array(image), _dicom_spacing(dataset))
+    values = apply_voi_lut(apply_modality_lut(raw, dataset), dataset).astype(np.float32)
+    low, high = float(values.min()), float(values.max())
+    values = (values - low) / max(high - low, 1e-6)
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":  # high values are dark
+        values = 1 - values
+    pixels = np.round(values * 255).astype(np.uint8)
+    return Picture(pixels if mode == "L" else np.repeat(pixels[..., None], 3, axis=2), _dicom_spacing(dataset))
+
+
+def _dicom_spacing(dataset) -> tuple[float, float] | None:
+    """PixelSpacing (calibrated) before ImagerPixelSpacing (at the detector); DICOM gives row spacing first."""
+    spacing = dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing")
+    return (float(spacing[1]), float(spacing[0])) if spacing and all(float(s) > 0 for s in spacing) else None
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """A picture in a frame of another size: one scale for both axes, centred, padded; coordinates map exactly."""
+
+    picture: tuple[int, int]  # width, height
+    frame: tuple[int, int]  # width, height
+
+    @property
+    def scale(self) -> float:
+        """Frame px per picture px, the same in x and y."""
+        return min(self.frame[0] / self.picture[0], self.frame[1] / self.picture[1])
+
+    @property
+    def content(self) -> tuple[int, int]:
+        """Columns and rows of the frame that the picture fills. What does not fill a last one is cut off there."""
+        return tuple(max(1, math.floor(side * self.scale + 1e-6)) for side in self.picture)
+
+    @property
+    def offset(self) -> tuple[int, int]:
+        """Columns and rows of padding before the picture."""
+        return tuple((side - filled) // 2 for side, filled in zip(self.frame, self.content, strict=True))
+
+    def to_frame(self, points):
+        """Picture px (..., 2) xy to frame px. NumPy arrays and torch tensors alike."""
+        return (points + 0.5) * self.scale - 0.5 + self._like(points)
+
+    def to_picture(self, points):
+        """Frame px (..., 2) xy to picture px."""
+        return (points - self._like(points) + 0.5) / self.scale - 0.5
+
+    def _like(self, points):
+        return np.array(self.offset) if isinstance(points, np.ndarray) else points.new_tensor(self.offset)
+
+    def draw(self, pixels: np.ndarray, fill: int = 0) -> np.ndarray:
+        """The frame uint8 (height, width[, 3]) with the picture `pixels` in it, low-pass filtered where it shrinks."""
+        (columns, rows), (left, top) = self.content, self.offset
+        box = (0, 0, min(self.picture[0], columns / self.scale), min(self.picture[1], rows / self.scale))
+        content = Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BILINEAR, box=box)
+        frame = np.full((self.frame[1], self.frame[0], *pixels.shape[2:]), fill, np.uint8)
+        frame[top : top + rows, left : left + columns] = np.asarray(content)
+        return frame

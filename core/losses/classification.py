@@ -1,0 +1,97 @@
+"""Multi-label losses on logits `(B, C)`, with labels that may be soft or unknown.
+
+A target lies in [0, 1] (fractions come from CutMix), or is −1: unknown, without influence on loss or gradients.
+Mixing must leave −1 alone: 0.7 · 1 + 0.3 · (−1) is no label. The result is the mean over the known labels, and a 0
+that is still attached to the graph if there are none. All raise ValueError when the shapes differ.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.losses.precision import full_precision
+from core.losses.shapes import check_same_shape
+
+UNKNOWN = -1
+
+
+class MaskedBCE(nn.Module):
+    """Binary cross-entropy: `−t log p − (1−t) log(1−p)` with `p = σ(logit)`."""
+
+    @full_precision
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits `(B, C)`, targets `(B, C)` -> scalar."""
+        logits, targets, known = _known_labels(logits, targets)
+        return _mean_over_known(_cross_entropy(logits, targets), known)
+
+
+class FocalLoss(nn.Module):
+    """Focal loss (Lin et al. 2017, "Focal Loss for Dense Object Detection"): `α_t (1 − p_t)^γ · BCE`.
+
+    `p_t = t p + (1−t)(1−p)` is the probability given to the truth and `α_t = t α + (1−t)(1−α)`: alpha weighs the
+    positives, 1 − alpha the negatives; `alpha=None` weighs neither.
+    """
+
+    def __init__(self, alpha: float | None = 0.25, gamma: float = 2.0):
+        super().__init__()
+        self.alpha = alpha
+        self.gamma = gamma
+
+    @full_precision
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits `(B, C)`, targets `(B, C)` -> scalar."""
+        logits, targets, known = _known_labels(logits, targets)
+        missed = targets * torch.sigmoid(-logits) + (1 - targets) * torch.sigmoid(logits)  # 1 − p_t, no cancellation
+        loss = _focus(missed, self.gamma) * _cross_entropy(logits, targets)
+        if self.alpha is not None:
+            loss = loss * (targets * self.alpha + (1 - targets) * (1 - self.alpha))
+        return _mean_over_known(loss, known)
+
+
+class AsymmetricLoss(nn.Module):
+    """Asymmetric loss (Ridnik et al. 2021, "Asymmetric Loss For Multi-Label Classification").
+
+    `−t (1−p)^γ₊ log p − (1−t) p_m^γ₋ log(1−p_m)` with the shifted probability `p_m = max(p − clip, 0)`: negatives
+    that are easier than `clip` cost nothing. The focusing weights keep their gradient (the authors' code can cut it).
+    """
+
+    def __init__(self, gamma_neg: float = 4, gamma_pos: float = 1, clip: float = 0.05):
+        super().__init__()
+        self.gamma_neg = gamma_neg
+        self.gamma_pos = gamma_pos
+        self.clip = clip
+
+    @full_precision
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits `(B, C)`, targets `(B, C)` -> scalar."""
+        logits, targets, known = _known_labels(logits, targets)
+        log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
+        # log(1 − p_m) = log(min(1 − p + clip, 1)), from logarithms, so that it is finite for every clip and logit.
+        log_clip = logits.new_tensor(math.log(self.clip) if self.clip > 0 else -math.inf)
+        log_not_shifted = torch.logaddexp(log_not_p, log_clip).clamp(max=0)
+        shifted = (log_p.exp() - self.clip).clamp(min=0)
+        positive = _focus(log_not_p.exp(), self.gamma_pos) * log_p
+        negative = _focus(shifted, self.gamma_neg) * log_not_shifted
+        return _mean_over_known(-targets * positive - (1 - targets) * negative, known)
+
+
+def _known_labels(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Put 0 in place of unknown labels and their logits; also return which labels are known, bool `(B, C)`."""
+    check_same_shape(logits, targets)
+    known = targets != UNKNOWN
+    return torch.where(known, logits, 0.0), torch.where(known, targets.to(logits.dtype), 0.0), known
+
+
+def _mean_over_known(loss: Tensor, known: Tensor) -> Tensor:
+    return torch.where(known, loss, 0.0).sum() / known.sum().clamp(min=1)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return -targets * F.logsigmoid(logits) - (1 - targets) * F.logsigmoid(-logits)
+
+
+def _focus(missed: Tensor, gamma: float) -> Tensor:
+    """missed^γ; the floor is for 0 < γ < 1, where the power has an infinite slope at 0."""
+    return missed.clamp(min=1e-12) ** gamma

@@ -1,0 +1,91 @@
+"""A report in one HTML file: headline numbers, tables, pictures. Nothing is loaded from anywhere."""
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+STYLE = """
+:root { color-scheme: light; --ink: #1c2430; --soft: #667080; --line: #e2e5ea; --blue: #1f5fa8; --tint: #f4f6f9; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.2rem 4rem; color: var(--ink); background: #fff;
+       font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
+p { margin: .5rem 0; } .note { color: var(--soft); font-size: .9rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .8rem; margin: 1.2rem 0; }
+.card { background: var(--tint); border-radius: .6rem; padding: .8rem 1rem; }
+.card b { display: block; font-size: 1.55rem; line-height: 1.3; color: var(--blue); white-space: nowrap; }
+.card.plain b { color: var(--ink); }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; min-width: 50%; }
+th, td { padding: .28rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } td.long { white-space: normal; text-align: left; }
+th { color: var(--soft); font-weight: 600; }
+figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { color: var(--soft); font-size: .88rem; }
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
+details { margin: .6rem 0; } summary { cursor: pointer; color: var(--blue); }
+pre { background: var(--tint); padding: .8rem; overflow-x: auto; font-size: .8rem; border-radius: .4rem; }
+"""
+
+
+class Report:
+    """Collects sections and writes them as one self-contained HTML file. All text is escaped."""
+
+    def __init__(self, title: str, subtitle: str = ""):
+        self.title = title
+        self._parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="note">{html.escape(subtitle)}</p>']
+
+    def cards(self, cards: Iterable[tuple[str, str, str]]) -> None:
+        """Headline numbers: (label, number, note); the first is set off in colour."""
+        parts = []
+        for i, (label, number, note) in enumerate(cards):
+            kind = "card" if i == 0 else "card plain"
+            texts = html.escape(label), html.escape(number), html.escape(note)
+            parts.append('<div class="{}">{}<b>{}</b><span class="note">{}</span></div>'.format(kind, *texts))
+        self._parts.append(f'<div class="cards">{"".join(parts)}</div>')
+
+    def section(self, title: str, text: str = "") -> None:
+        """A heading, with a sentence below it where one is given."""
+        self._parts.append(f"<h2>{html.escape(title)}</h2>")
+        if text:
+            self.text(text)
+
+    def text(self, text: str, note: bool = False) -> None:
+        self._parts.append(f"<p{' class=note' if note else ''}>{html.escape(text)}</p>")
+
+    def table(self, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Rows of texts and numbers; long texts wrap."""
+        head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in header)
+        body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+        self._parts.append(f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>')
+
+    def figures(self, figures: Iterable[tuple[Path, str]]) -> None:
+        """Pictures (file, caption), side by side where the page is wide enough; a single one takes its own size."""
+        parts = []
+        for file, caption in figures:
+            kind = "jpeg" if file.suffix.lower() in (".jpg", ".jpeg") else "png"
+            data = base64.b64encode(file.read_bytes()).decode()
+            text = html.escape(caption)
+            image = f'<img alt="{text}" src="data:image/{kind};base64,{data}">'
+            parts.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
+        self._parts.append(f'<div class="row">{"".join(parts)}</div>' if len(parts) > 1 else "".join(parts))
+
+    def details(self, summary: str, text: str) -> None:
+        """Preformatted text that opens on a click."""
+        self._parts.append(f"<details><summary>{html.escape(summary)}</summary><pre>{html.escape(text)}</pre></details>")
+
+    def write(self, file: Path) -> Path:
+        """Writes the page, and returns its path."""
+        page = (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{html.escape(self.title)}</title><style>{STYLE}</style></head><body>{''.join(self._parts)}</body></html>"
+        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(page, encoding="utf-8")
+        return file
+
+
+def _cell(value: object) -> str:
+    text = html.escape(str(value))
+    return f'<td class="long">{text}</td>' if len(text) > 60 else f"<td>{text}</td>"

@@ -1,0 +1,520 @@
+"""The subtle parts of a training loop, once: processes, precision, seeds, order, resume, checkpoints, logs, signals.
+
+The loop itself stays in each `train.py`:
+
+    run = Run(args, "cephalometric")
+    ...data, model, losses...
+    train_loader, val_loader = run.prepare(model, groups, train_loader, val_loader, config=…, monitor="mre_mm")
+    for epoch in run.epochs():                          # seeds, unfreezes, shuffles
+        for batch in run.batches(train_loader):         # progress, accumulation, resume
+            loss, parts = criterion(run.model(batch["image"]), batch)
+            run.step(loss, parts)                       # backward, clip, update, log
+        if run.end_epoch(validate(run, val_loader)):    # metrics.jsonl, best/, last/
+            break                                       # early stop
+    run.finish()
+
+All randomness follows from (seed, epoch, batch): a run that was killed and resumed ends with the same weights, bit for
+bit on CPU. Data sets draw theirs from (seed, epoch, index) with `core.run.sample_rng`; where they have `set_epoch`, it
+is called before every epoch.
+"""
+
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    gather_object,
+    set_seed,
+)
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from core.args import UserError, first_line
+from core.checkpoints import damage, replacing, save_model, writing_name
+from core.environment import environment
+from core.schedules import warmup_cosine
+from core.unfreezing import UnfreezingSchedule
+
+LOOK_EVERY = 20  # batches between looks at the losses on an accelerator: each look waits for the device
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The random generator of one sample of one epoch: the same in any worker, process, batch or resumed run."""
+    return np.random.default_rng((seed, epoch, index))
+
+
+class Run:
+    """One training run in one folder. See the module's docstring for its use, `core.args` for the arguments.
+
+    The folder gets `args.json`, `environment.json`, `metrics.jsonl` (one JSON object an epoch), `last/` and `previous/`
+    (full state), `best/` (model folder), and the tracker's events.
+    """
+
+    def __init__(self, args, project: str):
+        """Sets up devices and the folder (`--save_dir`, or `runs/<project>`), and seeds everything with `--seed`."""
+        self.args, self.project = args, project
+        self.ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        no_fp16 = precision == "fp16" and not _has_accelerator()
+        try:
+            self.accelerator = Accelerator(
+                cpu=not _has_accelerator(),  # said outright: on two CPU processes Accelerate sees two lone ones otherwise
+                mixed_precision="no" if no_fp16 else args.mixed_precision,
+                gradient_accumulation_steps=args.accumulate_grad_batches,
+                dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+                log_with=None if args.log_with == "none" else args.log_with,
+                dynamo_backend="inductor" if args.compile else None,
+                # Checking a large data set on one process keeps the others waiting.
+                kwargs_handlers=[self.ddp, InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+            )
+        except (ValueError, ImportError) as error:
+            raise UserError(f"Accelerate refuses these settings: {error}") from error
+        self.is_main = self.accelerator.is_main_process
+        self.console = Console(quiet=not self.is_main, highlight=False, soft_wrap=True)
+        if no_fp16:
+            self.console.print("fp16 needs an accelerator; there is none here, so this run computes in fp32")
+
+        self.resume_from, self.folder = self._folders()
+        if self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.model: nn.Module | None = None
+        self.epoch = self.batch = self.update = 0  # epochs and batches finished; updates made
+        self.best: float | None = None
+        self.best_epoch = self.epochs_without_best = 0
+        self._sums: dict[str, float] = {}  # over this epoch's batches
+        self._unread: list[tuple[int, list, dict[str, torch.Tensor]]] = []  # losses that are still on the device
+        self._signal: int | None = None
+        set_seed(args.seed)
+
+    # ------------------------------------------------------------------------------------------------ preparation
+
+    def loader(self, dataset: Dataset, shuffle: bool) -> DataLoader:
+        """A loader with the run's batch size and workers; `shuffle` is for training, and drops the last part batch."""
+        return DataLoader(
+            dataset,
+            batch_size=self.args.batch_size,
+            shuffle=shuffle,
+            drop_last=shuffle,
+            num_workers=self.args.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def prepare(
+        self,
+        model: nn.Module,
+        groups: list[dict],
+        train_loader: DataLoader,
+        val_loader: DataLoader,
+        *,
+        config: dict,
+        monitor: str,
+        mode: str = "min",
+        unfreezing: UnfreezingSchedule | None = None,
+        rate: Callable[[int], float] | None = None,
+    ) -> tuple[DataLoader, DataLoader]:
+        """Moves all to the devices, resumes where asked, writes args.json; returns the loaders to iterate over.
+
+        `groups`: AdamW parameter groups with their `lr` (`core.schedules.parameter_groups`). `config`: what goes into
+        `best/config.json`. `monitor` names the validation metric that chooses `best/`; `mode` says whether "min" or
+        "max" is better. `rate`: factor on the learning rates at an update; default warm-up and cosine per update.
+        """
+        self.config, self.monitor, self.mode, self.unfreezing = config, monitor, mode, unfreezing
+        self.ddp.find_unused_parameters = unfreezing is not None
+        if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.base_rates = [group["lr"] for group in groups]
+        optimizer = torch.optim.AdamW(groups)
+        self.train_dataset = train_loader.dataset
+        self.model, self.optimizer, self.train_loader, val_loader = self.accelerator.prepare(
+            model, optimizer, train_loader, val_loader
+        )
+        every = self.args.accumulate_grad_batches
+        self.updates_per_epoch = len(self.train_loader) // every
+        self.batches_per_epoch = self.updates_per_epoch * every  # a part group at the end would count too little
+        if self.updates_per_epoch == 0:
+            size = self.args.batch_size * self.accelerator.num_processes * every
+            raise UserError(
+                f"{len(self.train_dataset)} training cases do not fill one update of {size}: lower --batch_size"
+            )
+        warmup = round(self.args.warmup_epochs * self.updates_per_epoch)
+        total = self.args.epochs * self.updates_per_epoch
+        self.rate = rate or partial(warmup_cosine, total=total, warmup=min(warmup, total))
+        if self.resume_from:
+            self._load(self.resume_from)
+        if self.is_main:
+            self._write_descriptions()
+        self._start_tracker()
+        self._announce(model)
+        return self.train_loader, val_loader
+
+    def _folders(self) -> tuple[Path | None, Path]:
+        """(state to resume from or None, folder of this run)."""
+        args = self.args
+        folder = args.save_dir or Path("runs") / self.project
+        if args.resume and args.resume != "latest":
+            named = Path(args.resume)
+            folder = named.parent if named.name in ("last", "previous") else named
+            if not folder.is_dir() or not any((folder / name).is_dir() for name in ("last", "previous")):
+                raise UserError(
+                    f"--resume {named}: no training state there; give the folder of a run (it holds last/). "
+                    "A weights file or best/ has no optimiser state to go on from"
+                )
+            if args.save_dir and args.save_dir.resolve() != folder.resolve():
+                raise UserError(f"--resume goes on in {folder}: leave out --save_dir {args.save_dir}, or copy the run")
+        states = [folder / name for name in ("last", "previous") if (folder / name).is_dir()]
+        if args.resume:
+            if not states:
+                self.console.print(f"nothing to resume in {folder}: starting from the beginning")
+                self._clear(folder)  # a run killed before its first checkpoint may have logged an epoch
+                return None, folder
+            problems = {state: damage(state) for state in states}
+            for state, problem in problems.items():
+                if problem is None:
+                    return state, folder
+                self.console.print(f"[bold]{state} cannot be used: {problem}")
+            raise UserError(f"no state in {folder} can be used; start anew with --overwrite")
+        if (states or (folder / "metrics.jsonl").exists()) and not args.overwrite:
+            raise UserError(f"{folder} holds a run: --resume goes on, --overwrite replaces it, --save_dir takes another")
+        if args.overwrite:
+            self._clear(folder)
+        return None, folder
+
+    def _clear(self, folder: Path) -> None:
+        """Takes away what an earlier run left. Nothing else in the folder is touched."""
+        if self.is_main:
+            for name in ("last", "previous", "best"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            (folder / "metrics.jsonl").unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+
+    def _write_descriptions(self) -> None:
+        arguments = {name: _plain(value) for name, value in vars(self.args).items()}
+        file = self.folder / "args.json"
+        if self.resume_from and file.exists():
+            before = json.loads(file.read_text())
+            ignored = ("resume", "overwrite", "save_dir", "log_dir", "num_workers")
+            for name, value in arguments.items():
+                if name not in ignored and name in before and before[name] != value:
+                    self.console.print(f"[bold]resumed with another --{name}: {before[name]} before, {value} now")
+        file.write_text(json.dumps(arguments, indent=1))
+        (self.folder / "environment.json").write_text(json.dumps(environment(self.accelerator.device), indent=1))
+
+    def _start_tracker(self) -> None:
+        if self.args.log_with == "none":
+            return
+        folder = self.args.log_dir or self.folder / "tensorboard"
+        self.accelerator.project_configuration = ProjectConfiguration(logging_dir=str(folder))
+        numbers = {k: v for k, v in vars(self.args).items() if isinstance(v, int | float | str)}
+        # Without `purge_step` a resumed run shows the steps after its checkpoint twice.
+        kwargs = {"tensorboard": {"purge_step": self.update}} if self.args.log_with == "tensorboard" else {}
+        self.accelerator.init_trackers(self.project, config=numbers, init_kwargs=kwargs)
+
+    def _announce(self, model: nn.Module) -> None:
+        accelerator, args = self.accelerator, self.args
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.console.print(
+            f"{parameters / 1e6:.1f} M parameters on {accelerator.num_processes} × {accelerator.device.type}, "
+            f"{accelerator.mixed_precision if accelerator.mixed_precision != 'no' else 'fp32'}; global batch "
+            f"{args.batch_size} × {accelerator.num_processes} × {args.accumulate_grad_batches} = "
+            f"{args.batch_size * accelerator.num_processes * args.accumulate_grad_batches}; "
+            f"{self.updates_per_epoch} updates an epoch; results in {self.folder}"
+        )
+
+    # ------------------------------------------------------------------------------------------------ the loop
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs that are left to do. Seeds, wakes and freezes the model, and sets the epoch of the data."""
+        self._listen()
+        while self.epoch < self.args.epochs:
+            self._epoch_start = time.perf_counter()
+            set_seed(self.args.seed + 1000 * self.epoch, device_specific=True)
+            self.model.train()
+            if self.unfreezing:
+                self.unfreezing.apply(self.epoch)
+            if hasattr(self.train_dataset, "set_epoch"):
+                self.train_dataset.set_epoch(self.epoch)
+            self.train_loader.set_epoch(self.epoch)
+            yield self.epoch
+
+    def batches(self, loader: DataLoader) -> Iterator[dict]:
+        """The batches of one pass over `loader`, with a progress bar. The training loader goes on where it was left."""
+        if loader is self.train_loader:
+            return self._training_batches()
+        return self._validation_batches(loader)
+
+    def _training_batches(self) -> Iterator[dict]:
+        if self.batch >= self.batches_per_epoch:  # resumed after the last batch: only the validation is left
+            return
+        loader = skip_first_batches(self.train_loader, self.batch) if self.batch else self.train_loader
+        with self._progress(f"epoch {self.epoch + 1}", self.batches_per_epoch, self.batch) as advance:
+            for batch in loader:
+                if self.batch == self.batches_per_epoch:  # a part group is left over
+                    loader.end()
+                    break
+                _seed_dropout(self.args.seed, self.epoch, self.batch, self.accelerator.process_index)
+                self._current = batch
+                with self.accelerator.accumulate(self.model):
+                    yield batch
+                self.batch += 1
+                advance()
+                if self.accelerator.sync_gradients:
+                    self._stop_if_told(self.update)
+        self._read_losses()
+
+    def _validation_batches(self, loader: DataLoader) -> Iterator[dict]:
+        with self._progress("validation", len(loader)) as advance:
+            for number, batch in enumerate(loader, 1):
+                yield batch
+                advance()
+                self._stop_if_told(number)
+
+    def step(self, loss: torch.Tensor, parts: dict[str, torch.Tensor] | None = None) -> None:
+        """Backward pass of one batch and, where the accumulation is complete, clipping and the update.
+
+        `parts` are further scalars to log. A loss or gradient that is not finite ends the run with the batch's ids.
+        """
+        self.accelerator.backward(loss)
+        values = {"loss": loss.detach()} | {name: value.detach() for name, value in (parts or {}).items()}
+        if self.accelerator.sync_gradients:
+            if self.args.grad_clip:
+                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.grad_clip)
+                if self.accelerator.scaler is None:  # with fp16 an infinite norm is daily business of the scaler
+                    values["grad_norm"] = norm.detach()
+            factor = self.rate(self.update)
+            for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+                group["lr"] = base * factor
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.update += 1
+        ids = self._current.get("id", self._current.get("index", []))
+        self._unread.append((self.batch, ids, values))
+        if len(self._unread) == LOOK_EVERY or loss.device.type == "cpu":
+            self._read_losses()
+
+    def end_epoch(self, metrics: dict[str, float]) -> bool:
+        """Logs the epoch, writes `best/` and `last/`. True where `--early_stopping_patience` has run out.
+
+        `metrics` are the validation's, the same in every process, and hold the monitored one.
+        """
+        value = float(metrics[self.monitor])
+        better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
+        if better and math.isfinite(value):
+            self.best, self.best_epoch, self.epochs_without_best = value, self.epoch + 1, 0
+        else:
+            self.epochs_without_best += 1
+        self._log_epoch(metrics)
+        if self.epochs_without_best == 0 and self.is_main:  # before `last/`: a crash between them repeats this epoch
+            best = {"epoch": self.best_epoch, self.monitor: self.best}
+            model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+            save_model(self.folder / "best", model, {**self.config, "best": best})
+        self.epoch, self.batch, self._sums = self.epoch + 1, 0, {}
+        self._save_state()
+        patience = self.args.early_stopping_patience
+        if patience and self.epochs_without_best >= patience:
+            self.console.print(f"no better {self.monitor} for {patience} epochs: stopping")
+            return True
+        self._stop_if_told(0)
+        return False
+
+    def finish(self) -> None:
+        """Closes the trackers and says where the best model is. The run's model is gone after it."""
+        self._close()
+        if self.best is not None:
+            self.console.print(
+                f"best {self.monitor} {self.best:.4g} in epoch {self.best_epoch}: {self.folder / 'best'}", style="bold"
+            )
+
+    # ------------------------------------------------------------------------------------------------ logs
+
+    def _read_losses(self) -> None:
+        """Brings the losses to the host, checks them, and adds them to the epoch's sums."""
+        if not self._unread:
+            return
+        numbers = torch.stack([v.float() for _, _, values in self._unread for v in values.values()]).cpu().tolist()
+        numbers = iter(numbers)
+        for batch, ids, values in self._unread:
+            row = {name: next(numbers) for name in values}
+            if not all(map(math.isfinite, row.values())):
+                listing = ", ".join(f"{name} {number:.4g}" for name, number in row.items())
+                raise UserError(
+                    f"epoch {self.epoch + 1}, batch {batch + 1}: {listing}. Cases: {', '.join(map(_name, ids))}. "
+                    "Look at these cases, lower --lr, or train without --mixed_precision"
+                )
+            for name, number in row.items():
+                self._sums[name] = self._sums.get(name, 0.0) + number
+                self._sums[f"{name}#"] = self._sums.get(f"{name}#", 0) + 1
+        self._unread.clear()
+        row["lr"] = self.optimizer.param_groups[0]["lr"]
+        if self.update % LOOK_EVERY == 0 or self.batch + 1 == self.batches_per_epoch:
+            self.accelerator.log({f"step/{name}": number for name, number in row.items()}, step=self.update)
+
+    def _log_epoch(self, metrics: dict[str, float]) -> None:
+        names = [name for name in self._sums if not name.endswith("#")]
+        means = torch.tensor([self._sums[n] / self._sums[f"{n}#"] for n in names], dtype=torch.float32)
+        means = self.accelerator.reduce(means.to(self.accelerator.device), "mean").tolist() if names else []
+        train = dict(zip(names, means, strict=True))
+        row = {
+            "epoch": self.epoch + 1,
+            "update": self.update,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            **{f"train/{name}": number for name, number in train.items()},
+            **{f"val/{name}": float(number) for name, number in metrics.items()},
+            "seconds": round(time.perf_counter() - self._epoch_start, 2),
+        }
+        if self.is_main:
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+        self.accelerator.log({k: v for k, v in row.items() if "/" in k}, step=self.update)
+        shown = "  ".join(f"{name} {number:.4g}" for name, number in train.items() if name != "grad_norm")
+        validation = "  ".join(f"{name} {number:.4g}" for name, number in metrics.items())
+        star = "  ★" if self.epochs_without_best == 0 else ""
+        self.console.print(
+            f"epoch {self.epoch + 1:>3}/{self.args.epochs}  train {shown}  │ val {validation}  │ "
+            f"lr {row['lr']:.1e}  {row['seconds']:.0f} s{star}"
+        )
+
+    def _progress(self, title: str, total: int, done: int = 0):
+        if not self.console.is_terminal or not self.is_main:
+            return nullcontext(lambda: None)
+        return _Bar(self.console, title, total, done)
+
+    # ------------------------------------------------------------------------------------------------ states
+
+    def _save_state(self) -> None:
+        """Writes `last/`; what was there becomes `previous/`. All processes take part."""
+        last = self.folder / "last"
+        state = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "update": self.update,
+            "batches_per_epoch": self.batches_per_epoch,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "epochs_without_best": self.epochs_without_best,
+            "sums": gather_object([self._sums]),  # of each process
+        }
+        with replacing(last, self.folder / "previous") if self.is_main else nullcontext(writing_name(last)) as writing:
+            self.accelerator.wait_for_everyone()  # the folder is there
+            self.accelerator.save_state(str(writing))
+            if self.is_main:
+                (writing / "state.json").write_text(json.dumps(state, indent=1))
+            self.accelerator.wait_for_everyone()  # every process has written
+        self.accelerator.wait_for_everyone()
+
+    def _load(self, folder: Path) -> None:
+        try:
+            state = json.loads((folder / "state.json").read_text())
+            self.accelerator.load_state(str(folder))
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            reason = first_line(error)
+            raise UserError(f"{folder} does not fit this model ({reason}); resume with the run's args.json") from error
+        self.epoch, self.batch, self.update = state["epoch"], state["batch"], state["update"]
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+        self.epochs_without_best = state["epochs_without_best"]
+        if len(state["sums"]) == self.accelerator.num_processes and state["batches_per_epoch"] == self.batches_per_epoch:
+            self._sums = state["sums"][self.accelerator.process_index]
+        else:  # other processes or batch size: positions within an epoch mean something else
+            if self.batch:
+                self.console.print("[bold]the epochs now have other batches: this one starts again")
+            self.update, self.batch = self.epoch * self.updates_per_epoch, 0
+        if self.is_main:
+            _keep_lines(self.folder / "metrics.jsonl", self.epoch)
+        self.console.print(f"resumed from {folder}: epoch {self.epoch + 1}, batch {self.batch + 1}", style="bold")
+
+    def _listen(self) -> None:
+        """From now on SIGTERM and Ctrl-C save before they end the run; a second Ctrl-C ends it at once."""
+
+        def remember(number, frame):
+            self._signal = number
+            signal.signal(number, self._handlers[number])
+
+        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in self._handlers:
+            signal.signal(number, remember)
+
+    def _close(self) -> None:
+        """Ends trackers and processes' connection, and gives the signals back."""
+        self.accelerator.wait_for_everyone()
+        # DistributedDataParallel holds the connection. If that outlives the interpreter, torch aborts now and then.
+        self.model = self.optimizer = None
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _stop_if_told(self, number: int) -> None:
+        """Saves and leaves if any process was told to stop. The processes agree on it every ten batches."""
+        told = self._signal or 0
+        if self.accelerator.num_processes > 1:
+            if number % 10:
+                return
+            told = int(self.accelerator.reduce(torch.tensor(told, device=self.accelerator.device), "sum"))
+            told = 0 if told == 0 else self._signal or signal.SIGTERM
+        if not told:
+            return
+        self._read_losses()
+        self._save_state()
+        self._close()
+        place = f"epoch {self.epoch + 1}, batch {self.batch}"
+        self.console.print(f"{signal.Signals(told).name}: saved {self.folder / 'last'} at {place}; go on with --resume")
+        sys.exit(128 + told)
+
+
+class _Bar:
+    """A progress bar that goes away when its loop ends."""
+
+    def __init__(self, console: Console, title: str, total: int, done: int):
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self.progress = Progress(*columns, console=console, transient=True)
+        self.task = self.progress.add_task(title, total=total, completed=done)
+
+    def __enter__(self) -> Callable[[], None]:
+        self.progress.start()
+        return partial(self.progress.advance, self.task)
+
+    def __exit__(self, *_) -> None:
+        self.progress.stop()
+
+
+def _has_accelerator() -> bool:
+    forced_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
+    return torch.accelerator.is_available() and not forced_cpu
+
+
+def _seed_dropout(seed: int, epoch: int, batch: int, process: int) -> None:
+    """Seeds torch (dropout and its like) from the position in the run instead of carrying its state along."""
+    number = (((seed * 100_003 + epoch) * 1_000_003 + batch) * 1_009 + process) % 2**63
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():  # asking first: torch.manual_seed spends 0.2 ms on a stack trace otherwise
+        torch.cuda.manual_seed(number)
+
+
+def _keep_lines(file: Path, count: int) -> None:
+    """Keeps the first `count` whole lines: a killed run may have logged an epoch that it did not save."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    file.write_text("".join(line for line in lines[:count] if line.endswith("\n")))
+
+
+def _plain(value):
+    return str(value) if isinstance(value, Path) else value
+
+
+def _name(identity) -> str:
+    return str(identity.item()) if isinstance(identity, torch.Tensor) else str(identity)

@@ -1,0 +1,128 @@
+"""From a fresh clone to a trained model and its report. Needs Python 3.10 or newer, nothing else.
+
+    python quickstart.py            demo data -> train -> evaluate -> predict, and where to look
+    python quickstart.py test       the test suite
+    python quickstart.py install    the environment only
+
+Makes .venv and installs requirements.txt there, once; later calls install nothing unless requirements.txt changed.
+"""
+
+# Standard library only, and syntax that old Pythons parse, so that they can be told what is wrong.
+from __future__ import print_function
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+VENV = os.path.join(ROOT, ".venv")
+PYTHON = os.path.join(VENV, "Scripts", "python.exe") if os.name == "nt" else os.path.join(VENV, "bin", "python")
+REQUIREMENTS = os.path.join(ROOT, "requirements.txt")
+STAMP = os.path.join(VENV, "installed.txt")
+OUTPUT = os.path.join("runs", "quickstart")
+OLDEST = (3, 10)
+
+
+def ceph(script, *arguments):
+    return [os.path.join("cephalometric", script)] + [str(argument) for argument in arguments]
+
+
+# Each project: (title, steps, pages to look at). A step is (what it does, script with arguments).
+CEPH = os.path.join(OUTPUT, "cephalometric")
+CEPH_DATA = os.path.join(CEPH, "Aariz")
+CEPH_RUN = os.path.join(CEPH, "run")
+PROJECTS = {
+    "cephalometric": (
+        [
+            ("draw demo cephalograms", ceph("make_demo_data.py", "--output", CEPH_DATA, "--cases", 72, "--overwrite")),
+            (
+                "train",
+                ceph(
+                    "train.py", "--dataset_path", CEPH_DATA, "--save_dir", CEPH_RUN, "--overwrite", "--cache_dir",
+                    os.path.join(CEPH, "cache"), "--backbone", "hrnet_w18_small", "--no-pretrained",
+                    "--image_size", 192, 192, "--heatmap_size", 48, "--sigma", 1.5, "--batch_size", 6, "--epochs", 30,
+                    "--warmup_epochs", 2, "--lr", 2e-3, "--num_workers", 1, "--log_with", "none",
+                ),
+            ),
+            (
+                "evaluate on held-out cases",
+                ceph(
+                    "evaluate.py", "--checkpoint", os.path.join(CEPH_RUN, "best"), "--dataset_path", CEPH_DATA,
+                    "--cache_dir", os.path.join(CEPH, "cache"), "--output", os.path.join(CEPH, "evaluation"),
+                ),
+            ),
+        ],
+        [os.path.join(CEPH, "evaluation", "report.html")],
+    ),
+}  # fmt: skip
+
+
+def main(arguments):
+    if sys.version_info < OLDEST:
+        stop("Python %d.%d or newer is needed; this is %s" % (OLDEST + (sys.version.split()[0],)))
+    command = arguments[0] if arguments else "all"
+    if command in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if command not in ["all", "test", "install"] + list(PROJECTS) or (len(arguments) > 1 and command != "test"):
+        stop("usage: python quickstart.py [test | install | %s]" % " | ".join(PROJECTS))
+    install()
+    if command == "install":
+        return 0
+    if command == "test":
+        return run(["-m", "pytest"] + arguments[1:])
+    return demonstrate(list(PROJECTS) if command == "all" else [command])
+
+
+def install():
+    """Makes .venv and installs requirements.txt, unless that is done."""
+    with open(REQUIREMENTS, "rb") as file:
+        wanted = "%s %s" % (sys.version.split()[0], hashlib.sha256(file.read()).hexdigest())
+    if os.path.exists(STAMP):
+        with open(STAMP) as file:
+            if file.read() == wanted:
+                return
+    print("installing into %s (about 6 GB on Linux, a few minutes, once)" % VENV)
+    try:
+        import ensurepip  # noqa: F401  (Debian packs it apart from venv)
+        import venv
+    except ImportError:
+        stop("this Python has no venv module: install it (Debian, Ubuntu: apt install python3-venv) and run again")
+    venv.create(VENV, with_pip=True, clear=True)
+    pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", REQUIREMENTS]
+    if subprocess.call(pip) != 0:
+        stop("pip could not install requirements.txt (see above): check the internet connection or proxy and run again")
+    with open(STAMP, "w") as file:
+        file.write(wanted)
+
+
+def demonstrate(projects):
+    start, pages = time.time(), []
+    for project in projects:
+        steps, results = PROJECTS[project]
+        for number, (what, script) in enumerate(steps, 1):
+            print("\n== %s %d/%d: %s\n   python %s" % (project, number, len(steps), what, " ".join(script)), flush=True)
+            if run(script) != 0:
+                stop("%s: this step failed; what it said stands above" % project)
+        pages += results
+    print("\nDone in %d min %02d s. Open:" % divmod(time.time() - start, 60))
+    for page in pages:
+        print("   " + os.path.join(ROOT, page))
+    return 0
+
+
+def run(arguments):
+    """Runs Python of the environment from the repository's root."""
+    return subprocess.call([PYTHON] + arguments, cwd=ROOT)
+
+
+def stop(message):
+    sys.stdout.flush()
+    sys.stderr.write("error: %s\n" % message)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,37 @@
+"""What the tests share: import paths, scripts as functions, a small Aariz tree, a fresh Accelerate state."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs the network is a wrong test
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECTS = [folder for folder in sorted(ROOT.iterdir()) if (folder / "train.py").is_file()]
+sys.path[:0] = [str(ROOT), *map(str, PROJECTS), str(ROOT / "tests")]
+torch.set_num_threads(2)
+
+
+def load_script(path: str):
+    """A script as a module of its own name: `load_script("cephalometric/train.py").main([...])`."""
+    name = path.removesuffix(".py").replace("/", "_")
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps its state in the process; each test starts without."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

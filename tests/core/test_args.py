@@ -1,0 +1,76 @@
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.args import ArgumentParser, UserError, add_training_arguments, script
+
+
+def parser():
+    built = ArgumentParser()
+    built.add_argument("--batch_size", type=int, default=6)
+    built.add_argument("--sam-image-size", type=int)
+    built.add_argument("--freeze_backbone", action=argparse.BooleanOptionalAction, default=True)
+    built.add_argument("--name", default="")
+    return built
+
+
+@pytest.mark.parametrize("flag", ["--batch-size", "--batch_size"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_both_spellings_are_one_flag(flag, joined):
+    assert parser().parse_args([f"{flag}=3"] if joined else [flag, "3"]).batch_size == 3
+
+
+@pytest.mark.parametrize("flag", ["--sam-image-size", "--sam_image_size", "--sam-image_size"])
+def test_hyphens_in_the_definition_work_too(flag):
+    assert parser().parse_args([flag, "448"]).sam_image_size == 448
+
+
+@pytest.mark.parametrize("flag", ["--no-freeze-backbone", "--no_freeze_backbone", "--no-freeze_backbone"])
+def test_negated_switches_in_any_spelling(flag):
+    assert parser().parse_args([flag]).freeze_backbone is False
+
+
+def test_values_keep_their_hyphens():
+    assert parser().parse_args(["--name", "a-b_c"]).name == "a-b_c"
+    assert parser().parse_args(["--name=--odd-value_x"]).name == "--odd-value_x"
+
+
+@pytest.mark.parametrize("arguments", [["--batch"], ["--batch", "3"], ["--batchsize", "3"], ["--batch_size", "many"]])
+def test_abbreviations_and_nonsense_end_with_code_2(arguments):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args(arguments)
+    assert stop.value.code == 2
+
+
+def test_mixed_precision_without_a_value_is_fp16():
+    built = ArgumentParser()
+    add_training_arguments(built, epochs=1, batch_size=1, lr=1.0)
+    assert built.parse_args([]).mixed_precision is None
+    assert built.parse_args(["--mixed_precision"]).mixed_precision == "fp16"
+    assert built.parse_args(["--mixed-precision", "bf16"]).mixed_precision == "bf16"
+    assert built.parse_args(["--resume"]).resume == "latest"
+    assert built.parse_args(["--resume", "runs/x"]).resume == "runs/x"
+
+
+def test_a_users_mistake_is_one_line_and_code_2(capsys):
+    def main():
+        raise UserError("x.png: no such file; give another")
+
+    with pytest.raises(SystemExit) as stop:
+        script(main)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: x.png: no such file; give another\n"
+
+
+def test_core_imports_no_project():
+    """Importing all of core with only the root on the path must work, and load nothing of a project."""
+    root = Path(__file__).resolve().parents[2]
+    modules = [".".join(f.relative_to(root).with_suffix("").parts) for f in sorted(root.glob("core/**/*.py"))]
+    code = f"import sys; sys.path.insert(0, {str(root)!r})\n" + "\n".join(f"import {m}" for m in modules)
+    code += "\nprint([m for m in sys.modules if m in ('aariz', 'train', 'cephalograms', 'cephalometric')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
