@@ -71,7 +71,9 @@ def main(argv=None):
     with open(args.output / "landmarks.csv", "w", newline="", encoding="utf-8") as file:
         coordinates = [f"{symbol}_{axis}" for symbol in LANDMARKS for axis in "xy"]
         writer = csv.writer(file)
-        writer.writerow(["id", "image", "mm_per_px", "cvm_stage", *coordinates, *[f"{s}_confidence" for s in LANDMARKS]])
+        writer.writerow(
+            ["id", "image", "mm_per_px", "cvm_stage", *coordinates, *[f"{s}_confidence" for s in LANDMARKS]]
+        )
         writer.writerows(rows)
     for failure in failures:
         console.print(f"left out: {failure}", style="bold")

@@ -43,7 +43,7 @@ def comparison(pixels: np.ndarray, truth: np.ndarray, prediction: np.ndarray, ti
 
 
 def tracing(pixels: np.ndarray, points: np.ndarray, title: str) -> Figure:
-    """The 29 landmarks with their symbols and the planes SN, FH, PP, MP, on the grey picture (H, W). Points native px."""
+    """The 29 landmarks by symbol and the planes SN, FH, PP, MP, on the grey picture (H, W). Points native px."""
     fig, ax, scale = _canvas(pixels, LONGER_SIDE)
     points = (points + 0.5) * scale - 0.5
     places = dict(zip(LANDMARKS, points, strict=True))

@@ -66,9 +66,7 @@ def main(argv=None):
     val_set = CephalogramDataset(cases["valid"], cache, statistics)
 
     # Model and loss.
-    model = HRNetLandmarks(
-        args.backbone, args.image_size, args.heatmap_size, args.pretrained, args.backbone_weights
-    )
+    model = HRNetLandmarks(args.backbone, args.image_size, args.heatmap_size, args.pretrained, args.backbone_weights)
     model.set_statistics(*statistics)
     criterion = LandmarkLoss(model.stride, model.heatmap_size, args.sigma, args.cvm_weight)
     config = model.config(args.sigma)

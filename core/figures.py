@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from core.uncertainty import Interval
+
 BLUE, GREY, RED, GREEN = "#1f5fa8", "#8a8f98", "#d1495b", "#2e8b57"
 STYLE = {
     "font.size": 10,
@@ -65,15 +67,16 @@ def cumulative_errors(errors: Mapping[str, np.ndarray], unit: str, marks: Sequen
     return fig
 
 
-def interval_bars(names: Sequence[str], values: np.ndarray, low: np.ndarray, high: np.ndarray, xlabel: str) -> Figure:
+def interval_bars(intervals: Mapping[str, Interval], xlabel: str) -> Figure:
     """Horizontal bars with interval whiskers, in the order given, the first on top."""
-    fig = figure(7.0, 0.9 + 0.23 * len(names))
+    estimates, low, high = np.array(list(intervals.values())).T
+    fig = figure(7.0, 0.9 + 0.23 * len(intervals))
     ax = axes(fig, xlabel=xlabel)
-    ax.barh(range(len(names)), values, color=BLUE, alpha=0.85, height=0.7)
-    whiskers = np.maximum(0, np.stack([values - low, high - values]))
-    ax.errorbar(values, range(len(names)), xerr=whiskers, fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.barh(range(len(intervals)), estimates, color=BLUE, alpha=0.85, height=0.7)
+    whiskers = np.maximum(0, [estimates - low, high - estimates])
+    ax.errorbar(estimates, range(len(intervals)), xerr=whiskers, fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
+    ax.set_yticks(range(len(intervals)), intervals)
+    ax.set_ylim(len(intervals) - 0.4, -0.6)
     ax.grid(visible=False, axis="y")
     return fig
 

@@ -1,9 +1,12 @@
-"""A report in one HTML file: headline numbers, tables, pictures. Nothing is loaded from anywhere."""
+"""Results on disk: plain JSON, and a report in one HTML file that loads nothing from anywhere."""
 
 import base64
 import html
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c2430; --soft: #667080; --line: #e2e5ea; --blue: #1f5fa8; --tint: #f4f6f9; }
@@ -72,7 +75,9 @@ class Report:
 
     def details(self, summary: str, text: str) -> None:
         """Preformatted text that opens on a click."""
-        self._parts.append(f"<details><summary>{html.escape(summary)}</summary><pre>{html.escape(text)}</pre></details>")
+        self._parts.append(
+            f"<details><summary>{html.escape(summary)}</summary><pre>{html.escape(text)}</pre></details>"
+        )
 
     def write(self, file: Path) -> Path:
         """Writes the page, and returns its path."""
@@ -84,6 +89,21 @@ class Report:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(page, encoding="utf-8")
         return file
+
+
+def plain(value: object) -> object:
+    """A nested result as plain JSON types: named tuples as objects, arrays as lists, NaN (no JSON) as null."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {f"{key:g}" if isinstance(key, float) else str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: object) -> str:

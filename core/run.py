@@ -49,6 +49,7 @@ from torch.utils.data import DataLoader, Dataset
 from core.args import UserError, first_line
 from core.checkpoints import damage, replacing, save_model, writing_name
 from core.environment import environment
+from core.report import plain
 from core.schedules import warmup_cosine
 from core.unfreezing import UnfreezingSchedule
 
@@ -75,7 +76,7 @@ class Run:
         no_fp16 = precision == "fp16" and not _has_accelerator()
         try:
             self.accelerator = Accelerator(
-                cpu=not _has_accelerator(),  # said outright: on two CPU processes Accelerate sees two lone ones otherwise
+                cpu=not _has_accelerator(),  # said outright, or two CPU processes take themselves for lone ones
                 mixed_precision="no" if no_fp16 else args.mixed_precision,
                 gradient_accumulation_steps=args.accumulate_grad_batches,
                 dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
@@ -191,7 +192,9 @@ class Run:
                 self.console.print(f"[bold]{state} cannot be used: {problem}")
             raise UserError(f"no state in {folder} can be used; start anew with --overwrite")
         if (states or (folder / "metrics.jsonl").exists()) and not args.overwrite:
-            raise UserError(f"{folder} holds a run: --resume goes on, --overwrite replaces it, --save_dir takes another")
+            raise UserError(
+                f"{folder} holds a run: --resume goes on, --overwrite replaces it, --save_dir takes another"
+            )
         if args.overwrite:
             self._clear(folder)
         return None, folder
@@ -205,7 +208,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _write_descriptions(self) -> None:
-        arguments = {name: _plain(value) for name, value in vars(self.args).items()}
+        arguments = plain(vars(self.args))
         file = self.folder / "args.json"
         if self.resume_from and file.exists():
             before = json.loads(file.read_text())
@@ -428,7 +431,10 @@ class Run:
         self.epoch, self.batch, self.update = state["epoch"], state["batch"], state["update"]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         self.epochs_without_best = state["epochs_without_best"]
-        if len(state["sums"]) == self.accelerator.num_processes and state["batches_per_epoch"] == self.batches_per_epoch:
+        if (
+            len(state["sums"]) == self.accelerator.num_processes
+            and state["batches_per_epoch"] == self.batches_per_epoch
+        ):
             self._sums = state["sums"][self.accelerator.process_index]
         else:  # other processes or batch size: positions within an epoch mean something else
             if self.batch:
@@ -510,10 +516,6 @@ def _keep_lines(file: Path, count: int) -> None:
     """Keeps the first `count` whole lines: a killed run may have logged an epoch that it did not save."""
     lines = file.read_text().splitlines(keepends=True) if file.exists() else []
     file.write_text("".join(line for line in lines[:count] if line.endswith("\n")))
-
-
-def _plain(value):
-    return str(value) if isinstance(value, Path) else value
 
 
 def _name(identity) -> str:

@@ -1,4 +1,4 @@
-"""Learning rates: a function of the update alone, which neither resuming nor more processes can bend; AdamW's groups."""
+"""Learning rates: a function of the update alone, which neither resuming nor processes can bend; AdamW's groups."""
 
 import math
 
@@ -41,6 +41,5 @@ def parameter_groups(
     if unused:
         raise ValueError(f"no parameter is named {' or '.join(sorted(unused))}…")
     return [
-        {"params": parameters, "lr": lr * scale, "weight_decay": decay}
-        for (scale, decay), parameters in groups.items()
+        {"params": parameters, "lr": lr * scale, "weight_decay": decay} for (scale, decay), parameters in groups.items()
     ]

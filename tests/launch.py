@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-PRELOADED = ["torch", "accelerate", "albumentations", "timm", "torchmetrics.functional", "matplotlib.figure", "rich.progress"]
+PRELOADED = ["torch", "accelerate", "albumentations", "timm", "torchmetrics.functional", "matplotlib.figure"]
 
 
 class Result(NamedTuple):
@@ -51,7 +51,7 @@ class Launched:
             process.start()
 
     def wait(self, timeout: float = 240) -> Result:
-        """The result of the first process, once all have ended. The others are killed if one fails, as by a launcher."""
+        """The result, once all processes have ended. If one fails, the others are killed, as by a launcher."""
         for process in self.processes:
             process.join(timeout)
             if process.is_alive() or process.exitcode:
@@ -78,6 +78,6 @@ def _execute(script: str, arguments: list[str], cwd: str, environment: dict[str,
 
     torch.set_num_threads(1)  # OMP_NUM_THREADS was read by the server already
     sys.argv = [script, *arguments]
-    sys.path[:] = [path for path in sys.path if not path.startswith(str(ROOT))]  # only what the script puts there itself
+    sys.path[:] = [path for path in sys.path if not path.startswith(str(ROOT))]  # the script finds its own way
     sys.path.insert(0, str(Path(script).parent))
     runpy.run_path(script, run_name="__main__")

@@ -48,11 +48,16 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         with replacing(folder, previous) as writing:
             (writing / "x").write_text(content)
     assert ((folder / "x").read_text(), (previous / "x").read_text()) == ("b", "a")
-    with pytest.raises(UserError, match=r"cannot write .*last .*No space left.*untouched"), replacing(folder) as writing:
-        (writing / "x").write_text("half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(ZeroDivisionError), replacing(folder) as writing:  # a programmer's mistake is not dressed up
-        1 / 0
+
+    def write(error):
+        with replacing(folder) as writing:
+            (writing / "x").write_text("half")
+            raise error
+
+    with pytest.raises(UserError, match=r"cannot write .*last .*No space left.*untouched"):
+        write(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(ZeroDivisionError):  # a programmer's mistake is not dressed up
+        write(ZeroDivisionError())
     assert (folder / "x").read_text() == "b"
     assert damage(folder) is None
     assert not any(name.startswith(".") for name in os.listdir(tmp_path))

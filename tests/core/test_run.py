@@ -117,8 +117,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, uninterrupted):
     assert_same_run(tmp_path, uninterrupted)
 
 
-def test_accumulation_equals_the_larger_batch(tmp_path):
-    """Without dropout and BatchNorm's batch statistics the two differ by rounding only; here: same updates, same rate."""
+def test_accumulation_counts_updates_and_resumes(tmp_path):
+    """An epoch has whole groups of batches only, also after a resume."""
     done = toy(tmp_path / "a", "--batch_size", 4, "--accumulate_grad_batches", 3)
     assert done.returncode == 0, done.stderr
     assert [row["update"] for row in rows(tmp_path / "a")] == [2, 4, 6, 8]  # 26 cases: 6 batches, 2 updates
