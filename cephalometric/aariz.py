@@ -29,7 +29,7 @@ PIXEL_SIZES = (0.02, 1.0)  # mm per px that a cephalogram can have
 def read_aariz(
     root: Path, ground_truth: str = "mean", splits: tuple[str, ...] = tuple(SPLITS)
 ) -> tuple[dict[str, list[Cephalogram]], DataReport]:
-    """Reads the tree below `root`: {split: [Cephalogram, …] sorted by id}, and a report of all that is wrong with it.
+    """The cases of `splits`, {split: [Cephalogram, …] sorted by id}, and a report of all that is wrong with the tree.
 
     `ground_truth`: the un-rounded mean of both readers, one of them, or `official_ceil` (the mean rounded up, as in
     the data set's own loader: half a pixel off on average). Names of folders may differ in case. A bad case is left
@@ -45,9 +45,10 @@ def read_aariz(
     machines = _read_machines(root, report)
     cases = {split: _read_split(folder, machines, ground_truth, report) for split, folder in folders.items()}
     _leave_out_leaks(cases, report)
+    cases = {split: cases.get(split, []) for split in splits}
     report.cases = {split: len(found) for split, found in cases.items()}
     for split in splits:
-        if not cases.get(split):
+        if not cases[split]:
             reasons = "; ".join(f"{count} × {reason}" for (reason, _), count in report.counts().items())
             raise UserError(f"{root}: no usable case in {split}/" + (f" ({reasons})" if reasons else ""))
     return cases, report
@@ -124,15 +125,19 @@ def _read_split(folder: Path, machines: dict, ground_truth: str, report: DataRep
         if not files:
             report.add("picture without annotation", image, "case left out")
             continue
-        for reader in sorted(set(readers) - set(files)):
-            report.add("one reader only", image, "kept", f"no {reader} annotation")
         try:
             size = _picture_size(image)
         except ImageError as error:
             report.add("picture unreadable", image, "case left out", error)
             continue
-        readings = [_read_points(file, size, report) for file in files.values()]
-        points = np.mean(readings, axis=0)  # NaN if either reader's is: half of a mean would be another ground truth
+        readings = {reader: _read_points(file, size, report) for reader, file in files.items()}
+        readings = {reader: points for reader, points in readings.items() if points is not None}
+        if not readings:
+            report.add("picture without annotation", image, "case left out", "none is readable")
+            continue
+        for reader in sorted(set(readers) - set(readings)):
+            report.add("one reader only", image, "kept", f"no {reader} annotation")
+        points = np.mean(list(readings.values()), axis=0)  # NaN where either reader's point is bad
         if ground_truth == "official_ceil":
             points = np.ceil(points)
         if np.isnan(points).all():
@@ -158,15 +163,15 @@ def _picture_size(file: Path) -> tuple[int, int]:
         raise ImageError(str(error)) from error
 
 
-def _read_points(file: Path, size: tuple[int, int], report: DataReport) -> np.ndarray:
-    """Points (29, 2) of one reader; NaN and a report for what is missing, no number, or outside the picture."""
+def _read_points(file: Path, size: tuple[int, int], report: DataReport) -> np.ndarray | None:
+    """Points (29, 2) of one reader, NaN for what is missing, no number, or outside the picture. None: unreadable."""
     points = np.full((len(LANDMARKS), 2), np.nan)
     try:
         entries = json.loads(file.read_text(encoding="utf-8-sig"))["landmarks"]
         values = {_symbol(entry["symbol"]): entry["value"] for entry in entries}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         report.add("annotation unreadable", file, "annotation left out", f"{type(error).__name__}: {error}")
-        return points
+        return None
     for row, symbol in enumerate(LANDMARKS):
         if symbol not in values:
             report.add("landmark missing", file, "landmark left out", symbol)

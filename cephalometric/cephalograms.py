@@ -184,7 +184,7 @@ class CephalogramDataset(Dataset):
 
 def measurement_statistics(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (10,) of the measurements of points (N, 29, 2)."""
-    values = measure(points)
-    with np.errstate(invalid="ignore"):
-        mean, std = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
-    return np.nan_to_num(mean), np.where(np.isfinite(std) & (std > 1e-6), std, 1.0)
+    columns = [column[np.isfinite(column)] for column in measure(points).T]
+    mean = np.array([column.mean() if column.size else 0.0 for column in columns])
+    std = np.array([column.std() if column.size else 0.0 for column in columns])
+    return mean, np.where(std > 1e-6, std, 1.0)  # a single head, or none, has no spread

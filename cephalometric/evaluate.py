@@ -61,7 +61,6 @@ def main(argv=None):
     cache = FrameCache(args.cache_dir, config["model"]["image_size"])
     with accelerator.main_process_first():
         cases, data_report = read_aariz(args.dataset_path, args.ground_truth, splits=(args.split,))
-        cases = {args.split: cases[args.split]}
         leave_out_unreadable(cases, cache, data_report)
     if not cases[args.split]:
         raise UserError(f"{args.dataset_path}: no readable picture in {args.split}/")
@@ -70,7 +69,6 @@ def main(argv=None):
     if accelerator.is_main_process:
         evaluation = Evaluation(dataset, predictions, np.array(config["mean_shape"]), args.bootstrap, args.seed)
         write_results(evaluation, args, data_report, environment(accelerator.device))
-        data_report.cases = {args.split: len(dataset)}
         data_report.print(console, args.output / "data_report.json")
         print_summary(evaluation, console)
         console.print(f"report: {args.output / 'report.html'}", style="bold")
@@ -131,7 +129,7 @@ def write_report(evaluation: Evaluation, metrics: dict, args, data_report: DataR
     figure_folder = args.output / "figures"
     report = Report("Cephalometric landmarks", f"{args.checkpoint} on {args.dataset_path}/{args.split}")
     uncalibrated = metrics["data"]["uncalibrated"]
-    calibration = f"{uncalibrated} uncalibrated, not in mm" if uncalibrated else "all calibrated"
+    calibration = f"{uncalibrated} uncalibrated" if uncalibrated else "all calibrated"
     times = f"{baseline.estimate / mre.estimate:.1f} × the model's"
     report.cards(
         [

@@ -55,7 +55,6 @@ def main(argv=None):
     cache = FrameCache(args.cache_dir, args.image_size)
     with run.accelerator.main_process_first():
         cases, report = read_aariz(args.dataset_path, args.ground_truth, splits=("train", "valid"))
-        cases.pop("test", None)  # not even looked at while training
         leave_out_unreadable(cases, cache, report)
     report.print(run.console, run.folder / "data_report.json")
     if run.is_main:

@@ -71,6 +71,7 @@ class Run:
     def __init__(self, args, project: str):
         """Sets up devices and the folder (`--save_dir`, or `runs/<project>`), and seeds everything with `--seed`."""
         self.args, self.project = args, project
+        self.folder = self._folder()
         self.ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         no_fp16 = precision == "fp16" and not _has_accelerator()
@@ -81,18 +82,18 @@ class Run:
                 gradient_accumulation_steps=args.accumulate_grad_batches,
                 dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
                 log_with=None if args.log_with == "none" else args.log_with,
+                project_config=ProjectConfiguration(logging_dir=str(args.log_dir or self.folder / "tensorboard")),
                 dynamo_backend="inductor" if args.compile else None,
                 # Checking a large data set on one process keeps the others waiting.
                 kwargs_handlers=[self.ddp, InitProcessGroupKwargs(timeout=timedelta(hours=2))],
             )
         except (ValueError, ImportError) as error:
-            raise UserError(f"Accelerate refuses these settings: {error}") from error
+            raise UserError(f"Accelerate refuses these settings: {first_line(error)}") from error
         self.is_main = self.accelerator.is_main_process
         self.console = Console(quiet=not self.is_main, highlight=False, soft_wrap=True)
         if no_fp16:
             self.console.print("fp16 needs an accelerator; there is none here, so this run computes in fp32")
-
-        self.resume_from, self.folder = self._folders()
+        self.resume_from = self._state_to_resume()
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.model: nn.Module | None = None
@@ -165,39 +166,40 @@ class Run:
         self._announce(model)
         return self.train_loader, val_loader
 
-    def _folders(self) -> tuple[Path | None, Path]:
-        """(state to resume from or None, folder of this run)."""
+    def _folder(self) -> Path:
+        """The folder of this run: that which --resume names, or --save_dir, or runs/<project>."""
         args = self.args
-        folder = args.save_dir or Path("runs") / self.project
-        if args.resume and args.resume != "latest":
-            named = Path(args.resume)
-            folder = named.parent if named.name in ("last", "previous") else named
-            if not folder.is_dir() or not any((folder / name).is_dir() for name in ("last", "previous")):
-                raise UserError(
-                    f"--resume {named}: no training state there; give the folder of a run (it holds last/). "
-                    "A weights file or best/ has no optimiser state to go on from"
-                )
-            if args.save_dir and args.save_dir.resolve() != folder.resolve():
-                raise UserError(f"--resume goes on in {folder}: leave out --save_dir {args.save_dir}, or copy the run")
-        states = [folder / name for name in ("last", "previous") if (folder / name).is_dir()]
-        if args.resume:
-            if not states:
-                self.console.print(f"nothing to resume in {folder}: starting from the beginning")
-                self._clear(folder)  # a run killed before its first checkpoint may have logged an epoch
-                return None, folder
-            problems = {state: damage(state) for state in states}
-            for state, problem in problems.items():
-                if problem is None:
-                    return state, folder
-                self.console.print(f"[bold]{state} cannot be used: {problem}")
-            raise UserError(f"no state in {folder} can be used; start anew with --overwrite")
-        if (states or (folder / "metrics.jsonl").exists()) and not args.overwrite:
+        if args.resume in (None, "latest"):
+            return args.save_dir or Path("runs") / self.project
+        named = Path(args.resume)
+        folder = named.parent if named.name in ("last", "previous") else named
+        if not _states(folder):
             raise UserError(
-                f"{folder} holds a run: --resume goes on, --overwrite replaces it, --save_dir takes another"
+                f"--resume {named}: no training state there; give the folder of a run (it holds last/). A weights "
+                "file or best/ has no optimiser state to go on from"
             )
-        if args.overwrite:
-            self._clear(folder)
-        return None, folder
+        if args.save_dir and args.save_dir.resolve() != folder.resolve():
+            raise UserError(f"--resume goes on in {folder}: leave out --save_dir {args.save_dir}, or copy the run")
+        return folder
+
+    def _state_to_resume(self) -> Path | None:
+        """The newest state that is whole; None to start from the beginning, in a folder without an older run."""
+        states = _states(self.folder)
+        if self.args.resume and states:
+            for state in states:
+                problem = damage(state)
+                if problem is None:
+                    return state
+                self.console.print(f"{state} cannot be used: {problem}", style="bold")
+            raise UserError(f"no state in {self.folder} can be used; start anew with --overwrite")
+        if self.args.resume:
+            self.console.print(f"nothing to resume in {self.folder}: starting from the beginning")
+        elif not self.args.overwrite and (states or (self.folder / "metrics.jsonl").exists()):
+            raise UserError(
+                f"{self.folder} holds a run: --resume goes on, --overwrite replaces it, --save_dir takes another"
+            )
+        self._clear(self.folder)  # a run killed before its first checkpoint may have logged an epoch
+        return None
 
     def _clear(self, folder: Path) -> None:
         """Takes away what an earlier run left. Nothing else in the folder is touched."""
@@ -222,8 +224,6 @@ class Run:
     def _start_tracker(self) -> None:
         if self.args.log_with == "none":
             return
-        folder = self.args.log_dir or self.folder / "tensorboard"
-        self.accelerator.project_configuration = ProjectConfiguration(logging_dir=str(folder))
         numbers = {k: v for k, v in vars(self.args).items() if isinstance(v, int | float | str)}
         # Without `purge_step` a resumed run shows the steps after its checkpoint twice.
         kwargs = {"tensorboard": {"purge_step": self.update}} if self.args.log_with == "tensorboard" else {}
@@ -497,6 +497,11 @@ class _Bar:
 
     def __exit__(self, *_) -> None:
         self.progress.stop()
+
+
+def _states(folder: Path) -> list[Path]:
+    """The full states in a run's folder, the newest first."""
+    return [folder / name for name in ("last", "previous") if (folder / name).is_dir()]
 
 
 def _has_accelerator() -> bool:

@@ -76,6 +76,7 @@ def _execute(script: str, arguments: list[str], cwd: str, environment: dict[str,
     os.chdir(cwd)
     import torch
 
+    multiprocessing.set_start_method("fork", force=True)  # for loader workers: the system's default, not this server's
     torch.set_num_threads(1)  # OMP_NUM_THREADS was read by the server already
     sys.argv = [script, *arguments]
     sys.path[:] = [path for path in sys.path if not path.startswith(str(ROOT))]  # the script finds its own way
