@@ -42,7 +42,7 @@ PROJECTS = {
                 ceph(
                     "train.py", "--dataset_path", CEPH_DATA, "--save_dir", CEPH_RUN, "--overwrite", "--cache_dir",
                     os.path.join(CEPH, "cache"), "--backbone", "hrnet_w18_small", "--no-pretrained",
-                    "--image_size", 192, 192, "--heatmap_size", 48, "--sigma", 1.5, "--batch_size", 6, "--epochs", 30,
+                    "--image_size", 192, 192, "--heatmap_size", 48, "--sigma", 1.5, "--batch_size", 6, "--epochs", 24,
                     "--warmup_epochs", 2, "--lr", 2e-3, "--num_workers", 1, "--log_with", "none",
                 ),
             ),
@@ -53,8 +53,16 @@ PROJECTS = {
                     "--cache_dir", os.path.join(CEPH, "cache"), "--output", os.path.join(CEPH, "evaluation"),
                 ),
             ),
+            (
+                "predict, as for your own pictures",
+                ceph(
+                    "predict.py", "--checkpoint", os.path.join(CEPH_RUN, "best"), "--output",
+                    os.path.join(CEPH, "predictions"), "--image",
+                    os.path.join(CEPH_DATA, "test", "Cephalograms", "phantom_0061.png"), "--pixel_size", 0.089,
+                ),
+            ),
         ],
-        [os.path.join(CEPH, "evaluation", "report.html")],
+        [os.path.join(CEPH, "evaluation", "report.html"), os.path.join(CEPH, "predictions", "phantom_0061_tracing.png")],
     ),
 }  # fmt: skip
 

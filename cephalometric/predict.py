@@ -22,7 +22,7 @@ from rich.table import Table
 from ceph_landmarks import LANDMARK_TITLES, LANDMARKS
 from core import figures
 from core.args import ArgumentParser, UserError, script
-from core.images import ImageError, Letterbox, read_image
+from core.images import DICOM_SUFFIXES, SUFFIXES, ImageError, Letterbox, read_image
 from hrnet_landmarks import HRNetLandmarks, decode
 from measurements import MEASUREMENTS, assess, read_norms, vertical_measurements
 from tracing import tracing
@@ -32,7 +32,7 @@ PIXEL_SIZES = (0.02, 1.0)
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--image", type=Path, nargs="+", required=True, help="PNG, JPEG, BMP, TIFF or DICOM files")
+    parser.add_argument("--image", type=Path, nargs="+", required=True, help="PNG, JPEG, BMP, TIFF, DICOM files, or folders")
     parser.add_argument("--checkpoint", type=Path, required=True, help="best/ of a training run")
     parser.add_argument("--output", type=Path, default=Path("runs/cephalometric_predictions"), help="folder of results")
     parser.add_argument("--pixel_size", type=float, help="mm per px; needed for mm unless a DICOM file says it")
@@ -51,8 +51,9 @@ def main(argv=None):
     model.to(device)
     args.output.mkdir(parents=True, exist_ok=True)
 
+    images = [file for path in args.image for file in (_pictures(path) if path.is_dir() else [path])]
     rows, failures = [], []
-    for image, name in zip(args.image, _names(args.image), strict=True):
+    for image, name in zip(images, _names(images), strict=True):
         try:
             picture = read_image(image)
         except ImageError as error:
@@ -77,7 +78,7 @@ def main(argv=None):
         writer.writerows(rows)
     for failure in failures:
         console.print(f"left out: {failure}", style="bold")
-    console.print(f"{len(rows)} of {len(args.image)} pictures done, results in {args.output}. Research use only.")
+    console.print(f"{len(rows)} of {len(images)} pictures done, results in {args.output}. Research use only.")
     if not rows:
         raise UserError("no picture could be read")
 
@@ -127,6 +128,10 @@ def print_measurements(console: Console, name: str, values: dict, norms: dict, s
         norm = "{:g} ± {:g}".format(*norms[m.name]) if norms[m.name] else "–"
         table.add_row(f"{m.name}  {m.title}", value, norm, "–" if np.isnan(z) else f"{z:+.1f}", status)
     console.print(table)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in (*SUFFIXES, *DICOM_SUFFIXES))
 
 
 def _names(images: list[Path]) -> list[str]:
