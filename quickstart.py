@@ -42,7 +42,7 @@ PROJECTS = {
                 ceph(
                     "train.py", "--dataset_path", CEPH_DATA, "--save_dir", CEPH_RUN, "--overwrite", "--cache_dir",
                     os.path.join(CEPH, "cache"), "--backbone", "hrnet_w18_small", "--no-pretrained",
-                    "--image_size", 192, 192, "--heatmap_size", 48, "--sigma", 1.5, "--batch_size", 6, "--epochs", 24,
+                    "--image_size", 192, 192, "--heatmap_size", 48, "--sigma", 1.5, "--batch_size", 6, "--epochs", 20,
                     "--warmup_epochs", 2, "--lr", 2e-3, "--num_workers", 1, "--log_with", "none",
                 ),
             ),
@@ -62,7 +62,10 @@ PROJECTS = {
                 ),
             ),
         ],
-        [os.path.join(CEPH, "evaluation", "report.html"), os.path.join(CEPH, "predictions", "phantom_0061_tracing.png")],
+        [
+            os.path.join(CEPH, "evaluation", "report.html"),
+            os.path.join(CEPH, "predictions", "phantom_0061_tracing.png"),
+        ],
     ),
 }  # fmt: skip
 

@@ -32,7 +32,8 @@ def main() -> dict:
         for suffix in ("png", "jpg"):
             files = [Path(folder) / f"{number}.{suffix}" for number in range(PICTURES)]
             for number, file in enumerate(files):
-                Image.fromarray(draw_case(0, number).image).convert("L").resize(SIZE, Image.Resampling.BICUBIC).save(file)
+                drawn = Image.fromarray(draw_case(0, number).image).convert("L")
+                drawn.resize(SIZE, Image.Resampling.BICUBIC).save(file)
             cache = FrameCache(Path(folder) / "cache", (512, 512))
             for file in files:
                 cache.load(file)

@@ -1,9 +1,9 @@
 """Reader of the Aariz data set (Khalid et al. 2022, "CEPHA29"), forgiving to folders and strict to numbers.
 
-    Aariz/{train,valid,test}/Cephalograms/<id>.png|jpg|jpeg|bmp
-          …/Annotations/Cephalometric Landmarks/{Junior Orthodontists,Senior Orthodontists}/<id>.json
-          …/Annotations/CVM Stages/<id>.json
-    Aariz/cephalogram_machine_mappings.csv      cephalogram_id, machine, pixel_size (mm/px), image_format, mode
+Aariz/{train,valid,test}/Cephalograms/<id>.png|jpg|jpeg|bmp
+      …/Annotations/Cephalometric Landmarks/{Junior Orthodontists,Senior Orthodontists}/<id>.json
+      …/Annotations/CVM Stages/<id>.json
+Aariz/cephalogram_machine_mappings.csv      cephalogram_id, machine, pixel_size (mm/px), image_format, mode
 """
 
 import csv
@@ -23,7 +23,6 @@ from core.validation import DataReport, content_keys, find_leaks
 SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 GROUND_TRUTHS = ("mean", "senior", "junior", "official_ceil")
 PIXEL_SIZES = (0.02, 1.0)  # mm per px that a cephalogram can have
-
 
 
 def read_aariz(

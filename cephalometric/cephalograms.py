@@ -20,9 +20,11 @@ from torch.utils.data import Dataset
 from ceph_landmarks import LANDMARKS as LANDMARKS
 from core.args import UserError
 from core.images import ImageError, Letterbox, read_image
-from core.run import sample_rng
+from core.seeding import sample_rng
 from core.validation import DataReport
 from measurements import measure
+
+cv2.setNumThreads(0)  # the loader's processes fill the cores already
 
 
 @dataclass

@@ -23,6 +23,7 @@ from cephalograms import CephalogramDataset, FrameCache, leave_out_unreadable
 from core import figures
 from core.args import ArgumentParser, UserError, positive_int, script
 from core.cases import Cases
+from core.devices import make_accelerator
 from core.environment import environment
 from core.images import read_image
 from core.metrics import success_detection_rate
@@ -51,7 +52,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    accelerator = Accelerator()
+    accelerator = make_accelerator()
     console = Console(quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
     model, config = HRNetLandmarks.from_folder(args.checkpoint)
     run_folder = args.checkpoint.parent if args.checkpoint.name == "best" else args.checkpoint
@@ -68,14 +69,14 @@ def main(argv=None):
     predictions = predict_all(accelerator, model, config, dataset, args)
     if accelerator.is_main_process:
         evaluation = Evaluation(dataset, predictions, np.array(config["mean_shape"]), args.bootstrap, args.seed)
-        write_results(evaluation, args, data_report, environment(accelerator.device))
+        write_results(evaluation, args, data_report, environment(accelerator))
         data_report.print(console, args.output / "data_report.json")
         print_summary(evaluation, console)
         console.print(f"report: {args.output / 'report.html'}", style="bold")
     accelerator.end_training()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict_all(accelerator: Accelerator, model: HRNetLandmarks, config: dict, dataset, args) -> dict[str, np.ndarray]:
     """points (N, 29, 2) native px, measurements (N, 10) of the CVM branch with lengths in native px, stage (N, 6)."""
     stride, mean, std = model.stride, model.measurement_mean.numpy(), model.measurement_std.numpy()

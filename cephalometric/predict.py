@@ -15,13 +15,13 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
 from ceph_landmarks import LANDMARK_TITLES, LANDMARKS
 from core import figures
 from core.args import ArgumentParser, UserError, script
+from core.devices import make_accelerator
 from core.images import DICOM_SUFFIXES, SUFFIXES, ImageError, Letterbox, read_image
 from hrnet_landmarks import HRNetLandmarks, decode
 from measurements import MEASUREMENTS, assess, read_norms, vertical_measurements
@@ -32,7 +32,7 @@ PIXEL_SIZES = (0.02, 1.0)
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--image", type=Path, nargs="+", required=True, help="PNG, JPEG, BMP, TIFF, DICOM files, or folders")
+    parser.add_argument("--image", type=Path, nargs="+", required=True, help="PNG, JPEG, BMP, TIFF, DICOM, or folders")
     parser.add_argument("--checkpoint", type=Path, required=True, help="best/ of a training run")
     parser.add_argument("--output", type=Path, default=Path("runs/cephalometric_predictions"), help="folder of results")
     parser.add_argument("--pixel_size", type=float, help="mm per px; needed for mm unless a DICOM file says it")
@@ -46,7 +46,7 @@ def main(argv=None):
         raise UserError(f"--pixel_size {args.pixel_size}: mm per px of a cephalogram lie between {PIXEL_SIZES}")
     console = Console(highlight=False, soft_wrap=True)
     norms = read_norms(args.norms)
-    device = Accelerator().device
+    device = make_accelerator().device
     model, config = HRNetLandmarks.from_folder(args.checkpoint)
     model.to(device)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -56,10 +56,10 @@ def main(argv=None):
     for image, name in zip(images, _names(images), strict=True):
         try:
             picture = read_image(image)
+            mm_per_px = args.pixel_size or _isotropic(picture.mm_per_px, image)
         except ImageError as error:
             failures.append(str(error))
             continue
-        mm_per_px = args.pixel_size or _isotropic(picture.mm_per_px)
         points, confidence, stage = predict(model, config, picture.pixels, device)
         measurements = vertical_measurements(points, mm_per_px)
         write_json(args.output / f"{name}.json", name, points, confidence, mm_per_px, stage)
@@ -143,12 +143,12 @@ def _names(images: list[Path]) -> list[str]:
     return names
 
 
-def _isotropic(mm_per_px: tuple[float, float] | None) -> float | None:
-    """One pixel size for both axes. Raises UserError where they differ: angles would be wrong."""
+def _isotropic(mm_per_px: tuple[float, float] | None, image: Path) -> float | None:
+    """One pixel size for both axes. Raises ImageError where they differ: angles would be wrong."""
     if mm_per_px is None:
         return None
     if abs(mm_per_px[0] - mm_per_px[1]) > 1e-3 * mm_per_px[0]:
-        raise UserError(f"the picture's pixels are {mm_per_px[0]} × {mm_per_px[1]} mm, not square: resample it first")
+        raise ImageError(f"{image}: its pixels are {mm_per_px[0]} × {mm_per_px[1]} mm, not square: resample it first")
     return mm_per_px[0]
 
 

@@ -34,11 +34,10 @@ def comparison(pixels: np.ndarray, truth: np.ndarray, prediction: np.ndarray, ti
     truth, prediction = (truth + 0.5) * scale - 0.5, (prediction + 0.5) * scale - 0.5
     for a, b in zip(truth, prediction, strict=True):
         ax.plot([a[0], b[0]], [a[1], b[1]], color="#ffd166", lw=1.2)
-    ax.scatter(*truth.T, s=34, facecolors="none", edgecolors="#06d6a0", linewidths=1.4)
-    ax.scatter(*prediction.T, s=9, color="#ff4d5e")
+    ax.scatter(*truth.T, s=34, facecolors="none", edgecolors="#06d6a0", linewidths=1.4, label="ground truth")
+    ax.scatter(*prediction.T, s=9, color="#ff4d5e", label="prediction")
     ax.text(0.015, 0.985, title, transform=ax.transAxes, color="white", va="top", fontsize=11, path_effects=OUTLINE)
-    legend = "○ ground truth   ● prediction"
-    ax.text(0.015, 0.015, legend, transform=ax.transAxes, color="white", fontsize=9, path_effects=OUTLINE)
+    ax.legend(loc="lower left", ncols=2, fontsize=9, labelcolor="white", facecolor="black", frameon=True)
     return fig
 
 

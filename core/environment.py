@@ -8,20 +8,23 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "safetensors", "albumentations", "numpy")
 
 
-def environment(device: torch.device | None = None) -> dict:
+def environment(accelerator: Accelerator) -> dict:
     """Plain JSON for `environment.json` and reports."""
-    cuda = device is not None and device.type == "cuda"
+    device = accelerator.device
     return {
         "command": " ".join(sys.argv),
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "system": platform.platform(),
         "cpus": os.cpu_count(),
-        "device": torch.cuda.get_device_name(device) if cuda else str(device or "cpu"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": accelerator.num_processes,
+        "precision": "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision,
         "commit": _commit(),
     }
 

@@ -12,57 +12,52 @@ from matplotlib.figure import Figure
 from core.uncertainty import Interval
 
 BLUE, GREY, RED, GREEN = "#1f5fa8", "#8a8f98", "#d1495b", "#2e8b57"
-STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e8eb",
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-}
+mpl.rcParams.update(
+    {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e6e8eb",
+        "axes.axisbelow": True,
+        "axes.titlesize": 11,
+        "axes.titlelocation": "left",
+        "legend.frameon": False,
+    }
+)
 
 
 def figure(width: float = 7.0, height: float = 4.0) -> Figure:
-    """An empty figure of `width` × `height` inches in the house's style."""
-    with mpl.rc_context(STYLE):
-        fig = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(fig)
-        return fig
-
-
-def axes(fig: Figure, *position, **labels):
-    """Axes in the house's style; `labels` as for `Axes.set` (title, xlabel, …)."""
-    with mpl.rc_context(STYLE):
-        ax = fig.add_subplot(*position)
-        ax.set(**labels)
-        return ax
+    """An empty figure of `width` × `height` inches."""
+    fig = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(fig)
+    return fig
 
 
 def save(fig: Figure, file: Path, dpi: int = 130) -> Path:
-    """Writes a PNG, and returns its path."""
+    """Writes a PNG or JPEG, by the file's suffix, and returns its path."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(STYLE):
-        fig.savefig(file, dpi=dpi)
+    fig.savefig(file, dpi=dpi)
     return file
 
 
-def cumulative_errors(errors: Mapping[str, np.ndarray], unit: str, marks: Sequence[float] = ()) -> Figure:
-    """Share of errors up to each size, a curve for each name; dotted lines at `marks`. NaN = unknown, left out."""
+def cumulative_errors(errors: Mapping[str, np.ndarray], unit: str, marks: Sequence[float]) -> Figure:
+    """Share of errors up to each size, a curve for each name; dotted lines at `marks`. NaN = unknown, left out.
+
+    The axis reaches to where the first curve is complete, or twice the last mark: others may go on beyond it.
+    """
     fig = figure()
-    ax = axes(fig, xlabel=f"error [{unit}]", ylabel="share of landmarks [%]", title="Cumulative error")
+    ax = fig.add_subplot(xlabel=f"error [{unit}]", ylabel="share of landmarks [%]")
     known = {name: np.sort(values[np.isfinite(values)]) for name, values in errors.items()}
-    end = 1.15 * max(np.quantile(values, 0.95) for values in known.values())
+    end = max(2 * marks[-1], 1.1 * next(iter(known.values()))[-1])
     for (name, values), colour in zip(known.items(), (BLUE, GREY, RED, GREEN), strict=False):
         share = 100 * np.arange(1, len(values) + 1) / len(values)
-        ax.step([0, *values], [0, *share], where="post", color=colour, label=name, lw=1.8)
+        x, y = [0, *values, max(end, values[-1])], [0, *share, 100]
+        ax.step(x, y, where="post", color=colour, label=name, lw=1.8)
     for mark in marks:
         ax.axvline(mark, color="#444444", lw=0.8, ls=":")
-        ax.annotate(f"{mark:g}", (mark, 101), fontsize=8, ha="center", annotation_clip=False)
-    ax.set(xlim=(0, max(end, *marks, 0)), ylim=(0, 100))
-    ax.title.set_position((0, 1.08))
+        ax.text(mark, 101, f"{mark:g} {unit}", fontsize=8, ha="center")
+    ax.set(xlim=(0, end), ylim=(0, 100))
     ax.legend(loc="lower right")
     return fig
 
@@ -71,7 +66,7 @@ def interval_bars(intervals: Mapping[str, Interval], xlabel: str) -> Figure:
     """Horizontal bars with interval whiskers, in the order given, the first on top."""
     estimates, low, high = np.array(list(intervals.values())).T
     fig = figure(7.0, 0.9 + 0.23 * len(intervals))
-    ax = axes(fig, xlabel=xlabel)
+    ax = fig.add_subplot(xlabel=xlabel)
     ax.barh(range(len(intervals)), estimates, color=BLUE, alpha=0.85, height=0.7)
     whiskers = np.maximum(0, [estimates - low, high - estimates])
     ax.errorbar(estimates, range(len(intervals)), xerr=whiskers, fmt="none", ecolor="#222222", elinewidth=1, capsize=2)
@@ -84,7 +79,7 @@ def interval_bars(intervals: Mapping[str, Interval], xlabel: str) -> Figure:
 def confusion_matrix(counts: np.ndarray, names: Sequence, title: str) -> Figure:
     """Counts (truth, prediction) as numbers on shades of blue by share of the true class."""
     fig = figure(4.6, 4.2)
-    ax = axes(fig, xlabel="predicted", ylabel="true", title=title)
+    ax = fig.add_subplot(xlabel="predicted", ylabel="true", title=title)
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
@@ -101,12 +96,12 @@ def training_curves(metrics_file: Path, monitor: str) -> Figure:
     rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     epochs = [row["epoch"] for row in rows]
     fig = figure(9.0, 3.4)
-    left = axes(fig, 1, 2, 1, xlabel="epoch", title="Loss")
+    left = fig.add_subplot(1, 2, 1, xlabel="epoch", title="Loss")
     for name, colour in (("train/loss", BLUE), ("val/loss", RED)):
         if all(name in row for row in rows):
             left.plot(epochs, [row[name] for row in rows], color=colour, label=name, lw=1.6)
     left.legend()
-    right = axes(fig, 1, 2, 2, xlabel="epoch", title=f"Validation: {monitor}")
+    right = fig.add_subplot(1, 2, 2, xlabel="epoch", title=f"Validation: {monitor}")
     right.plot(epochs, [row[f"val/{monitor}"] for row in rows], color=RED, lw=1.6)
     right.set_ylim(bottom=0)
     return fig

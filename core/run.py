@@ -4,7 +4,7 @@ The loop itself stays in each `train.py`:
 
     run = Run(args, "cephalometric")
     ...data, model, losses...
-    train_loader, val_loader = run.prepare(model, groups, train_loader, val_loader, config=…, monitor="mre_mm")
+    train_loader, val_loader = run.prepare(model, groups, train_loader, val_loader, config=…, monitor=…)
     for epoch in run.epochs():                          # seeds, unfreezes, shuffles
         for batch in run.batches(train_loader):         # progress, accumulation, resume
             loss, parts = criterion(run.model(batch["image"]), batch)
@@ -14,14 +14,13 @@ The loop itself stays in each `train.py`:
     run.finish()
 
 All randomness follows from (seed, epoch, batch): a run that was killed and resumed ends with the same weights, bit for
-bit on CPU. Data sets draw theirs from (seed, epoch, index) with `core.run.sample_rng`; where they have `set_epoch`, it
+bit on CPU. Data sets draw theirs from (seed, epoch, index) with `core.seeding.sample_rng`; where they have `set_epoch`, it
 is called before every epoch.
 """
 
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -31,9 +30,8 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
+from accelerate import DataLoaderConfiguration, skip_first_batches
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
@@ -47,18 +45,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from core.args import UserError, first_line
-from core.checkpoints import damage, replacing, save_model, writing_name
+from core.checkpoints import replacing, save_model, writing_name
+from core.devices import has_accelerator, make_accelerator
 from core.environment import environment
-from core.report import plain
+from core.run_folder import RunFolder
 from core.schedules import warmup_cosine
+from core.seeding import seed_batch
 from core.unfreezing import UnfreezingSchedule
 
 LOOK_EVERY = 20  # batches between looks at the losses on an accelerator: each look waits for the device
-
-
-def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random generator of one sample of one epoch: the same in any worker, process, batch or resumed run."""
-    return np.random.default_rng((seed, epoch, index))
 
 
 class Run:
@@ -71,18 +66,17 @@ class Run:
     def __init__(self, args, project: str):
         """Sets up devices and the folder (`--save_dir`, or `runs/<project>`), and seeds everything with `--seed`."""
         self.args, self.project = args, project
-        self.folder = self._folder()
+        path = RunFolder.choose(args, project)
         self.ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        no_fp16 = precision == "fp16" and not _has_accelerator()
+        no_fp16 = precision == "fp16" and not has_accelerator()
         try:
-            self.accelerator = Accelerator(
-                cpu=not _has_accelerator(),  # said outright, or two CPU processes take themselves for lone ones
+            self.accelerator = make_accelerator(
                 mixed_precision="no" if no_fp16 else args.mixed_precision,
                 gradient_accumulation_steps=args.accumulate_grad_batches,
                 dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
                 log_with=None if args.log_with == "none" else args.log_with,
-                project_config=ProjectConfiguration(logging_dir=str(args.log_dir or self.folder / "tensorboard")),
+                project_config=ProjectConfiguration(logging_dir=str(args.log_dir or path / "tensorboard")),
                 dynamo_backend="inductor" if args.compile else None,
                 # Checking a large data set on one process keeps the others waiting.
                 kwargs_handlers=[self.ddp, InitProcessGroupKwargs(timeout=timedelta(hours=2))],
@@ -93,9 +87,12 @@ class Run:
         self.console = Console(quiet=not self.is_main, highlight=False, soft_wrap=True)
         if no_fp16:
             self.console.print("fp16 needs an accelerator; there is none here, so this run computes in fp32")
-        self.resume_from = self._state_to_resume()
-        if self.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self.files = RunFolder(path, partial(self.console.print, style="bold"))
+        self.folder = self.files.path
+        self.resume_from = self.files.state_to_resume(bool(args.resume), args.overwrite)
+        if self.is_main and self.resume_from is None:
+            self.files.clear()
+        self.accelerator.wait_for_everyone()
         self.model: nn.Module | None = None
         self.epoch = self.batch = self.update = 0  # epochs and batches finished; updates made
         self.best: float | None = None
@@ -161,65 +158,10 @@ class Run:
         if self.resume_from:
             self._load(self.resume_from)
         if self.is_main:
-            self._write_descriptions()
+            self.files.describe(self.args, environment(self.accelerator))
         self._start_tracker()
         self._announce(model)
         return self.train_loader, val_loader
-
-    def _folder(self) -> Path:
-        """The folder of this run: that which --resume names, or --save_dir, or runs/<project>."""
-        args = self.args
-        if args.resume in (None, "latest"):
-            return args.save_dir or Path("runs") / self.project
-        named = Path(args.resume)
-        folder = named.parent if named.name in ("last", "previous") else named
-        if not _states(folder):
-            raise UserError(
-                f"--resume {named}: no training state there; give the folder of a run (it holds last/). A weights "
-                "file or best/ has no optimiser state to go on from"
-            )
-        if args.save_dir and args.save_dir.resolve() != folder.resolve():
-            raise UserError(f"--resume goes on in {folder}: leave out --save_dir {args.save_dir}, or copy the run")
-        return folder
-
-    def _state_to_resume(self) -> Path | None:
-        """The newest state that is whole; None to start from the beginning, in a folder without an older run."""
-        states = _states(self.folder)
-        if self.args.resume and states:
-            for state in states:
-                problem = damage(state)
-                if problem is None:
-                    return state
-                self.console.print(f"{state} cannot be used: {problem}", style="bold")
-            raise UserError(f"no state in {self.folder} can be used; start anew with --overwrite")
-        if self.args.resume:
-            self.console.print(f"nothing to resume in {self.folder}: starting from the beginning")
-        elif not self.args.overwrite and (states or (self.folder / "metrics.jsonl").exists()):
-            raise UserError(
-                f"{self.folder} holds a run: --resume goes on, --overwrite replaces it, --save_dir takes another"
-            )
-        self._clear(self.folder)  # a run killed before its first checkpoint may have logged an epoch
-        return None
-
-    def _clear(self, folder: Path) -> None:
-        """Takes away what an earlier run left. Nothing else in the folder is touched."""
-        if self.is_main:
-            for name in ("last", "previous", "best"):
-                shutil.rmtree(folder / name, ignore_errors=True)
-            (folder / "metrics.jsonl").unlink(missing_ok=True)
-        self.accelerator.wait_for_everyone()
-
-    def _write_descriptions(self) -> None:
-        arguments = plain(vars(self.args))
-        file = self.folder / "args.json"
-        if self.resume_from and file.exists():
-            before = json.loads(file.read_text())
-            ignored = ("resume", "overwrite", "save_dir", "log_dir", "num_workers")
-            for name, value in arguments.items():
-                if name not in ignored and name in before and before[name] != value:
-                    self.console.print(f"[bold]resumed with another --{name}: {before[name]} before, {value} now")
-        file.write_text(json.dumps(arguments, indent=1))
-        (self.folder / "environment.json").write_text(json.dumps(environment(self.accelerator.device), indent=1))
 
     def _start_tracker(self) -> None:
         if self.args.log_with == "none":
@@ -245,7 +187,7 @@ class Run:
     def epochs(self) -> Iterator[int]:
         """The epochs that are left to do. Seeds, wakes and freezes the model, and sets the epoch of the data."""
         self._listen()
-        while self.epoch < self.args.epochs:
+        while self.epoch < self.args.epochs and not self._out_of_patience():
             self._epoch_start = time.perf_counter()
             set_seed(self.args.seed + 1000 * self.epoch, device_specific=True)
             self.model.train()
@@ -271,7 +213,7 @@ class Run:
                 if self.batch == self.batches_per_epoch:  # a part group is left over
                     loader.end()
                     break
-                _seed_dropout(self.args.seed, self.epoch, self.batch, self.accelerator.process_index)
+                seed_batch(self.args.seed, self.epoch, self.batch, self.accelerator.process_index)
                 self._current = batch
                 with self.accelerator.accumulate(self.model):
                     yield batch
@@ -329,12 +271,14 @@ class Run:
             save_model(self.folder / "best", model, {**self.config, "best": best})
         self.epoch, self.batch, self._sums = self.epoch + 1, 0, {}
         self._save_state()
-        patience = self.args.early_stopping_patience
-        if patience and self.epochs_without_best >= patience:
-            self.console.print(f"no better {self.monitor} for {patience} epochs: stopping")
-            return True
         self._stop_if_told(0)
-        return False
+        if self._out_of_patience():
+            self.console.print(f"no better {self.monitor} for {self.epochs_without_best} epochs: stopping")
+        return self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        patience = self.args.early_stopping_patience
+        return patience > 0 and self.epochs_without_best >= patience
 
     def finish(self) -> None:
         """Closes the trackers and says where the best model is. The run's model is gone after it."""
@@ -382,8 +326,7 @@ class Run:
             "seconds": round(time.perf_counter() - self._epoch_start, 2),
         }
         if self.is_main:
-            with open(self.folder / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(row) + "\n")
+            self.files.log(row)
         self.accelerator.log({k: v for k, v in row.items() if "/" in k}, step=self.update)
         shown = "  ".join(f"{name} {number:.4g}" for name, number in train.items() if name != "grad_norm")
         validation = "  ".join(f"{name} {number:.4g}" for name, number in metrics.items())
@@ -441,7 +384,7 @@ class Run:
                 self.console.print("[bold]the epochs now have other batches: this one starts again")
             self.update, self.batch = self.epoch * self.updates_per_epoch, 0
         if self.is_main:
-            _keep_lines(self.folder / "metrics.jsonl", self.epoch)
+            self.files.keep_rows(self.epoch)
         self.console.print(f"resumed from {folder}: epoch {self.epoch + 1}, batch {self.batch + 1}", style="bold")
 
     def _listen(self) -> None:
@@ -497,30 +440,6 @@ class _Bar:
 
     def __exit__(self, *_) -> None:
         self.progress.stop()
-
-
-def _states(folder: Path) -> list[Path]:
-    """The full states in a run's folder, the newest first."""
-    return [folder / name for name in ("last", "previous") if (folder / name).is_dir()]
-
-
-def _has_accelerator() -> bool:
-    forced_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
-    return torch.accelerator.is_available() and not forced_cpu
-
-
-def _seed_dropout(seed: int, epoch: int, batch: int, process: int) -> None:
-    """Seeds torch (dropout and its like) from the position in the run instead of carrying its state along."""
-    number = (((seed * 100_003 + epoch) * 1_000_003 + batch) * 1_009 + process) % 2**63
-    torch.default_generator.manual_seed(number)
-    if torch.cuda.is_initialized():  # asking first: torch.manual_seed spends 0.2 ms on a stack trace otherwise
-        torch.cuda.manual_seed(number)
-
-
-def _keep_lines(file: Path, count: int) -> None:
-    """Keeps the first `count` whole lines: a killed run may have logged an epoch that it did not save."""
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    file.write_text("".join(line for line in lines[:count] if line.endswith("\n")))
 
 
 def _name(identity) -> str:

@@ -68,7 +68,7 @@ def test_old_pythons_can_parse_it():
     """No f-strings, no annotations: Python 2.7 and 3.6 must get as far as the version check."""
     found = [shutil.which(f"python{version}") for version in ("2.7", "3.6", "3.7", "3.8", "3.9")]
     pyenv = Path.home() / ".pyenv" / "versions"
-    found += [str(folder / "bin" / "python") for folder in pyenv.glob("*") if folder.name < "3.10" and folder.name[2] != "1"]
+    found += [str(folder / "bin" / "python") for folder in pyenv.glob("*") if folder.name[:3] in ("2.7", "3.6", "3.8")]
     tried = 0
     for python in filter(None, found):
         done = subprocess.run([python, str(ROOT / "quickstart.py")], capture_output=True, text=True, check=False)

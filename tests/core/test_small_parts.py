@@ -2,6 +2,8 @@
 
 import json
 import math
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ from core import figures
 from core.cases import Cases
 from core.metrics import radial_errors, success_detection_rate
 from core.report import Report, plain
-from core.run import sample_rng
 from core.schedules import parameter_groups, warmup_cosine
+from core.seeding import sample_rng
 from core.uncertainty import Interval, bootstrap
 from core.unfreezing import UnfreezingSchedule, frozen_context, is_frozen
 from core.validation import DataReport, content_keys, find_leaks
@@ -26,7 +28,7 @@ def test_warmup_then_cosine():
     assert factors[10] == 1
     assert factors[55] == pytest.approx(0.5)
     assert factors[100] == pytest.approx(0, abs=1e-12)
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors[10:]))
     assert warmup_cosine(500, total=100, final=0.1) == pytest.approx(0.1)
     assert warmup_cosine(0, total=0) == 1
     with pytest.raises(ValueError, match="does not fit"):
@@ -55,6 +57,11 @@ class Layers(nn.Module):
         return self.head(x)
 
 
+def _keep(kept, tensor):
+    kept.append(tensor)
+    return tensor
+
+
 def test_frozen_parts_cost_nothing_and_keep_their_statistics():
     model = Layers()
     schedule = UnfreezingSchedule([(2, [model.body])])
@@ -64,7 +71,8 @@ def test_frozen_parts_cost_nothing_and_keep_their_statistics():
         schedule.apply(epoch)
         before = model.body[1].running_mean.clone()
         kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        pack = partial(_keep, kept)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             model.zero_grad()
             model(x).sum().backward()
         if epoch < 2:
@@ -173,7 +181,8 @@ def test_sample_randomness_is_a_function_of_its_key():
 
 
 def test_plain_json():
-    value = {1.5: np.float32(2), "a": [np.nan, (1, np.arange(2))], "interval": Interval(1.0, 0.5, math.inf), "none": None}
+    value = {1.5: np.float32(2), "a": [np.nan, (1, np.arange(2))], "none": None}
+    value["interval"] = Interval(1.0, 0.5, math.inf)
     assert json.loads(json.dumps(plain(value), allow_nan=False)) == {
         "1.5": 2.0, "a": [None, [1, [0, 1]]], "interval": {"estimate": 1.0, "low": 0.5, "high": None}, "none": None,
     }  # fmt: skip

@@ -16,8 +16,9 @@ from torch.utils.data import Dataset
 from core import checkpoints
 from core.args import ArgumentParser, add_training_arguments, script
 from core.cases import Cases
-from core.run import Run, sample_rng
+from core.run import Run
 from core.schedules import parameter_groups
+from core.seeding import sample_rng
 from core.unfreezing import UnfreezingSchedule, frozen_context
 
 
