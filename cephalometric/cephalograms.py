@@ -184,6 +184,12 @@ class CephalogramDataset(Dataset):
         }
 
 
+def mean_shape(points: np.ndarray) -> np.ndarray:
+    """Mean (29, 2) of points (N, 29, 2) over the cases that have each landmark; NaN where none has."""
+    known = np.isfinite(points)
+    return np.where(known.any(axis=0), np.nansum(points, axis=0) / np.maximum(1, known.sum(axis=0)), np.nan)
+
+
 def measurement_statistics(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (10,) of the measurements of points (N, 29, 2)."""
     columns = [column[np.isfinite(column)] for column in measure(points).T]

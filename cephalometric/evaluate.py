@@ -68,7 +68,7 @@ def main(argv=None):
     dataset = CephalogramDataset(cases[args.split], cache)
     predictions = predict_all(accelerator, model, config, dataset, args)
     if accelerator.is_main_process:
-        evaluation = Evaluation(dataset, predictions, np.array(config["mean_shape"]), args.bootstrap, args.seed)
+        evaluation = Evaluation(dataset, predictions, np.array(config["mean_shape"], float), args.bootstrap, args.seed)
         write_results(evaluation, args, data_report, environment(accelerator))
         data_report.print(console, args.output / "data_report.json")
         print_summary(evaluation, console)

@@ -4,13 +4,13 @@ HRNet: Sun et al. 2019, "Deep High-Resolution Representation Learning for Human 
 Loss: 0.5 · heatmaps (DARK's unbiased targets) + 0.5 · Wing + 0.3 · CVM.
 """
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
 from ceph_landmarks import LANDMARKS
@@ -137,9 +137,11 @@ def _backbone(name: str, pretrained: bool, weights: Path | None) -> nn.Module:
             raise UserError(f"{weights} is not for {name}: {len(missing)} weights are missing, {min(missing)} first")
         model.load_state_dict({key: state[key] for key in model.state_dict()})
         return model
+    # timm lists the classifier's weights, a page of names that the branches do not use, as unexpected.
+    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
-    except (OSError, LocalEntryNotFoundError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # the hub's errors are OSErrors
         if not pretrained:
             raise
         hub = timm.get_pretrained_cfg(name).hf_hub_id

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from aariz import GROUND_TRUTHS, read_aariz
-from cephalograms import CephalogramDataset, FrameCache, leave_out_unreadable, measurement_statistics
+from cephalograms import CephalogramDataset, FrameCache, leave_out_unreadable, mean_shape, measurement_statistics
 from core import figures
 from core.args import ArgumentParser, add_training_arguments, positive_int, script
 from core.cases import Cases
@@ -51,6 +51,10 @@ def main(argv=None):
     args = parse_args(argv)
     run = Run(args, "cephalometric")
 
+    # The model first: if its weights cannot be had, that should be known before pictures are read for minutes.
+    model = HRNetLandmarks(args.backbone, args.image_size, args.heatmap_size, args.pretrained, args.backbone_weights)
+    criterion = LandmarkLoss(model.stride, model.heatmap_size, args.sigma, args.cvm_weight)
+
     # Data. The first process decodes every picture into the cache and finds the broken ones; the others reuse it.
     cache = FrameCache(args.cache_dir, args.image_size)
     with run.accelerator.main_process_first():
@@ -64,14 +68,10 @@ def main(argv=None):
     train_set = CephalogramDataset(cases["train"], cache, statistics, augment=args.augment, seed=args.seed)
     val_set = CephalogramDataset(cases["valid"], cache, statistics)
 
-    # Model and loss.
-    model = HRNetLandmarks(args.backbone, args.image_size, args.heatmap_size, args.pretrained, args.backbone_weights)
     model.set_statistics(*statistics)
-    criterion = LandmarkLoss(model.stride, model.heatmap_size, args.sigma, args.cvm_weight)
     config = model.config(args.sigma)
-    config["mean_shape"] = np.nanmean(train_points, axis=0).tolist()  # frame px: the baseline of every evaluation
+    config["mean_shape"] = mean_shape(train_points)  # frame px: the baseline of every evaluation
     config["ground_truth"] = args.ground_truth
-
     unit = "mm" if any(case.mm_per_px for case in cases["valid"]) else "px"
     train_loader, val_loader = run.prepare(
         model,

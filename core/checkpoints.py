@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 
 from core.args import UserError, first_line
+from core.report import plain
 
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "checksums.json"
 
@@ -101,11 +102,11 @@ def _flush(path: Path) -> None:
 
 
 def save_model(folder: Path, model: torch.nn.Module, config: dict) -> None:
-    """Writes a model folder. `config` must be plain JSON: architecture, input size, normalisation, names, units."""
+    """Writes a model folder. `config` holds what inference needs: architecture, input size, normalisation, units."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(folder) as writing:
         safetensors.torch.save_file(state, writing / WEIGHTS)
-        (writing / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
+        (writing / CONFIG).write_text(json.dumps(plain(config), indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def load_model_folder(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:

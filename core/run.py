@@ -14,7 +14,7 @@ The loop itself stays in each `train.py`:
     run.finish()
 
 All randomness follows from (seed, epoch, batch): a run that was killed and resumed ends with the same weights, bit for
-bit on CPU. Data sets draw theirs from (seed, epoch, index) with `core.seeding.sample_rng`; where they have `set_epoch`, it
+bit on CPU. Data sets draw theirs from (seed, epoch, index) with `core.seeding.sample_rng`; their `set_epoch`, if any,
 is called before every epoch.
 """
 

@@ -79,6 +79,7 @@ def _execute(script: str, arguments: list[str], cwd: str, environment: dict[str,
     multiprocessing.set_start_method("fork", force=True)  # for loader workers: the system's default, not this server's
     torch.set_num_threads(1)  # OMP_NUM_THREADS was read by the server already
     sys.argv = [script, *arguments]
-    sys.path[:] = [path for path in sys.path if not path.startswith(str(ROOT))]  # the script finds its own way
+    # The script must find its own way: the repository and its folders go (.venv, deeper in it, stays).
+    sys.path[:] = [path for path in sys.path if ROOT not in (Path(path), Path(path).parent)]
     sys.path.insert(0, str(Path(script).parent))
     runpy.run_path(script, run_name="__main__")

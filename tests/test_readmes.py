@@ -1,0 +1,50 @@
+"""What the READMEs tell a reader to type exists, and is accepted."""
+
+import re
+import shlex
+
+import pytest
+
+from conftest import PROJECTS, ROOT, load_script
+
+READMES = [ROOT / "README.md", *(folder / "README.md" for folder in PROJECTS)]
+
+
+def commands():
+    """(README, words) of every command line in a bash block that runs one of our scripts."""
+    for readme in READMES:
+        for block in re.findall(r"```bash\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if any(word.endswith(".py") for word in words):
+                    yield pytest.param(words, id=f"{readme.parent.name}: {' '.join(words)[:60]}")
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_commands_name_scripts_and_flags_that_exist(words):
+    position = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    script, arguments = words[position].replace("my_project", "cephalometric"), words[position + 1 :]
+    assert (ROOT / script).is_file()
+    assert words[0] in ("python", "accelerate")
+    if script == "quickstart.py":
+        known = {"test", "install", *load_script(script).PROJECTS}
+        assert set(arguments) <= known
+    elif arguments != ["--help"]:
+        assert load_script(script).parse_args(arguments)
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+def test_links_lead_somewhere(readme):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", readme.read_text(encoding="utf-8")):
+        assert (readme.parent / target).exists(), target
+
+
+def test_the_flags_of_the_readme_are_the_scripts(capsys):
+    """The table in cephalometric/README.md holds every flag of train.py, and no other."""
+    text = (ROOT / "cephalometric" / "README.md").read_text(encoding="utf-8")
+    table = text.split("## Flags")[1].split("## ")[0]
+    with pytest.raises(SystemExit):
+        load_script("cephalometric/train.py").parse_args(["--help"])
+    shown = capsys.readouterr().out.split("options:")[1].replace("--batch-size", "").replace("--help", "")
+    flag = re.compile(r"--[a-z][a-z_-]+")
+    assert set(flag.findall(table)) == set(flag.findall(shown))
