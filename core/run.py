@@ -207,7 +207,10 @@ class Run:
     def _training_batches(self) -> Iterator[dict]:
         if self.batch >= self.batches_per_epoch:  # resumed after the last batch: only the validation is left
             return
-        loader = skip_first_batches(self.train_loader, self.batch) if self.batch else self.train_loader
+        loader = self.train_loader
+        if self.batch:
+            loader = skip_first_batches(loader, self.batch)
+            loader.set_epoch(self.epoch)  # before 1.15, Accelerate hands out the order of epoch 0 here
         with self._progress(f"epoch {self.epoch + 1}", self.batches_per_epoch, self.batch) as advance:
             for batch in loader:
                 if self.batch == self.batches_per_epoch:  # a part group is left over
