@@ -51,6 +51,8 @@ def tracing(pixels: np.ndarray, points: np.ndarray, title: str) -> Figure:
     for name, (back, front) in PLANES.items():
         direction = places[front] - places[back]
         start, end = places[back] - 0.35 * direction, places[front] + 0.35 * direction
+        if not (start > 40).all():  # the name stands at the start, and must stay in the picture
+            start = places[back] + (start - places[back]) * _share_inside(places[back], start, 40)
         colour = PLANE_COLOURS[name]
         ax.plot(*zip(start, end, strict=True), color=colour, lw=1.5, alpha=0.9)
         label = ax.text(*start, name, color=colour, fontsize=12, weight="bold", ha="right", path_effects=OUTLINE)
@@ -61,6 +63,13 @@ def tracing(pixels: np.ndarray, points: np.ndarray, title: str) -> Figure:
         _label(ax, symbol, place, dots, taken, renderer)
     ax.text(0.012, 0.988, title, transform=ax.transAxes, color="white", va="top", fontsize=12, path_effects=OUTLINE)
     return fig
+
+
+def _share_inside(inner: np.ndarray, outer: np.ndarray, margin: float) -> float:
+    """How far one can go from `inner` to `outer`, 0-1, before x or y falls below `margin`."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = np.where(outer < margin, (inner - margin) / (inner - outer), 1.0)
+    return float(np.clip(shares.min(), 0, 1))
 
 
 def _label(ax, symbol: str, place: np.ndarray, dots: np.ndarray, taken: list, renderer) -> None:
