@@ -2,6 +2,7 @@
 one clear line instead of a traceback for a user's mistake."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -17,16 +18,23 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
+# What the system says of a place that cannot be written: a user can mend it, the program cannot.
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+
+
 def script(main: Callable[[], None]) -> None:
-    """Runs a script's `main`. `UserError` ends it with one line on stderr and exit code 2, Ctrl-C with 130."""
+    """Runs a script's `main`. `UserError`, and a place that cannot be written, end it with one line on stderr and exit
+    code 2; Ctrl-C ends it with 130."""
     try:
         main()
-    except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # several processes make the same mistake: say it once
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NOT_WRITABLE:
+            raise
+        if int(os.environ.get("RANK", "0")) == 0:  # several processes make the same mistake: say it once
+            print(f"error: {first_line(error)}", file=sys.stderr)
+        sys.exit(2)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -54,7 +54,7 @@ def replacing(folder: Path, keep: Path | None = None) -> Iterator[Path]:
         if isinstance(error, OSError | RuntimeError | safetensors.SafetensorError):  # as torch and safetensors wrap it
             good = "the one written before is untouched" if folder.exists() else "there was none before"
             reason = first_line(error)
-            raise UserError(f"cannot write {folder} ({reason}); {good}; make room and run again") from error
+            raise UserError(f"cannot write {folder} ({reason}); {good}; make room, then --resume") from error
         raise
     if keep is None:
         shutil.rmtree(leaving, ignore_errors=True)

@@ -11,6 +11,7 @@ from aariz import read_aariz
 from ceph_landmarks import LANDMARKS
 from cephalograms import FrameCache, leave_out_unreadable
 from core.args import UserError
+from core.images import Letterbox
 
 POINTS = np.stack([np.linspace(20, 100, 29), np.linspace(30, 140, 29)], axis=1)
 
@@ -89,6 +90,24 @@ def test_a_bad_landmark_is_left_out_and_the_case_stays(tree, value, reason):
     assert problems(report) == {(reason, "landmark left out")}
     assert "S" in report.problems[0].detail
     assert report.problems[0].where.endswith("Senior Orthodontists/a.json")
+
+
+def test_a_picture_turned_by_exif_is_measured_as_displayed(tree, tmp_path):
+    """Stored lying, displayed upright: points right of the stored width are inside, the frame is upright."""
+    points = np.tile([150.0, 60.0], (29, 1))
+    tree.add("train", "z", points, size=(160, 120))
+    upright = np.zeros((120, 160), np.uint8)
+    upright[:, 100:] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.ascontiguousarray(np.rot90(upright))).save(tree.image_file("train", "z"), exif=exif)
+    cases, report = read(tree)
+    assert report.problems == []
+    assert cases["z"].size == (160, 120)
+    frame = FrameCache(tmp_path / "cache", (64, 64)).load(cases["z"].image)
+    x, y = Letterbox(cases["z"].size, (64, 64)).to_frame(cases["z"].points)[0].round().astype(int)
+    assert frame[y, x] == 200
+    assert frame[y, 10] == 0
 
 
 def test_numbers_as_strings_are_read(tree):

@@ -1,4 +1,5 @@
 import os
+import warnings
 
 import albumentations
 import numpy as np
@@ -54,6 +55,15 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(dataset, tmp_path):
     # Two copies of one case get different augmentations in one epoch.
     twice = CephalogramDataset([dataset.cases[0]] * 2, dataset.cache, augment=True)
     assert not torch.equal(twice[0]["image"], twice[1]["image"])
+
+
+def test_albumentations_knows_every_argument():
+    """It only warns of those that it does not know, and leaves them out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        augmentation()
+        with pytest.raises(UserWarning):
+            albumentations.HorizontalFlip(probability=0.5)
 
 
 def test_landmarks_follow_the_augmentation(tmp_path):

@@ -65,6 +65,16 @@ def test_a_users_mistake_is_one_line_and_code_2(capsys):
     assert capsys.readouterr().err == "error: x.png: no such file; give another\n"
 
 
+def test_a_place_that_cannot_be_written_is_one_line_and_a_bug_is_not(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        script(lambda: (tmp_path / "file" / "below").mkdir())
+    assert stop.value.code == 2
+    assert "Not a directory" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError):
+        script(lambda: (tmp_path / "missing").read_text())
+
+
 def test_core_imports_no_project():
     """Importing all of core with only the root on the path must work, and load nothing of a project."""
     root = Path(__file__).resolve().parents[2]
