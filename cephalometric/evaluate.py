@@ -23,6 +23,7 @@ from cephalograms import CephalogramDataset, FrameCache, leave_out_unreadable
 from core import figures
 from core.args import ArgumentParser, UserError, positive_int, script
 from core.cases import Cases
+from core.console import make_console
 from core.devices import make_accelerator
 from core.environment import environment
 from core.images import read_image
@@ -53,7 +54,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     accelerator = make_accelerator()
-    console = Console(quiet=not accelerator.is_main_process, highlight=False, soft_wrap=True)
+    console = make_console(quiet=not accelerator.is_main_process)
     model, config = HRNetLandmarks.from_folder(args.checkpoint)
     run_folder = args.checkpoint.parent if args.checkpoint.name == "best" else args.checkpoint
     args.output = args.output or run_folder / f"evaluation_{args.split}"

@@ -21,6 +21,7 @@ from rich.table import Table
 from ceph_landmarks import LANDMARK_TITLES, LANDMARKS
 from core import figures
 from core.args import ArgumentParser, UserError, script
+from core.console import make_console
 from core.devices import make_accelerator
 from core.images import DICOM_SUFFIXES, SUFFIXES, ImageError, Letterbox, read_image
 from hrnet_landmarks import HRNetLandmarks, decode
@@ -44,7 +45,7 @@ def main(argv=None):
     args = parse_args(argv)
     if args.pixel_size is not None and not PIXEL_SIZES[0] <= args.pixel_size <= PIXEL_SIZES[1]:
         raise UserError(f"--pixel_size {args.pixel_size}: mm per px of a cephalogram lie between {PIXEL_SIZES}")
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     norms = read_norms(args.norms)
     device = make_accelerator().device
     model, config = HRNetLandmarks.from_folder(args.checkpoint)

@@ -39,13 +39,12 @@ from accelerate.utils import (
     gather_object,
     set_seed,
 )
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from core.args import UserError, first_line
 from core.checkpoints import replacing, save_model, writing_name
+from core.console import make_console, progress
 from core.devices import has_accelerator, make_accelerator
 from core.environment import environment
 from core.run_folder import RunFolder
@@ -84,7 +83,7 @@ class Run:
         except (ValueError, ImportError) as error:
             raise UserError(f"Accelerate refuses these settings: {first_line(error)}") from error
         self.is_main = self.accelerator.is_main_process
-        self.console = Console(quiet=not self.is_main, highlight=False, soft_wrap=True)
+        self.console = make_console(quiet=not self.is_main)
         if no_fp16:
             self.console.print("fp16 needs an accelerator; there is none here, so this run computes in fp32")
         self.files = RunFolder(path, partial(self.console.print, style="bold"))
@@ -211,7 +210,7 @@ class Run:
         if self.batch:
             loader = skip_first_batches(loader, self.batch)
             loader.set_epoch(self.epoch)  # before 1.15, Accelerate hands out the order of epoch 0 here
-        with self._progress(f"epoch {self.epoch + 1}", self.batches_per_epoch, self.batch) as advance:
+        with progress(self.console, f"epoch {self.epoch + 1}", self.batches_per_epoch, self.batch) as advance:
             for batch in loader:
                 if self.batch == self.batches_per_epoch:  # a part group is left over
                     loader.end()
@@ -227,7 +226,7 @@ class Run:
         self._read_losses()
 
     def _validation_batches(self, loader: DataLoader) -> Iterator[dict]:
-        with self._progress("validation", len(loader)) as advance:
+        with progress(self.console, "validation", len(loader)) as advance:
             for number, batch in enumerate(loader, 1):
                 yield batch
                 advance()
@@ -339,11 +338,6 @@ class Run:
             f"lr {row['lr']:.1e}  {row['seconds']:.0f} s{star}"
         )
 
-    def _progress(self, title: str, total: int, done: int = 0):
-        if not self.console.is_terminal or not self.is_main:
-            return nullcontext(lambda: None)
-        return _Bar(self.console, title, total, done)
-
     # ------------------------------------------------------------------------------------------------ states
 
     def _save_state(self) -> None:
@@ -384,7 +378,7 @@ class Run:
             self._sums = state["sums"][self.accelerator.process_index]
         else:  # other processes or batch size: positions within an epoch mean something else
             if self.batch:
-                self.console.print("[bold]the epochs now have other batches: this one starts again")
+                self.console.print("the epochs now have other batches: this one starts again", style="bold")
             self.update, self.batch = self.epoch * self.updates_per_epoch, 0
         if self.is_main:
             self.files.keep_rows(self.epoch)
@@ -427,22 +421,6 @@ class Run:
         place = f"epoch {self.epoch + 1}, batch {self.batch}"
         self.console.print(f"{signal.Signals(told).name}: saved {self.folder / 'last'} at {place}; go on with --resume")
         sys.exit(128 + told)
-
-
-class _Bar:
-    """A progress bar that goes away when its loop ends."""
-
-    def __init__(self, console: Console, title: str, total: int, done: int):
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.progress = Progress(*columns, console=console, transient=True)
-        self.task = self.progress.add_task(title, total=total, completed=done)
-
-    def __enter__(self) -> Callable[[], None]:
-        self.progress.start()
-        return partial(self.progress.advance, self.task)
-
-    def __exit__(self, *_) -> None:
-        self.progress.stop()
 
 
 def _name(identity) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 
 from core import figures
 from core.cases import Cases
+from core.console import make_console, progress
 from core.metrics import radial_errors, success_detection_rate
 from core.report import Report, plain
 from core.schedules import parameter_groups, warmup_cosine
@@ -172,6 +173,15 @@ def test_cases_are_counted_once_and_gaps_are_errors():
     cases.size = 4
     with pytest.raises(RuntimeError, match="3 of 4 cases"):
         cases.table()
+
+
+def test_names_with_brackets_are_printed_as_they_are(capsys):
+    make_console().print("[bold]scan[/].png: [Errno 2] " + "x" * 300, style="bold")
+    assert capsys.readouterr().out.startswith("[bold]scan[/].png: [Errno 2] " + "x" * 300)
+    make_console(quiet=True).print("silent")
+    with progress(make_console(), "title", 3) as advance:
+        advance()
+    assert capsys.readouterr().out == ""
 
 
 def test_sample_randomness_is_a_function_of_its_key():
