@@ -24,7 +24,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
@@ -125,13 +125,12 @@ class Run:
         monitor: str,
         mode: str = "min",
         unfreezing: UnfreezingSchedule | None = None,
-        rate: Callable[[int], float] | None = None,
     ) -> tuple[DataLoader, DataLoader]:
         """Moves all to the devices, resumes where asked, writes args.json; returns the loaders to iterate over.
 
         `groups`: AdamW parameter groups with their `lr` (`core.schedules.parameter_groups`). `config`: what goes into
         `best/config.json`. `monitor` names the validation metric that chooses `best/`; `mode` says whether "min" or
-        "max" is better. `rate`: factor on the learning rates at an update; default warm-up and cosine per update.
+        "max" is better.
         """
         self.config, self.monitor, self.mode, self.unfreezing = config, monitor, mode, unfreezing
         self.ddp.find_unused_parameters = unfreezing is not None
@@ -153,7 +152,7 @@ class Run:
             )
         warmup = round(self.args.warmup_epochs * self.updates_per_epoch)
         total = self.args.epochs * self.updates_per_epoch
-        self.rate = rate or partial(warmup_cosine, total=total, warmup=min(warmup, total))
+        self.rate = partial(warmup_cosine, total=total, warmup=min(warmup, total))
         if self.resume_from:
             self._load(self.resume_from)
         if self.is_main:

@@ -13,9 +13,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def __format__(self, spec: str) -> str:
-        return f"{self.estimate:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
-
 
 def bootstrap(
     statistic: Callable[[np.ndarray], float],

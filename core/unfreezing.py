@@ -52,8 +52,3 @@ class UnfreezingSchedule:
         """Freezes and unfreezes for `epoch`. To be called after `model.train()`, which would wake frozen BatchNorm."""
         for first_epoch, modules in self.stages:
             set_frozen(modules, frozen=epoch < first_epoch)
-
-    def frozen_parameters(self, epoch: int) -> int:
-        """How many parameters do not learn in `epoch`."""
-        late = (modules for first_epoch, modules in self.stages if epoch < first_epoch)
-        return sum(parameter.numel() for modules in late for module in modules for parameter in module.parameters())
