@@ -15,14 +15,13 @@ import numpy as np
 from PIL import Image
 
 from ceph_landmarks import LANDMARKS
-from cephalograms import Cephalogram
+from cephalograms import PIXEL_SIZES, Cephalogram
 from core.args import UserError
 from core.images import SUFFIXES, ImageError
 from core.validation import DataReport, content_keys, find_leaks
 
 SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 GROUND_TRUTHS = ("mean", "senior", "junior", "official_ceil")
-PIXEL_SIZES = (0.02, 1.0)  # mm per px that a cephalogram can have
 
 
 def read_aariz(
@@ -156,7 +155,9 @@ def _picture_size(file: Path) -> tuple[int, int]:
     """(width, height) as displayed, from the header alone."""
     try:
         with Image.open(file) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5-8 exchange the sides
+            # Asked for EXIF that is not in its header, Pillow decodes the whole of a PNG in search of it.
+            in_header = image.format != "PNG" or "exif" in image.info
+            turned = in_header and image.getexif().get(0x0112, 1) >= 5  # orientations 5-8 exchange the sides
             return image.size[::-1] if turned else image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ImageError(str(error)) from error

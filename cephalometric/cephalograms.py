@@ -25,6 +25,7 @@ from core.validation import DataReport
 from measurements import measure
 
 cv2.setNumThreads(0)  # the loader's processes fill the cores already
+PIXEL_SIZES = (0.02, 1.0)  # mm per px that a cephalogram can have
 
 
 @dataclass
@@ -54,8 +55,8 @@ class FrameCache:
         except OSError as error:
             raise UserError(f"--cache_dir {folder}: {error.strerror}; give a folder that can be written") from error
 
-    def load(self, image: Path) -> np.ndarray:
-        """The frame uint8 (height, width). Raises ImageError if the picture cannot be read."""
+    def load(self, image: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+        """The frame uint8 (height, width). Raises ImageError if the picture cannot be read, or is not of `size`."""
         file = self._file(image)
         try:
             frame = np.load(file)
@@ -64,6 +65,10 @@ class FrameCache:
         except (OSError, ValueError, EOFError):
             pass  # not there yet, or torn by a crash of another kind of program: made below
         pixels = read_image(image).pixels
+        if size and pixels.shape[::-1] != size:
+            raise ImageError(
+                f"{image}: {size[0]}×{size[1]} by its header, {pixels.shape[1]}×{pixels.shape[0]} as shown"
+            )
         frame = Letterbox(pixels.shape[::-1], self.frame).draw(pixels)
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
             np.save(part, frame)
@@ -77,11 +82,14 @@ class FrameCache:
 
 
 def leave_out_unreadable(cases: dict[str, list[Cephalogram]], cache: FrameCache, report: DataReport) -> None:
-    """Decodes every picture once, into the cache, and takes out the cases whose picture is broken."""
+    """Decodes every picture once, into the cache, and takes out the cases whose picture is broken.
+
+    Raises UserError if none is left of a split.
+    """
 
     def problem(case: Cephalogram) -> ImageError | None:
         try:
-            cache.load(case.image)
+            cache.load(case.image, case.size)
         except ImageError as error:
             return error
         return None
@@ -94,6 +102,8 @@ def leave_out_unreadable(cases: dict[str, list[Cephalogram]], cache: FrameCache,
                     found.remove(case)
                     report.add("picture unreadable", case.image, "case left out", error)
             report.cases[split] = len(found)
+            if not found:
+                raise UserError(f"no readable picture in {split}/, {problems[0]} for example")
 
 
 # ---------------------------------------------------------------------------------------------------------- samples

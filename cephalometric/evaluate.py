@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from aariz import GROUND_TRUTHS, SPLITS, read_aariz
 from cephalograms import CephalogramDataset, FrameCache, leave_out_unreadable
 from core import figures
-from core.args import ArgumentParser, UserError, positive_int, script
+from core.args import ArgumentParser, positive_int, script
 from core.cases import Cases
 from core.console import make_console
 from core.devices import make_accelerator
@@ -30,8 +30,8 @@ from core.images import read_image
 from core.metrics import success_detection_rate
 from core.report import Report, plain
 from core.validation import DataReport
-from hrnet_landmarks import HRNetLandmarks, decode
-from landmark_evaluation import STAGES, THRESHOLDS, Evaluation
+from hrnet_landmarks import CVM_STAGES, HRNetLandmarks, decode
+from landmark_evaluation import THRESHOLDS, Evaluation
 from measurements import IS_LENGTH
 from tracing import comparison
 
@@ -64,8 +64,6 @@ def main(argv=None):
     with accelerator.main_process_first():
         cases, data_report = read_aariz(args.dataset_path, args.ground_truth, splits=(args.split,))
         leave_out_unreadable(cases, cache, data_report)
-    if not cases[args.split]:
-        raise UserError(f"{args.dataset_path}: no readable picture in {args.split}/")
     dataset = CephalogramDataset(cases[args.split], cache)
     predictions = predict_all(accelerator, model, config, dataset, args)
     if accelerator.is_main_process:
@@ -195,7 +193,7 @@ def write_report(evaluation: Evaluation, metrics: dict, args, data_report: DataR
     if stage:
         scores = f"Accuracy {stage['accuracy']:.2f}, macro-F1 {stage['macro_f1']:.2f}; always the most frequent stage: "
         report.section("Maturation stage (CVM)", f"{scores}accuracy {stage['baseline']:.2f}.")
-        matrix = figures.confusion_matrix(stage["counts"], range(1, STAGES + 1), "CVM stage")
+        matrix = figures.confusion_matrix(stage["counts"], range(1, CVM_STAGES + 1), "CVM stage")
         report.figures([(figures.save(matrix, figure_folder / "cvm_stage.png"), "Cases by true and predicted stage")])
 
     report.section("Data and machine")

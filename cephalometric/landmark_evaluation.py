@@ -12,10 +12,10 @@ from ceph_landmarks import LANDMARKS
 from cephalograms import CephalogramDataset
 from core.metrics import radial_errors, success_detection_rate
 from core.uncertainty import Interval, bootstrap
+from hrnet_landmarks import CVM_STAGES
 from measurements import IS_LENGTH, MEASUREMENTS, NAMES, measure
 
 THRESHOLDS = (2.0, 2.5, 3.0, 4.0)  # of the SDR, ISBI 2014/2015
-STAGES = 6
 
 
 class Evaluation:
@@ -113,11 +113,11 @@ class Evaluation:
         if not known.any():
             return None
         truth, predicted = torch.from_numpy(self.stages[known]), torch.from_numpy(self.predicted_stages[known])
-        counts = multiclass_confusion_matrix(predicted, truth, STAGES).numpy()
+        counts = multiclass_confusion_matrix(predicted, truth, CVM_STAGES).numpy()
         return {
             "accuracy": float((predicted == truth).float().mean()),
             "baseline": float(counts.sum(axis=1).max() / counts.sum()),
-            "macro_f1": multiclass_f1_score(predicted, truth, STAGES, average="macro").item(),
+            "macro_f1": multiclass_f1_score(predicted, truth, CVM_STAGES, average="macro").item(),
             "counts": counts,
         }
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ceph_landmarks import LANDMARK_TITLES, LANDMARKS
+from cephalograms import PIXEL_SIZES
 from core import figures
 from core.args import ArgumentParser, UserError, script
 from core.console import make_console
@@ -27,8 +28,6 @@ from core.images import DICOM_SUFFIXES, SUFFIXES, ImageError, Letterbox, read_im
 from hrnet_landmarks import HRNetLandmarks, decode
 from measurements import MEASUREMENTS, assess, read_norms, vertical_measurements
 from tracing import tracing
-
-PIXEL_SIZES = (0.02, 1.0)
 
 
 def parse_args(argv=None):

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from aariz import read_aariz
 from ceph_landmarks import LANDMARKS
@@ -204,6 +204,25 @@ def test_broken_pictures_are_found_before_training(tree, tmp_path):
     assert report.cases == {"train": 2, "valid": 1, "test": 1}
     assert problems(report) == {("picture unreadable", "case left out")}
     assert len(report.problems) == 3
+
+
+def test_sizes_come_from_headers_and_are_checked_when_decoded(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda *_: pytest.fail("decoded"))
+    cases, report = read_aariz(tree.root)
+    monkeypatch.undo()
+    cases["train"][0].size = (160, 120)  # as if the orientation stood after the pixels
+    leave_out_unreadable(cases, FrameCache(tmp_path / "cache", (64, 64)), report)
+    assert [case.id for case in cases["train"]] == ["b", "c"]
+    assert "160×120 by its header, 120×160 as shown" in report.problems[0].detail
+
+
+def test_a_split_without_a_readable_picture_is_one_line(tree, tmp_path):
+    for identity in "de":
+        file = tree.image_file("valid", identity)
+        file.write_bytes(file.read_bytes()[:2000])
+    cases, report = read_aariz(tree.root)
+    with pytest.raises(UserError, match=r"no readable picture in valid/.*d\.png"):
+        leave_out_unreadable(cases, FrameCache(tmp_path / "cache", (64, 64)), report)
 
 
 def test_no_tree_at_all(tmp_path, tree):
