@@ -4,7 +4,6 @@ HRNet: Sun et al. 2019, "Deep High-Resolution Representation Learning for Human 
 Loss: 0.5 · heatmaps (DARK's unbiased targets) + 0.5 · Wing + 0.3 · CVM.
 """
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,8 @@ from torch import nn
 
 from ceph_landmarks import LANDMARKS
 from core.args import UserError
-from core.checkpoints import load_model_folder, load_weights
+from core.backbones import timm_backbone
+from core.checkpoints import load_model_folder
 from core.losses.landmarks import HeatmapLoss, WingLoss, soft_argmax
 from heatmaps import decode_dark, encode_heatmaps, to_heatmap, to_input
 from measurements import NAMES
@@ -126,30 +126,7 @@ def _backbone(name: str, pretrained: bool, weights: Path | None) -> nn.Module:
         names = timm.list_models("hrnet*")
         raise UserError(f"--backbone {name}: not an HRNet of timm; they are {', '.join(names)}")
     # `feature_location=''` gives the branches themselves; the default adds the classifier's widening layers.
-    options = {"features_only": True, "feature_location": "", "in_chans": 1}
-    if weights:
-        model = timm.create_model(name, pretrained=False, **options)
-        state = load_weights(weights)
-        if state["conv1.weight"].shape[1] == 3:
-            state["conv1.weight"] = state["conv1.weight"].sum(dim=1, keepdim=True)  # a grey picture is r = g = b
-        missing = set(model.state_dict()) - set(state)
-        if missing:
-            raise UserError(f"{weights} is not for {name}: {len(missing)} weights are missing, {min(missing)} first")
-        model.load_state_dict({key: state[key] for key in model.state_dict()})
-        return model
-    # timm lists the classifier's weights, a page of names that the branches do not use, as unexpected.
-    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
-    try:
-        return timm.create_model(name, pretrained=pretrained, **options)
-    except (OSError, RuntimeError) as error:  # the hub's errors are OSErrors
-        if not pretrained:
-            raise
-        hub = timm.get_pretrained_cfg(name).hf_hub_id
-        raise UserError(
-            f"cannot fetch the ImageNet weights of {name} ({type(error).__name__}). Offline: download "
-            f"model.safetensors of {hub} elsewhere and give it as --backbone_weights FILE, or start from random "
-            "weights with --no-pretrained"
-        ) from error
+    return timm_backbone(name, pretrained, weights, features_only=True, feature_location="", in_chans=1)
 
 
 def decode(prediction: dict[str, torch.Tensor], stride: float, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -85,18 +85,24 @@ def add_training_arguments(
     warmup_epochs: int = 0,
     weight_decay: float = 1e-4,
     grad_clip: float = 1.0,
+    early_stopping_patience: int = 0,
     num_workers: int = 4,
 ) -> None:
     """The arguments that `core.run.Run` reads, in two groups; each project brings its own defaults."""
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=positive_int, default=epochs, help="passes over the training data")
     group.add_argument("--batch_size", type=positive_int, default=batch_size, help="samples a process and step")
-    group.add_argument("--lr", type=float, default=lr, help="peak learning rate of AdamW")
+    group.add_argument("--lr", "--learning_rate", type=float, default=lr, help="peak learning rate of AdamW")
     group.add_argument("--warmup_epochs", type=float, default=warmup_epochs, help="epochs of linear warm-up")
     group.add_argument("--weight_decay", type=float, default=weight_decay, help="on weights; none on biases and norms")
     group.add_argument("--grad_clip", type=float, default=grad_clip, help="largest gradient norm; 0 = no clipping")
     group.add_argument("--accumulate_grad_batches", type=positive_int, default=1, help="batches an update")
-    group.add_argument("--early_stopping_patience", type=int, default=0, help="epochs without a new best; 0 = never")
+    group.add_argument(
+        "--early_stopping_patience",
+        type=int,
+        default=early_stopping_patience,
+        help="epochs without a new best; 0 = never",
+    )
 
     group = parser.add_argument_group("run")
     group.add_argument("--save_dir", type=Path, help="of results (default: runs/<project>, or what --resume names)")

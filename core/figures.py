@@ -1,6 +1,8 @@
 """Matplotlib figures in one style. Figures are made without pyplot: no global state, no display."""
 
+import itertools
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -104,4 +106,55 @@ def training_curves(metrics_file: Path, monitor: str) -> Figure:
     right = fig.add_subplot(1, 2, 2, xlabel="epoch", title=f"Validation: {monitor}")
     right.plot(epochs, [row[f"val/{monitor}"] for row in rows], color=RED, lw=1.6)
     right.set_ylim(bottom=0)
+    return fig
+
+
+def curve_grid(
+    curves: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]],
+    xlabel: str,
+    ylabel: str,
+    levels: Mapping[str, float] | None = None,
+    columns: int = 6,
+) -> Figure:
+    """A small panel a title, such as "Cardiomegaly  0.91", with its curves (x, y) in [0, 1]; the first in blue.
+
+    A dotted line shows what chance gives: the diagonal of ROC curves, or a title's level (the prevalence, for
+    precision over recall) where `levels` has them.
+    """
+    rows = -(-len(curves) // columns)
+    fig = figure(2.05 * columns + 0.4, 2.4 * rows + 0.4)
+    fig.get_layout_engine().set(h_pad=0.08)
+    for i, (title, lines) in enumerate(curves.items()):
+        ax = fig.add_subplot(rows, columns, i + 1, xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+        chance = (levels[title],) * 2 if levels else (0, 1)
+        ax.plot((0, 1), chance, color="#444444", lw=0.8, ls=":")
+        for (x, y), colour in reversed(list(zip(lines, (BLUE, *[GREY] * (len(lines) - 1)), strict=True))):
+            ax.plot(x, y, color=colour, lw=1.6 if colour == BLUE else 0.8, clip_on=False)
+        ax.set_title(textwrap.fill(title, 30), fontsize=9)
+        ax.set_xticks((0, 0.5, 1), ("0", "0.5", "1") if i + columns >= len(curves) else ("",) * 3, fontsize=8)
+        ax.set_yticks((0, 0.5, 1), ("0", "0.5", "1") if i % columns == 0 else ("",) * 3, fontsize=8)
+    fig.supxlabel(xlabel, fontsize=10)
+    fig.supylabel(ylabel, fontsize=10)
+    return fig
+
+
+def reliability_diagram(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
+    """Frequency over mean probability, a curve for each name, and below it how many cells each bin holds.
+
+    `curves`: name -> (mean probability, frequency, count), each (bins,), as `core.uncertainty.reliability` gives them.
+    """
+    fig = figure(5.2, 6.2)
+    upper, lower = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot((0, 1), (0, 1), color="#444444", lw=0.8, ls=":", label="perfectly calibrated")
+    colours = itertools.cycle((BLUE, RED, GREEN, GREY))
+    for i, ((name, (mean, frequency, count)), colour) in enumerate(zip(curves.items(), colours, strict=False)):
+        filled, bins = count > 0, len(count)
+        style = {"color": colour, "lw": 1.6, "marker": "o", "ms": 4, "clip_on": False}
+        upper.plot(mean[filled], frequency[filled], label=name, **style)
+        width = 0.9 / bins / len(curves)
+        lower.bar((np.arange(bins) + 0.05) / bins + i * width, count, width, align="edge", color=colour)
+    upper.set(ylabel="frequency of the label", xlim=(0, 1), ylim=(0, 1))
+    upper.legend(loc="best")
+    lower.set(xlabel="predicted probability", ylabel="cells", yscale="log")
+    lower.set_ylim(bottom=0.7)  # a single cell is seen, too
     return fig

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from core.losses.classification import UNKNOWN
+
 
 def radial_errors(prediction: np.ndarray, target: np.ndarray, mm_per_px: np.ndarray | float = 1.0) -> np.ndarray:
     """Euclidean distances (N, K) of points (N, K, 2) in px, in mm where `mm_per_px` (a number or (N,)) is given.
@@ -19,3 +21,23 @@ def success_detection_rate(errors: np.ndarray, thresholds: tuple[float, ...] = (
     """
     known = errors[np.isfinite(errors)]
     return {threshold: 100 * float(np.mean(known <= threshold)) if known.size else np.nan for threshold in thresholds}
+
+
+def crg_score(labels: np.ndarray, predicted: np.ndarray) -> float:
+    """Clinically relevant findings score (Hamamci et al. 2025, "CRG Score") of yes-or-no findings, higher is better.
+
+    `labels`: 1, 0 or -1 (unknown, left out); `predicted`: bool; both of one shape, all cells counting together. With
+    X known cells, A of them positive, a positive weighs `r = (X−A) / 2A` times a negative: `U = (X−A) / 2`,
+    `s = r·TP − r·FN − FP`, `CRG = U / (2U − s)`. All right gives 1, all negative and all positive 1/3, all wrong 1/5.
+    NaN where no cell is positive or none is negative. Raises ValueError when the shapes differ.
+    """
+    labels, predicted = np.asarray(labels), np.asarray(predicted, bool)
+    if labels.shape != predicted.shape:
+        raise ValueError(f"labels {labels.shape} and predictions {predicted.shape} differ in shape")
+    cells, positives = np.sum(labels != UNKNOWN), np.sum(labels == 1)
+    if positives in (0, cells):
+        return np.nan
+    found, false_alarms = np.sum(predicted & (labels == 1)), np.sum(predicted & (labels == 0))
+    weight, best = (cells - positives) / (2 * positives), (cells - positives) / 2
+    score = weight * found - weight * (positives - found) - false_alarms
+    return float(best / (2 * best - score))

@@ -103,11 +103,12 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------ preparation
 
-    def loader(self, dataset: Dataset, shuffle: bool) -> DataLoader:
-        """A loader with the run's batch size and workers; `shuffle` is for training, and drops the last part batch."""
+    def loader(self, dataset: Dataset, shuffle: bool, batch_size: int | None = None) -> DataLoader:
+        """A loader with the run's workers and its batch size, or another one where an item holds several samples;
+        `shuffle` is for training, and drops the last part batch."""
         return DataLoader(
             dataset,
-            batch_size=self.args.batch_size,
+            batch_size=batch_size or self.args.batch_size,
             shuffle=shuffle,
             drop_last=shuffle,
             num_workers=self.args.num_workers,
@@ -138,7 +139,7 @@ class Run:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.base_rates = [group["lr"] for group in groups]
         optimizer = torch.optim.AdamW(groups)
-        self.train_dataset = train_loader.dataset
+        self.train_dataset, self.batch_size = train_loader.dataset, train_loader.batch_size
         self.model, self.optimizer, self.train_loader, val_loader = self.accelerator.prepare(
             model, optimizer, train_loader, val_loader
         )
@@ -146,7 +147,7 @@ class Run:
         self.updates_per_epoch = len(self.train_loader) // every
         self.batches_per_epoch = self.updates_per_epoch * every  # a part group at the end would count too little
         if self.updates_per_epoch == 0:
-            size = self.args.batch_size * self.accelerator.num_processes * every
+            size = self.batch_size * self.accelerator.num_processes * every
             raise UserError(
                 f"{len(self.train_dataset)} training cases do not fill one update of {size}: lower --batch_size"
             )
@@ -175,8 +176,8 @@ class Run:
         self.console.print(
             f"{parameters / 1e6:.1f} M parameters on {accelerator.num_processes} × {accelerator.device.type}, "
             f"{accelerator.mixed_precision if accelerator.mixed_precision != 'no' else 'fp32'}; global batch "
-            f"{args.batch_size} × {accelerator.num_processes} × {args.accumulate_grad_batches} = "
-            f"{args.batch_size * accelerator.num_processes * args.accumulate_grad_batches}; "
+            f"{self.batch_size} × {accelerator.num_processes} × {args.accumulate_grad_batches} = "
+            f"{self.batch_size * accelerator.num_processes * args.accumulate_grad_batches}; "
             f"{self.updates_per_epoch} updates an epoch; results in {self.folder}"
         )
 

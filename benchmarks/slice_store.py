@@ -1,0 +1,52 @@
+"""Eight random slices of a volume: from the store of slices against reading the NIfTI file each time.
+
+    python benchmarks/slice_store.py
+
+Target: at least 50 times faster. The volume is synthetic, 512×512×120 int16 in .nii.gz; from it the slices are only
+read and taken out, neither resized nor windowed.
+"""
+
+import json
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "ct_multilabel"), str(ROOT / "benchmarks")]
+
+import nibabel as nib
+import numpy as np
+from slice_extraction import SPACING, draw
+
+from ct_volumes import load_volume, slice_stack
+from slice_store import read_slices, write_slices
+
+TARGET, SLICES, ROUNDS = 50, 8, 5
+
+
+def main() -> dict:
+    rng = np.random.default_rng(0)
+    ratios, ours = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        volume, store = Path(folder) / "volume.nii.gz", Path(folder) / "volume.h5"
+        nib.save(nib.Nifti1Image(draw(0), np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1])), volume)
+        pixels, _ = slice_stack(load_volume(volume))
+        write_slices(store, pixels, {})
+        for _ in range(ROUNDS):
+            which = rng.choice(len(pixels), SLICES, replace=False)
+            start = time.perf_counter()
+            for _ in range(20):
+                read_slices(store, which)
+            middle = time.perf_counter()
+            np.asarray(nib.load(volume).dataobj)[..., which]
+            ours.append((middle - start) / 20)
+            ratios.append((time.perf_counter() - middle) / ours[-1])
+    result = {"benchmark": "slice_store", "ratio": round(float(np.median(ratios)), 1), "target": f">= {TARGET}"}
+    result |= {"milliseconds": round(1000 * float(np.median(ours)), 2), "slices": SLICES}
+    return result | {"machine": f"{platform.machine()}, CPU, file in cache", "met": bool(np.median(ratios) >= TARGET)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(), indent=1))

@@ -1,0 +1,203 @@
+"""Take slices from the volumes of CT-RATE: small files from which training reads at random.
+
+    python ct_multilabel/extract_slices.py --dataset_path CT-RATE --output slices
+
+Reads NIfTI, MetaImage and DICOM, turns them to one orientation, checks that they are in HU, finds the lungs, and writes
+--slices slices of each volume to --output (see slice_store.py), with manifest.csv and data_report.json. A volume that
+cannot be used is listed there. The same command goes on after an interruption, and adds what is new.
+"""
+
+import multiprocessing
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
+
+from core.args import ArgumentParser, UserError, first_line, positive_int, script
+from core.console import make_console, progress
+from ct_volumes import CHANNELS, VolumeError
+from slice_store import (
+    MANIFEST,
+    SETTINGS,
+    SPLITS,
+    Extraction,
+    StoredVolume,
+    extract,
+    has_settings,
+    read_manifest,
+    read_settings,
+    start_worker,
+    write_manifest,
+    write_settings,
+)
+
+# ct_rate is imported in main(): it brings torch, which every worker process would load with this file.
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(description=__doc__)
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset_path", type=Path, default=Path("CT-RATE"), help="folder with dataset/ in it")
+    group.add_argument("--output", type=Path, default=Path("slices"), help="the store of slices")
+    group.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="parts of the data set")
+    group.add_argument("--overwrite", action="store_true", help="take all slices anew, with other settings if you like")
+    group = parser.add_argument_group("slices")
+    group.add_argument("--slices", type=positive_int, default=32, help="a volume, at even distances in the chest")
+    group.add_argument("--size", type=positive_int, default=224, help="px")
+    group.add_argument("--field_mm", type=float, default=360.0, help="mm that --size shows, around the body's centre")
+    group.add_argument(
+        "--channels",
+        choices=CHANNELS,
+        default="windows",
+        help="lung, mediastinum and bone window, or the lung window of the slice before, the slice, the slice after",
+    )
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--workers",
+        type=positive_int,
+        default=_cores(),
+        help="processes; each needs about 0.7 GB for a volume of 512×512×400",
+    )
+    args = parser.parse_args(argv)
+    if not 50 <= args.field_mm <= 1000:
+        raise UserError(f"--field_mm {args.field_mm:g} is no width of a chest; use 50 to 1000")
+    return args
+
+
+def _cores() -> int:
+    """Cores that this process may use; at most 61 processes can be waited for under Windows."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, 61)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    from ct_rate import find_volumes, patient_of
+
+    settings = {name: getattr(args, name) for name in ("slices", "size", "field_mm", "channels")}
+    check_store(args.output, settings, args.overwrite)
+    volumes, report = find_volumes(args.dataset_path, args.splits)
+    write_settings(args.output, settings)
+
+    jobs = {}
+    for volume in volumes:
+        file = args.output / volume.split / f"{volume.name}.h5"
+        attributes = {"volume": volume.name, "patient": volume.patient, "split": volume.split}
+        attributes["source"] = volume.path.relative_to(args.dataset_path).as_posix()
+        jobs[volume.name] = (volume.path, volume.metadata, file, attributes, settings, args.overwrite)
+
+    console = make_console()
+    by_name = {volume.name: volume for volume in volumes}
+    done: dict[str, StoredVolume | None] = {}  # None: could not be used
+    counts = Counter()
+    try:
+        with progress(console, "volumes", len(jobs)) as advance:
+            for name, outcome in run_jobs(jobs, min(args.workers, len(jobs))):
+                volume, file = by_name[name], jobs[name][2]
+                done[name] = None
+                if isinstance(outcome, Extraction):
+                    counts["kept" if outcome.kept else "extracted"] += 1
+                    scan = name.rpartition("_")[0] if patient_of(name) else name
+                    labelled = (volume.patient, scan, volume.split, outcome.slices, volume.labels)
+                    done[name] = StoredVolume(file, name, *labelled)
+                    problems, action = outcome.warnings, "kept"
+                else:
+                    problems, action = [outcome], "volume skipped"
+                for problem in problems:
+                    reason, _, detail = problem.partition(": ")
+                    report.add(reason, volume.path, action, detail)
+                advance()
+    except KeyboardInterrupt:
+        console.print(f"stopped after {len(done)} of {len(jobs)} volumes; the same command goes on")
+        raise
+    finally:
+        stored = [*(volume for volume in done.values() if volume), *earlier(args.output, done, settings)]
+        stored.sort(key=lambda volume: (volume.split, volume.name))
+        write_manifest(args.output, stored)
+        report.cases = dict(Counter(volume.split for volume in stored))
+        report.write(args.output / "data_report.json")
+    report.print(console, args.output / "data_report.json")
+    skipped = sum(volume is None for volume in done.values())
+    if skipped == len(done):
+        first = next(problem for problem in report.problems if problem.action == "volume skipped")
+        raise UserError(
+            f"no volume could be used; {args.output / 'data_report.json'} lists why "
+            f"({first.where}: {first.reason}{': ' * bool(first.detail)}{first.detail})"
+        )
+    console.print(
+        f"{counts['extracted']} volumes extracted, {counts['kept']} kept from before, {skipped} skipped; "
+        f"{len(stored)} in {args.output / MANIFEST}"
+    )
+
+
+def check_store(store: Path, settings: dict, overwrite: bool) -> None:
+    """Raises UserError if the store was made with other settings."""
+    if overwrite or not (store / SETTINGS).exists():
+        return
+    found = read_settings(store)
+    differing = [
+        f"{name} {found.get(name)} there, {value} now" for name, value in settings.items() if found.get(name) != value
+    ]
+    if differing:
+        raise UserError(
+            f"{store} was made with other settings ({'; '.join(differing)}): name another --output, or add --overwrite"
+        )
+
+
+def earlier(store: Path, done: dict, settings: dict) -> list[StoredVolume]:
+    """Volumes in the manifest of earlier runs that this run did not come to, if their files have the same settings."""
+    if not (store / MANIFEST).exists():
+        return []
+    try:
+        listed = read_manifest(store)
+    except UserError:  # damaged, or of no volume: it is written anew
+        return []
+    return [volume for volume in listed if volume.name not in done and has_settings(volume.file, settings)]
+
+
+def run_jobs(jobs: dict[str, tuple], workers: int) -> Iterator[tuple[str, Extraction | str]]:
+    """Runs `extract` with each job's arguments in processes of its own; (name, what came of it or what was wrong).
+
+    When a process is killed, by the system for its memory most likely, all of its pool die with it. Their volumes are
+    tried again one by one, so that only the one that asks too much is lost.
+    """
+    waiting, suspects = deque(jobs), deque()
+    context = multiprocessing.get_context("spawn")  # as on Windows and macOS, so that one way is tried everywhere
+    while waiting or suspects:
+        queue, width = (suspects, 1) if suspects else (waiting, workers)
+        running = {}
+        with ProcessPoolExecutor(width, mp_context=context, initializer=start_worker) as pool:
+            try:
+                while queue or running:
+                    while queue and len(running) < width:  # no more at a time: what runs when a process dies is suspect
+                        future = pool.submit(extract, *jobs[queue[0]])
+                        running[future] = queue.popleft()
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        outcome = _outcome(future, jobs[running[future]][0])
+                        yield running.pop(future), outcome
+            except BrokenProcessPool:
+                if width == 1:
+                    for name in running.values():
+                        yield name, "process died: out of memory?"
+                else:
+                    suspects.extend(running.values())
+
+
+def _outcome(future, path: Path) -> Extraction | str:
+    try:
+        return future.result()
+    except VolumeError as error:
+        return str(error).removeprefix(f"{path}: ")
+    except (BrokenProcessPool, OSError):
+        raise
+    except Exception as error:  # one volume that trips a library must not stop the others
+        return f"unexpected {type(error).__name__}: {first_line(error)}"
+
+
+if __name__ == "__main__":
+    script(main)

@@ -1,0 +1,301 @@
+"""Draw synthetic chest CTs with known findings, in the folder layout of CT-RATE.
+
+    python ct_multilabel/make_demo_data.py --output demo/CT-RATE --patients 160 --seed 0
+
+The volumes are phantoms, drawn by formulas (chest_phantom.py); no patient is behind them. They serve to try the programs
+and to test them: a score on phantoms says nothing about CT. Of four patients one is held out (valid). Written are
+
+    OUTPUT/dataset/{train,valid}_fixed/train_1/train_1_a/train_1_a_1.nii.gz     HU; 1-2 scans, 2 reconstructions each
+    OUTPUT/dataset/train/…                                          version 1: not HU, about 5 % of train
+    OUTPUT/dataset/multi_abnormality_labels/, OUTPUT/dataset/metadata/          tables; about 1 % of train's labels is -1
+
+and in each split one volume that shows no chest. The same seed gives the same bytes, and a patient depends only on
+(seed, its number), not on how many are drawn.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import nibabel as nib
+import numpy as np
+
+from chest_phantom import Scan, draw, draw_thighs
+from core.args import ArgumentParser, UserError, positive_int, script
+from core.console import make_console, progress
+from core.losses.classification import UNKNOWN
+from ct_rate import SPLITS, labels_file, metadata_file, no_chest_file, volume_file
+from ct_volumes import LABELS
+
+RECIPE = "demo_data.json"  # the two numbers from which the list of all written files follows
+BLOCK = 20  # patients that share a permutation a label, so that each block has its share of every finding
+POSITIVE = {"train": 3, "valid": 1}  # patients of a block with a finding: 20 % of 15 and of 5
+COLUMNS = ("VolumeName", "Manufacturer", "PatientSex", "PatientAge", "RescaleIntercept", "RescaleSlope", "XYSpacing",
+           "ZSpacing", "Rows", "Columns", "NumberofSlices")  # fmt: skip
+INTERCEPTS = {"Siemens Healthineers": -8192, "Philips": -1024, "PNMS": -1024}
+ORIENTATIONS = ("LPS", "LPS", "LPS", "LAS", "RAS", "LPI")  # where the axes of a file point to
+
+
+@dataclass
+class DemoVolume:
+    """What is to be drawn and written as one file; all of it follows from (seed, patient)."""
+
+    name: str
+    version: str  # fixed or v1
+    findings: tuple[str, ...] | None  # None: no chest
+    labels: tuple[int, ...]  # as in the table, with -1 for unknown
+    stream: tuple[int, ...]  # seed of the anatomy and of the findings
+    scan: Scan
+    orientation: str
+    row: dict[str, str]  # of the metadata table
+
+
+def parse_args(argv: list[str] | None = None):
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the CT-RATE tree to write")
+    parser.add_argument("--patients", type=positive_int, default=160, help="number of phantoms, at least 4")
+    parser.add_argument("--seed", type=int, default=0, help="of everything; a whole number from 0")
+    parser.add_argument("--workers", type=positive_int, default=os.cpu_count() or 1, help="processes that draw")
+    parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
+    args = parser.parse_args(argv)
+    if args.patients < 4:
+        raise UserError(f"--patients {args.patients} cannot fill train and valid; ask for at least 4")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed} is negative; use 0 or more")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    clear(args.output, args.overwrite)
+    args.output.mkdir(parents=True, exist_ok=True)
+    # The recipe goes first: a run that is cut short is known as ours, and can be overwritten.
+    recipe = {"patients": args.patients, "seed": args.seed, "note": "synthetic phantoms, no patient"}
+    write(args.output / RECIPE, (json.dumps(recipe, indent=1) + "\n").encode())
+
+    volumes = demo_volumes(args.seed, args.patients)
+    console = make_console()
+    with drawing_pool(min(args.workers, len(volumes))) as run, progress(console, "drawing", len(volumes)) as advance:
+        for _ in run(partial(write_volume, args.output), volumes):
+            advance()
+    for split in SPLITS:
+        members = [volume for volume in volumes if split_of(volume) == split]
+        write(labels_file(args.output, split), labels_csv(members))
+        write(metadata_file(args.output, split), metadata_csv(members))
+        other = [f"{volume.name}.nii.gz\n" for volume in members if volume.findings is None]
+        write(no_chest_file(args.output, split), "".join(other).encode())
+    held_out = sum(patient_split(patient) == "valid" for patient in range(args.patients))
+    console.print(
+        f"{args.patients} synthetic phantoms ({args.patients - held_out} train, {held_out} valid), {len(volumes)} "
+        f"volumes in {args.output}. They are drawn, and show no patient."
+    )
+
+
+@contextmanager
+def drawing_pool(workers: int) -> Iterator[Callable]:
+    """A `map` that draws in several processes, in order; with one worker, the plain one."""
+    if workers == 1:
+        yield map
+    else:
+        context = multiprocessing.get_context("spawn")  # as on Windows and macOS, so that one way is tried everywhere
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            yield partial(pool.map, chunksize=4)
+
+
+# ------------------------------------------------------------------------------------------------------- what to draw
+
+
+def patient_split(patient: int) -> str:
+    return "valid" if patient % 4 == 3 else "train"
+
+
+def patient_name(patient: int) -> str:
+    """CT-RATE counts from 1 in each split."""
+    split = patient_split(patient)
+    return f"{split}_{patient // 4 + 1 if split == 'valid' else patient - patient // 4 + 1}"
+
+
+def split_of(volume: DemoVolume) -> str:
+    return volume.name.split("_")[0]
+
+
+def patient_findings(seed: int, patient: int) -> set[str]:
+    """The findings of a patient's first scan. In each whole block of patients every finding has its share of either
+    split, and findings are drawn independently of each other."""
+    block, place = divmod(patient, BLOCK)
+    split = patient_split(patient)
+    peers = [peer for peer in range(BLOCK) if patient_split(peer) == split]
+    findings = set()
+    for number, label in enumerate(LABELS):
+        order = np.random.default_rng([seed, 1, block, number, SPLITS.index(split)]).permutation(peers)
+        if place in order[: POSITIVE[split]]:
+            findings.add(label)
+    return findings
+
+
+def demo_volumes(seed: int, patients: int) -> list[DemoVolume]:
+    """All volumes, with the one of each split that shows no chest."""
+    volumes = [volume for patient in range(patients) for volume in patient_volumes(seed, patient)]
+    for patient in (0, 3):  # the first of train, and of valid
+        volumes.append(no_chest_volume(seed, patient))
+    return volumes
+
+
+def patient_volumes(seed: int, patient: int) -> list[DemoVolume]:
+    """The volumes of one patient: findings mostly persist from scan to scan, and are the same in reconstructions."""
+    rng = np.random.default_rng([seed, 2, patient])
+    findings, split = patient_findings(seed, patient), patient_split(patient)
+    person = {"PatientSex": rng.choice(["M", "F"]), "PatientAge": f"{rng.integers(22, 88):03d}Y"}
+    volumes = []
+    for scan in "ab" if rng.random() < 1 / 3 else "a":
+        if scan == "b" and rng.random() < 0.5:
+            findings = findings ^ {LABELS[rng.integers(len(LABELS))]}  # one has come, or gone
+        unknown = rng.random(len(LABELS)) < (0.01 if split == "train" else 0)
+        labels = tuple(UNKNOWN if u else int(label in findings) for label, u in zip(LABELS, unknown, strict=True))
+        manufacturer = str(rng.choice(list(INTERCEPTS)))
+        turn, pixel = rng.normal(0, 2.5), rng.choice([2.75, 2.8, 2.85])
+        for reconstruction in (1, 2):
+            first = reconstruction == 1
+            thick = rng.choice([5.8, 6.0]) if first else rng.choice([5.0, 5.4])
+            geometry = Scan(
+                shape=(48 if first else 54, 128, 128),
+                spacing=(float(thick), float(pixel), float(pixel)),
+                centre=(-12 + rng.uniform(-3, 3), *rng.uniform(-4, 4, 2)),
+                turn=float(turn),
+                kernel=rng.uniform(1.3, 1.7) if first else rng.uniform(0.7, 1.0),
+                noise=rng.uniform(10, 18) if first else rng.uniform(18, 30),
+                seed=int(rng.integers(2**32)),
+            )
+            v1 = (patient % BLOCK, scan, reconstruction) in ((1, "a", 1), (9, "a", 2))  # both patients are in train
+            intercept = {1: -1024, 9: -8192}[patient % BLOCK] if v1 else INTERCEPTS[manufacturer]
+            name = f"{patient_name(patient)}_{scan}_{reconstruction}"
+            orientation = ORIENTATIONS[rng.integers(len(ORIENTATIONS))]
+            row = {"VolumeName": f"{name}.nii.gz", "Manufacturer": manufacturer, **person}
+            row |= geometry_columns(geometry) | {"RescaleIntercept": str(intercept), "RescaleSlope": "1"}
+            version, stream = "v1" if v1 else "fixed", (seed, 3, patient)
+            volumes.append(
+                DemoVolume(name, version, tuple(sorted(findings)), labels, stream, geometry, orientation, row)
+            )
+    return volumes
+
+
+def no_chest_volume(seed: int, patient: int) -> DemoVolume:
+    """Thighs under a chest patient's name, as a third scan."""
+    rng, name, geometry = np.random.default_rng([seed, 4, patient]), f"{patient_name(patient)}_c_1", Scan()
+    row = {"VolumeName": f"{name}.nii.gz", "Manufacturer": "Philips", "PatientSex": str(rng.choice(["M", "F"]))}
+    row |= {"PatientAge": "060Y", "RescaleIntercept": "-1024", "RescaleSlope": "1"} | geometry_columns(geometry)
+    return DemoVolume(name, "fixed", None, (0,) * len(LABELS), (seed, 4, patient), geometry, "LPS", row)
+
+
+def geometry_columns(scan: Scan) -> dict[str, str]:
+    (slices, rows, columns), (thick, pixel, _) = scan.shape, scan.spacing
+    sizes = {"Rows": str(rows), "Columns": str(columns), "NumberofSlices": str(slices)}
+    return sizes | {"XYSpacing": f"[{pixel}, {pixel}]", "ZSpacing": str(thick)}
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def write_volume(root: Path, volume: DemoVolume) -> None:
+    """Draw a volume and write it as NIfTI."""
+    rng = np.random.default_rng(volume.stream)
+    if volume.findings is None:
+        hu, spacing = draw_thighs(rng, volume.scan)
+    else:
+        hu, spacing = draw(volume.findings, rng, volume.scan)
+    image = nifti(hu, spacing, volume.scan.centre, volume.orientation)
+    if volume.version == "v1":
+        image = stored_without_hu(image, int(volume.row["RescaleIntercept"]))
+    path = volume_file(root, volume.name, volume.version)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(image, path)
+
+
+def nifti(hu: np.ndarray, spacing, centre, orientation: str) -> nib.Nifti1Image:
+    """An image of HU (Z, Y, X) in LPS, `centre` mm (z, y, x) of the grid, whose axes point to `orientation` (LPS, RAS
+    …). The affine says so: voxels to mm in RAS, as NIfTI has it."""
+    half = (np.array(hu.shape[::-1]) - 1) / 2
+    to_lps = np.diag([*spacing[::-1], 1.0])
+    to_lps[:3, 3] = np.array(centre[::-1]) - half * spacing[::-1]
+    image = nib.Nifti1Image(hu.transpose(2, 1, 0), np.diag([-1, -1, 1, 1]) @ to_lps)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(orientation))
+    return image.as_reoriented(turn)
+
+
+def stored_without_hu(image: nib.Nifti1Image, intercept: int) -> nib.Nifti1Image:
+    """The volume as version 1 of CT-RATE has it: HU - RescaleIntercept, and a slope and an intercept in the header that
+    mean nothing."""
+    image = nib.Nifti1Image((np.asarray(image.dataobj) - intercept).astype(np.int16), image.affine)
+    image.header.set_slope_inter(2.0, -512.0)
+    return image
+
+
+def labels_csv(volumes: list[DemoVolume]) -> bytes:
+    """CT-RATE's table of labels: one row a volume."""
+    return table(
+        ("VolumeName", *LABELS),
+        [dict(zip(LABELS, volume.labels, strict=True)) | {"VolumeName": f"{volume.name}.nii.gz"} for volume in volumes],
+    )
+
+
+def metadata_csv(volumes: list[DemoVolume]) -> bytes:
+    return table(COLUMNS, [volume.row for volume in volumes])
+
+
+def table(columns: tuple[str, ...], rows: list[dict]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def files_of(recipe: Path) -> set[Path]:
+    """All files that a run with this recipe writes. They are worked out, not listed in it: nobody can add a path."""
+    try:
+        content = json.loads(recipe.read_text())
+        volumes = demo_volumes(int(content["seed"]), int(content["patients"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    files = {volume_file(Path(), volume.name, volume.version) for volume in volumes}
+    tables = {file(Path(), split) for file in (labels_file, metadata_file, no_chest_file) for split in SPLITS}
+    return files | tables | {Path(RECIPE)}
+
+
+def clear(output: Path, overwrite: bool) -> None:
+    """Make way for new data. Deletes only files that an earlier run wrote, and only where no other file lies."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file; name a folder")
+    found = {path.relative_to(output) for path in output.rglob("*") if path.is_symlink() or not path.is_dir()}
+    if not found:
+        return
+    foreign = sorted(found - files_of(output / RECIPE)) + sorted(f for f in found if (output / f).is_symlink())
+    if foreign:
+        raise UserError(f"--output {output} holds files of another origin ({foreign[0]}); name an empty or new folder")
+    if not overwrite:
+        raise UserError(f"--output {output} already holds demo data; add --overwrite, or name another folder")
+    for path in found:
+        (output / path).unlink()
+    for folder in sorted((path for path in output.rglob("*") if path.is_dir()), reverse=True):
+        folder.rmdir()
+
+
+if __name__ == "__main__":
+    script(main)
