@@ -26,13 +26,24 @@ OLDEST = (3, 10)
 
 
 def ceph(script, *arguments):
-    return [os.path.join("cephalometric", script)] + [str(argument) for argument in arguments]
+    return command("cephalometric", script, arguments)
+
+
+def ct(script, *arguments):
+    return command("ct_multilabel", script, arguments)
+
+
+def command(project, script, arguments):
+    return [os.path.join(project, script)] + [str(argument) for argument in arguments]
 
 
 # Each project: (title, steps, pages to look at). A step is (what it does, script with arguments).
 CEPH = os.path.join(OUTPUT, "cephalometric")
 CEPH_DATA = os.path.join(CEPH, "Aariz")
 CEPH_RUN = os.path.join(CEPH, "run")
+CT = os.path.join(OUTPUT, "ct_multilabel")
+CT_DATA = os.path.join(CT, "CT-RATE")
+CT_RUN = os.path.join(CT, "run")
 PROJECTS = {
     "cephalometric": (
         [
@@ -65,6 +76,47 @@ PROJECTS = {
         [
             os.path.join(CEPH, "evaluation", "report.html"),
             os.path.join(CEPH, "predictions", "phantom_0061_tracing.png"),
+        ],
+    ),
+    "ct_multilabel": (
+        [
+            ("draw demo chests", ct("make_demo_data.py", "--output", CT_DATA, "--patients", 160, "--overwrite")),
+            (
+                "extract slices",
+                ct(
+                    "extract_slices.py", "--dataset_path", CT_DATA, "--output", os.path.join(CT, "slices"),
+                    "--slices", 16, "--size", 96, "--field_mm", 320, "--overwrite",
+                ),
+            ),
+            (
+                "train",
+                ct(
+                    "train.py", "--slices_path", os.path.join(CT, "slices"), "--save_dir", CT_RUN, "--overwrite",
+                    "--model", "test_resnet", "--no-pretrained", "--use-multiscale", "--pooling", "avgmax",
+                    "--aggregate", "attention", "--slices_per_volume", 6, "--batch-size", 36, "--loss-type", "bce",
+                    "--learning-rate", 4e-3, "--weight_decay", 1e-2, "--dropout", 0.1, "--epochs", 22,
+                    "--num_workers", 1, "--log_with", "none",
+                ),
+            ),
+            (
+                "evaluate on held-out patients",
+                ct(
+                    "evaluate.py", "--checkpoints", os.path.join(CT_RUN, "best"), "--slices_path",
+                    os.path.join(CT, "slices"), "--output", os.path.join(CT, "evaluation"),
+                ),
+            ),
+            (
+                "predict, as for your own volumes",
+                ct(
+                    "predict.py", "--checkpoints", os.path.join(CT_RUN, "best"), "--output",
+                    os.path.join(CT, "predictions"), "--input",
+                    os.path.join(CT_DATA, "dataset", "valid_fixed", "valid_1", "valid_1_a"),
+                ),
+            ),
+        ],
+        [
+            os.path.join(CT, "evaluation", "report.html"),
+            os.path.join(CT, "predictions", "valid_1_a_1.png"),
         ],
     ),
 }  # fmt: skip

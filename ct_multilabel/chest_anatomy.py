@@ -1,8 +1,7 @@
 """The normal anatomy of a synthetic chest: its measures in millimetres, and a grid of voxels to paint it on.
 
-These are phantoms, drawn by formulas; no patient is behind them. `sample_chest` draws the measures, `paint_torso`,
-`paint_lungs`, `paint_mediastinum` and `paint_lung_vessels` put them on a `Canvas`; chest_findings.py adds what is
-wrong, and chest_phantom.py makes a volume of it.
+These are phantoms, drawn by formulas; no patient is behind them. `sample_chest` draws the measures, `paint_anatomy` and
+`paint_lung_vessels` put them on a `Canvas`; chest_findings.py adds what is wrong, chest_phantom.py makes the volume.
 
 Body frame: origin in the middle of the chest, x to the patient's left, y to the back, z to the head, mm.
 """
@@ -16,6 +15,7 @@ AIR, FAT, MUSCLE, BLOOD, BONE, LUNG = -1000, -100, 55, 42, 550, -835  # HU
 RIGHT, LEFT = -1, 1  # the sign of x
 
 Box = tuple[slice, slice, slice]
+EVERYWHERE: Box = (slice(None), slice(None), slice(None))
 
 
 def ball_points(number: int) -> np.ndarray:
@@ -53,6 +53,11 @@ class Canvas:
         self.x = (cos * x + sin * y)[None].astype(np.float32)  # (1, Y, X) mm
         self.y = (cos * y - sin * x)[None].astype(np.float32)  # (1, Y, X) mm
         self.z = self.axes[2][:, None, None].astype(np.float32)  # (Z, 1, 1) mm
+
+    def away(self, box: Box, centre: Sequence[float], radii: Sequence[float]) -> np.ndarray:
+        """How far a box's voxels lie from the middle of an ellipsoid: 0 there, 1 on its surface."""
+        squares = (((p - c) / r) ** 2 for p, c, r in zip(self.place(box), centre, radii, strict=True))
+        return np.sqrt(sum(squares))
 
     def box(self, centre: Sequence[float], reach: Sequence[float]) -> Box:
         """The voxels within `reach` mm (x, y, z) of a point, and one more on each side; may be empty."""
@@ -217,11 +222,11 @@ def sample_chest(rng: np.random.Generator, findings: Collection[str] = ()) -> Ch
     dome = {side: rng.normal(46, 4) + (3 if side == RIGHT else -3) - inflation for side in (RIGHT, LEFT)}
     collapsed = RIGHT if collapse < 0.5 else LEFT
     if "Atelectasis" in findings:
-        floor[collapsed] += 24
+        floor[collapsed] += 30
     width = 119 * size
     share = 0.60 + 0.08 * cardiac if "Cardiomegaly" in findings else 0.40 + 0.075 * cardiac
-    long = share * width / 0.92  # the ellipse reaches 0.92 of its long axis to each side
     turn = rng.uniform(-42, -30)
+    long = share * width / np.hypot(np.cos(np.deg2rad(turn)), 0.68 * np.sin(np.deg2rad(turn)))
     chest = Chest(
         width=width,
         front=(77 + 0.3 * inflation) * size,
@@ -256,21 +261,27 @@ def _tree(chest: Chest, rng: np.random.Generator, side: int, number: int, radii:
 # ------------------------------------------------------------------------------------------------------------ painting
 
 
+def paint_anatomy(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
+    """All but the vessels of the lungs, which come later: some findings lie behind them."""
+    cavity = paint_torso(canvas, chest)
+    paint_lungs(canvas, chest, rng)
+    paint_mediastinum(canvas, chest, cavity)
+
+
 def paint_torso(canvas: Canvas, chest: Chest) -> np.ndarray:
     """Skin, fat, muscle, the organs under the diaphragm and the couch. Returns the cavity's share (Z, Y, X) of each
     voxel, 0-1: what lies within the ribs."""
-    everywhere = canvas.box((0, 0, 0), (1e4, 1e4, 1e4))
     x, y, z = canvas.x, canvas.y, canvas.z
     half_width, half_depth = chest.width + 6, chest.front + 12
     wall = 16
     squares = [((x / (half_width + r)) ** 2, ((y - 8) / (half_depth + r)) ** 2) for r in (wall + chest.fat, wall)]
     skin, muscle = ((1 - np.sqrt(u + v - 0.35 * np.minimum(u * v, 1))) * half_depth for u, v in squares)
-    canvas.blend(everywhere, canvas.edge(skin), FAT)
-    canvas.blend(everywhere, canvas.edge(muscle), MUSCLE)
+    canvas.blend(EVERYWHERE, canvas.edge(skin), FAT)
+    canvas.blend(EVERYWHERE, canvas.edge(muscle), MUSCLE)
     scale = np.sqrt(np.maximum(1 - np.clip((z - 10) / (chest.apex + 8 - 10), 0, 1) ** 2.4, 0.02))
     cavity = np.sqrt((x / half_width) ** 2 + ((y - 5) / half_depth) ** 2)
     cavity = canvas.edge((scale - cavity) * half_depth)
-    canvas.blend(everywhere, cavity, FAT)
+    canvas.blend(EVERYWHERE, cavity, FAT)
 
     right, left = ([side * 0.54 * chest.width, 4, chest.floor[side] + chest.dome[side]] for side in (RIGHT, LEFT))
     canvas.ellipsoid((right[0] + 8, 2, right[2] - 62), (78, 74, 66), 62, cavity)  # liver
@@ -287,7 +298,7 @@ def paint_torso(canvas: Canvas, chest: Chest) -> np.ndarray:
     table_x, table_y = (axis - axis.mean() for axis in (canvas.axes[0][None, None, :], canvas.axes[1][None, :, None]))
     bottom = 8 + half_depth + wall + chest.fat + 4  # the couch does not turn with the body
     shell = np.abs(table_y - bottom + 0.0007 * table_x**2) - 2.5
-    canvas.blend(everywhere, canvas.edge(-shell) * (np.abs(table_x) < 165), 150)
+    canvas.blend(EVERYWHERE, canvas.edge(-shell) * (np.abs(table_x) < 165), 150)
     return cavity
 
 
@@ -306,11 +317,10 @@ def paint_lungs(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
         inside = np.minimum(inside, 0.8 * (z - chest.diaphragm(side, x, y)))
         inside = np.where(x * side > 0, inside, -50)
         canvas.depth[box] = np.maximum(canvas.depth[box], inside)
-    everywhere = canvas.box((0, 0, 0), (1e4, 1e4, 1e4))
     diaphragm = canvas.edge(canvas.depth + 4) * (canvas.z < 0)
-    canvas.blend(everywhere, diaphragm, MUSCLE)
+    canvas.blend(EVERYWHERE, diaphragm, MUSCLE)
     canvas.lung = canvas.edge(canvas.depth)
-    canvas.blend(everywhere, canvas.lung, LUNG + 12 * canvas.field(rng, 40) + 0.25 * canvas.y)
+    canvas.blend(EVERYWHERE, canvas.lung, LUNG + 12 * canvas.field(rng, 40) + 0.25 * canvas.y)
 
 
 def paint_mediastinum(canvas: Canvas, chest: Chest, cavity: np.ndarray) -> None:
@@ -392,5 +402,5 @@ def _paint_ribs(canvas: Canvas, chest: Chest) -> None:
 
 def paint_lung_vessels(canvas: Canvas, chest: Chest) -> None:
     """Vessels that taper towards the pleura, and bronchi whose walls are too thin to stand out."""
-    canvas.tubes(chest.vessels, np.linspace(4.2, 1.3, chest.vessels.shape[1]), BLOOD, canvas.lung)
+    canvas.tubes(chest.vessels, np.linspace(3.7, 1.3, chest.vessels.shape[1]), BLOOD, canvas.lung)
     canvas.tubes(chest.bronchi, np.linspace(2.2, 0.8, chest.bronchi.shape[1]), AIR, canvas.lung)

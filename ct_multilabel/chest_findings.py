@@ -7,9 +7,9 @@ the anatomy: see chest_anatomy.sample_chest.
 
 import numpy as np
 
-from chest_anatomy import AIR, FAT, LEFT, MUSCLE, RIGHT, Canvas, Chest, aorta_path, curve
+from chest_anatomy import AIR, EVERYWHERE, LEFT, MUSCLE, RIGHT, Canvas, Chest, aorta_path, curve
 
-CALCIUM, METAL = 900, 3000  # HU
+CALCIUM, METAL = 1300, 3000  # HU
 
 
 def medical_material(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
@@ -18,9 +18,8 @@ def medical_material(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> 
         side = LEFT if rng.random() < 0.8 else RIGHT
         box = np.array([side * rng.uniform(66, 80), -chest.front - 14, rng.uniform(52, 68)])
         canvas.ellipsoid(box, (25, 9, 25), METAL)
-        entry = np.array([[box, [side * 40, -34, 112], [-20, -18, 84]]])
         tip = chest.heart + [[-0.35, -0.1, -0.3], [0.45, -0.35, -0.55]] * chest.heart_radii
-        canvas.tubes(curve(*entry[0]), 2.6, METAL)
+        canvas.tubes(curve(box, (side * 40, -34, 112), (-20, -18, 84)), 2.6, METAL)
         canvas.tubes(curve((-20, -18, 84), (-34, -20, 10), tip), 2.6, METAL)
     else:
         y = -chest.front - 4
@@ -35,14 +34,14 @@ def medical_material(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> 
 
 def arterial_calcification(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
     """Plaques on the wall of the aorta, most of them on the arch and the descending part."""
-    path, number = aorta_path()[0], rng.integers(70, 100)
+    path, number = aorta_path()[0], rng.integers(90, 130)
     at = rng.integers(25, len(path) - 12, number)
     normal = rng.normal(size=(number, 3))
     along = path[at + 1] - path[at]
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     normal -= (normal * along).sum(1, keepdims=True) * along
     normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-    canvas.balls(path[at] + chest.aorta * normal, rng.uniform(3, 4.8, number), CALCIUM)
+    canvas.balls(path[at] + chest.aorta * normal, rng.uniform(3.2, 5.2, number), CALCIUM)
 
 
 def coronary_calcification(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
@@ -55,8 +54,8 @@ def coronary_calcification(canvas: Canvas, chest: Chest, rng: np.random.Generato
         unit = np.stack([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude),
                          np.sin(latitude)], axis=-1)  # fmt: skip
         path = chest.heart + (0.97 * chest.heart_radii * unit) @ to_body.T
-        kept = np.repeat(rng.random(12) < 0.8, 5)  # calcified in parts
-        canvas.balls(path[kept], 3.1, CALCIUM)
+        kept = np.repeat(rng.random(12) < 0.85, 5)  # calcified in parts
+        canvas.balls(path[kept], 3.8, CALCIUM)
 
 
 def hiatal_hernia(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
@@ -67,9 +66,8 @@ def hiatal_hernia(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> Non
     canvas.ellipsoid(centre, radii - 5, 22)
     level = centre[1] + rng.uniform(-2, 6)
     box = canvas.box(centre, radii)
-    x, y, z = canvas.place(box)
-    far = np.sqrt(sum(((p - c) / (r - 5)) ** 2 for p, c, r in zip((x, y, z), centre, radii, strict=True)))
-    canvas.blend(box, canvas.edge(np.minimum((1 - far) * 18, level - y)), AIR)
+    inside = (1 - canvas.away(box, centre, radii - 5)) * 18
+    canvas.blend(box, canvas.edge(np.minimum(inside, level - canvas.place(box)[1])), AIR)
 
 
 def lymphadenopathy(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
@@ -86,8 +84,7 @@ def lymphadenopathy(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> N
 
 def emphysema(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
     """Holes without walls, many of them large, mostly in the upper lobes; the lungs are overinflated."""
-    everywhere = canvas.box((0, 0, 0), (1e4, 1e4, 1e4))
-    canvas.blend(everywhere, 0.2 * canvas.lung, AIR)
+    canvas.blend(EVERYWHERE, 0.2 * canvas.lung, AIR)
     for centre in chest.random_points(rng, 110, (0.2, 0.97), (0, 0.97), (0, 360)):
         canvas.ellipsoid(centre, rng.uniform(7, 16, 3), -1010, canvas.lung)
     bullae = chest.random_points(rng, 9, (0.45, 0.95), (0.75, 0.95), (-100, 60))
@@ -106,34 +103,34 @@ def atelectasis(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
     reach = grown * rng.uniform(58, 70)
     wedge = reach - (side * x - 10) - 0.55 * np.abs(y - 62)
     canvas.blend(box, canvas.edge(np.minimum(wedge, y - 4)), MUSCLE, canvas.to_wall())
-    for each in (side, side, -side):
+    for each in (side, side, side, -side, -side):
         tilt = np.deg2rad(rng.uniform(35, 60))
         centre = chest.in_lung(each, rng.uniform(0.22, 0.42), 0.25, rng.uniform(-120, -40))
-        box = canvas.box(centre, (44, 48, 48))
+        box = canvas.box(centre, (50, 50, 50))
         x, y, z = canvas.place(box)
         across = np.sin(tilt) * (y - centre[1]) + np.cos(tilt) * (z - centre[2]) + 0.15 * (x - centre[0])
-        extent = 44 - np.sqrt((x - centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2)
+        extent = 50 - canvas.away(box, centre, (1, 1, 1))
         canvas.blend(box, canvas.edge(np.minimum(4 - np.abs(across), extent)), MUSCLE, canvas.lung)
 
 
 def lung_nodules(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
-    """Seven to twelve solid balls, 12 to 26 mm across."""
-    number = rng.integers(7, 13)
-    centres = chest.random_points(rng, number, (0.08, 0.9), (0.2, 0.85))
-    for centre in centres:
-        canvas.ellipsoid(centre, rng.uniform(6, 13) * rng.uniform(0.92, 1.08, 3), 45, canvas.lung)
+    """Sixteen to twenty-four solid balls, 14 to 28 mm across, most of them with a calcified core."""
+    for centre in chest.random_points(rng, rng.integers(16, 25), (0.08, 0.9), (0.2, 0.85)):
+        radii = rng.uniform(7, 14) * rng.uniform(0.92, 1.08, 3)
+        canvas.ellipsoid(centre, radii, MUSCLE, canvas.lung)
+        if rng.random() < 0.85:
+            canvas.ellipsoid(centre, 0.65 * radii, 700, canvas.lung)
 
 
 def lung_opacity(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
     """Patches of ground glass with soft edges; the vessels in them stay visible."""
     cover = np.zeros_like(canvas.hu)
-    for centre in chest.random_points(rng, rng.integers(6, 9), (0.12, 0.85), (0.3, 0.85)):
-        radius = rng.uniform(24, 38)
+    for centre in chest.random_points(rng, rng.integers(12, 17), (0.1, 0.9), (0.3, 0.85)):
+        radius = rng.uniform(30, 44)
         box = canvas.box(centre, (radius,) * 3)
-        x, y, z = canvas.place(box)
-        far = ((x - centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2) / radius**2
-        cover[box] = np.maximum(cover[box], np.clip(1.6 * (1 - far), 0, 1))
-    canvas.blend(canvas.box((0, 0, 0), (1e4, 1e4, 1e4)), cover, -530, canvas.lung)
+        far = canvas.away(box, centre, (radius,) * 3)
+        cover[box] = np.maximum(cover[box], np.clip(2.2 * (1 - far**2), 0, 1))
+    canvas.blend(EVERYWHERE, cover, -350, canvas.lung)
 
 
 def fibrotic_sequela(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
@@ -168,16 +165,15 @@ def pleural_effusion(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> 
 
 def mosaic_attenuation(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
     """Territories of dark and bright lung with sharp borders, all over."""
-    everywhere = canvas.box((0, 0, 0), (1e4, 1e4, 1e4))
-    pattern = np.tanh(5 * canvas.field(rng, 24))
-    canvas.hu += canvas.lung * (35 + 125 * pattern)
-    canvas.blend(everywhere, canvas.lung * (canvas.hu < -990), -990)
+    pattern = np.tanh(8 * canvas.field(rng, 26) + 2)
+    canvas.hu += canvas.lung * (90 + 225 * pattern)
+    canvas.blend(EVERYWHERE, canvas.lung * (canvas.hu < -990), -990)
 
 
 def peribronchial_thickening(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
     """Thick bright cuffs around the bronchi, from the hila outwards."""
-    inner = np.linspace(4.2, 2.2, chest.bronchi.shape[1])
-    cuff = np.linspace(rng.uniform(4.5, 5.5), 3, chest.bronchi.shape[1])
+    inner = np.linspace(5, 3.2, chest.bronchi.shape[1])
+    cuff = np.linspace(rng.uniform(5, 6), 4, chest.bronchi.shape[1])
     canvas.tubes(chest.bronchi, inner + cuff, 25, canvas.lung)
     canvas.tubes(chest.bronchi, inner, AIR, canvas.lung)
 
@@ -190,9 +186,8 @@ def consolidation(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> Non
         centre = chest.in_lung(side, rng.uniform(0.4, 0.72), 0.45, rng.uniform(-95, 0))
         radii = size * rng.uniform(38, 48, 3)
         box = canvas.box(centre, radii * 1.3)
-        x, y, z = canvas.place(box)
-        far = np.sqrt(sum(((p - c) / r) ** 2 for p, c, r in zip((x, y, z), centre, radii, strict=True)))
-        inside = (1 - far) * radii.min() + 5 * rough[box]
+        _, y, z = canvas.place(box)
+        inside = (1 - canvas.away(box, centre, radii)) * radii.min() + 5 * rough[box]
         fissure = 0.8 * (z - centre[2]) - 0.6 * (y - centre[1]) + 0.55 * radii.min()
         filled = canvas.edge(np.minimum(inside, fissure)) * canvas.to_wall()[box]
         canvas.blend(box, filled, 40)
@@ -209,36 +204,38 @@ def bronchiectasis(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> No
     for side, height in ((first, rng.uniform(0.3, 0.42)), (-first, rng.uniform(0.35, 0.5))):
         centre = chest.in_lung(side, height, 0.5, rng.uniform(-90, 60))
         rows = np.array([(16 * (i + 0.5 * (j % 2)), 14 * j, 0) for i in range(-3, 4) for j in range(-3, 4)])
-        rows = rows[(np.linalg.norm(rows, axis=1) < 38) & (rng.random(len(rows)) < 0.75)]
+        rows = rows[(np.linalg.norm(rows, axis=1) < 43) & (rng.random(len(rows)) < 0.85)]
         rows += rng.normal(0, (2, 2, 0), rows.shape)
         tilt = np.array([*rng.normal(0, 0.15, 2), 1.0]) * rng.uniform(34, 46)
         paths = curve(centre + rows - tilt, centre + 1.1 * rows, centre + 0.8 * rows + tilt, 50)
         radii = rng.uniform(6.5, 9, (len(rows), 1))
-        canvas.tubes(paths, radii, 10, canvas.lung)
-        canvas.tubes(paths, radii - 3, AIR, canvas.lung)
+        canvas.tubes(paths, radii, 40, canvas.lung)
+        canvas.tubes(paths, radii - 3.2, AIR, canvas.lung)
 
 
 def septal_thickening(canvas: Canvas, chest: Chest, rng: np.random.Generator) -> None:
     """A net of lines around polygons of lung, in the outer parts of both lungs: a bent honeycomb."""
-    where = np.nonzero((canvas.lung > 0.5) & (canvas.depth < 42))
+    where = np.nonzero((canvas.lung > 0.5) & (canvas.depth < 30))
     x, y = (np.broadcast_to(axis, canvas.hu.shape)[where] for axis in (canvas.x, canvas.y))
     period = rng.uniform(21, 25)
     u, v = x + 7 * canvas.field(rng, 26)[where], y + 7 * canvas.field(rng, 26)[where]
     tall = period * 3**0.5
-    cells = []  # the two rectangular lattices whose union is the hexagonal one: offset from the nearest centre of each
-    for shift in (0, 0.5):
-        cells.append((u - period * (np.round(u / period - shift) + shift), v - tall * (np.round(v / tall - shift) + shift)))
-    nearer = np.hypot(*cells[0]) < np.hypot(*cells[1])
-    du, dv = (np.abs(np.where(nearer, first, second)) for first, second in zip(*cells, strict=True))
+    # A hexagonal lattice is two rectangular ones, half a cell apart. Distances from the nearest centre of each:
+    u = [np.abs(u - period * (np.round(u / period - shift) + shift)) for shift in (0, 0.5)]
+    v = [np.abs(v - tall * (np.round(v / tall - shift) + shift)) for shift in (0, 0.5)]
+    nearer = np.hypot(u[0], v[0]) < np.hypot(u[1], v[1])
+    du, dv = np.where(nearer, *u), np.where(nearer, *v)
     wall = period / 2 - np.maximum(du, 0.5 * du + 0.75**0.5 * dv)  # mm to the cell's wall
     cover = canvas.edge(1.6 - wall)
-    canvas.hu[where] += cover * canvas.lung[where] * (-100 - canvas.hu[where])
+    canvas.hu[where] += cover * canvas.lung[where] * (-250 - canvas.hu[where])
 
 
-# In the order in which they are painted: patterns of the whole lung first, what hides others last.
-PAINTERS = {
+# Painted in this order: first what the vessels shine through, then, after the vessels, what hides others last.
+BEHIND_VESSELS = {
     "Mosaic attenuation pattern": mosaic_attenuation,
     "Lung opacity": lung_opacity,
+}
+BEFORE_VESSELS = {
     "Emphysema": emphysema,
     "Interlobular septal thickening": septal_thickening,
     "Peribronchial thickening": peribronchial_thickening,
@@ -254,4 +251,3 @@ PAINTERS = {
     "Arterial wall calcification": arterial_calcification,
     "Medical material": medical_material,
 }
-BEFORE_VESSELS = ("Mosaic attenuation pattern", "Lung opacity")  # vessels shine through

@@ -69,7 +69,7 @@ class Evaluation:
         return rows
 
     def calibration_errors(self) -> dict[str, float]:
-        """Expected calibration error of the probabilities before and after temperature scaling."""
+        """Expected calibration error of the probabilities before and after Platt scaling."""
         values = {"before": self.predictions.raw, "after": self.predictions.probabilities}
         return {name: expected_calibration_error(p, self.labels) for name, p in values.items()}
 

@@ -14,7 +14,10 @@ WINDOW_OF = {
         ("Cardiomegaly", "Pericardial effusion", "Hiatal hernia", "Lymphadenopathy", "Pleural effusion"), "mediastinum"
     ),
 }
-HEAT = LinearSegmentedColormap.from_list("heat", [(0.9, 0.2, 0.1, 0.0), (0.95, 0.35, 0.05, 0.45), (1.0, 0.9, 0.2, 0.7)])
+# Clear where there is little evidence, so that the picture itself stays to be seen.
+HEAT = LinearSegmentedColormap.from_list(
+    "heat", [(0, (0.9, 0.2, 0.1, 0)), (0.2, (0.9, 0.2, 0.1, 0)), (0.6, (1, 0.4, 0.1, 0.5)), (1, (1, 0.9, 0.2, 0.75))]
+)
 
 
 def picture_of(pixels: np.ndarray, label: str, channels: str) -> np.ndarray:

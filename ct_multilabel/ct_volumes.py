@@ -133,7 +133,7 @@ def _find_scale(stored: np.ndarray, scales: dict[str, tuple[float, float]]) -> s
     if "rescaled twice" in verdicts.values():
         raise VolumeError(f"rescaled twice: the intercept was subtracted from HU; {found}")
     if "stored" in verdicts.values():
-        raise VolumeError(f"not HU: slope and intercept were not applied, and no metadata tell them; {found}")
+        raise VolumeError(f"not HU: an intercept is missing that neither header nor metadata give; {found}")
     raise VolumeError(f"not HU: no scale gives air near -1000 and tissue near 0; {found}")
 
 
@@ -158,7 +158,8 @@ def load_volume(path: Path, metadata: dict[str, str] | None = None) -> CtVolume:
     try:
         stored, affine, slope, intercept = _read_stored(path, warnings)
         scales = {"header": (slope, intercept)}
-        hu, spacing, hu_source = _to_hu(stored, affine, scales, metadata or {}, warnings)
+        known = {column: text for column, text in (metadata or {}).items() if text not in ("", "nan", None)}
+        hu, spacing, hu_source = _to_hu(stored, affine, scales, known, warnings)
         del stored  # the chest needs memory, too
         return CtVolume(path, hu, spacing, hu_source, find_chest(hu, spacing, warnings), warnings)
     except VolumeError as error:
@@ -248,8 +249,11 @@ def _check_geometry(affine: np.ndarray, metadata: dict[str, str], unreliable: bo
     if not {"XYSpacing", "ZSpacing"} <= metadata.keys():
         raise VolumeError(f"no voxel size: the header says {text} mm")
     columns, rows, slices = (*_numbers(metadata, "XYSpacing", "ZSpacing"), np.nan)[:3]
-    if metadata.get("ImageOrientationPatient"):
-        cosines = np.reshape(_numbers(metadata, "ImageOrientationPatient"), (2, 3))
+    if "ImageOrientationPatient" in metadata:
+        cosines = _numbers(metadata, "ImageOrientationPatient")
+        if len(cosines) != 6:
+            raise VolumeError(f"the metadata table gives {len(cosines)} numbers as ImageOrientationPatient, not 6")
+        cosines = np.reshape(cosines, (2, 3))
         direction = np.diag([-1.0, -1.0, 1.0]) @ np.column_stack([*cosines, np.cross(*cosines)])  # DICOM's LPS to RAS
     elif np.isfinite(sides).all() and (sides > 0).all():
         direction = affine[:3, :3] / sides
@@ -298,11 +302,28 @@ def _read_metaimage(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     try:
         image = sitk.ReadImage(path)  # raises for a file that is cut off
-    except RuntimeError as error:
+        _check_packed(path)
+    except (RuntimeError, zlib.error) as error:
         raise VolumeError("cut off or damaged: SimpleITK cannot read it") from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise VolumeError(f"no single volume of grey levels: {'×'.join(map(str, image.GetSize()))}")
     return _itk_voxels(image)
+
+
+def _check_packed(path: Path) -> None:
+    """Raises zlib.error if the packed voxels of a MetaImage are damaged: SimpleITK reads them without a word."""
+    header = {}
+    with open(path, "rb") as file:
+        while "ElementDataFile" not in header:  # the header's last line
+            key, _, value = file.readline().decode("latin-1").partition("=")
+            header[key.strip()] = value.strip()
+        if header.get("CompressedData", "").lower() != "true":
+            return
+        data = file if header["ElementDataFile"] == "LOCAL" else open(path.parent / header["ElementDataFile"], "rb")
+        with data:
+            unpacking = zlib.decompressobj(wbits=47)  # zlib or gzip, whichever it is
+            while packed := data.read(1 << 20):
+                unpacking.decompress(packed)
 
 
 def _itk_voxels(image) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
     python ct_multilabel/evaluate.py --checkpoints runs/ct_multilabel/best --slices_path slices
     python ct_multilabel/evaluate.py --checkpoints runs/a/best runs/b/best runs/c/best       # their average
 
-Thresholds, temperature and pooling come with the models; they were tuned on training patients that were held out.
+Thresholds, calibration and pooling come with the models; they were tuned on training patients that were held out.
 Writes metrics.json, predictions.csv (one row a volume), results.json (the challenge's submission), figures/ and
 report.html to --output.
 """
@@ -148,27 +148,29 @@ def write_results_folder(
 def write_report(evaluation: Evaluation, metrics: dict, args) -> None:
     """The page that a person reads: headline, labels, curves, calibration, members."""
     data, intervals, baselines = metrics["data"], metrics["intervals"], metrics["baselines"]
-    always = baselines["always positive"]
     folder = args.output / "figures"
     names = ", ".join(str(checkpoint) for checkpoint in args.checkpoints)
     report = Report("Abnormalities on chest CT", f"{names} on {args.slices_path}, {args.split} split")
-    report.cards(
-        [
-            ("AUROC, macro", f"{intervals['auroc'].estimate:.3f}", f"95 % interval {_span(intervals['auroc'])}; chance 0.5"),
-            ("F1, macro", f"{intervals['f1'].estimate:.3f}", f"95 % interval {_span(intervals['f1'])}"),
-            ("F1 of “always positive”", f"{always['f1']:.3f}", "training prevalence under the official 0.5: "
-             f"{baselines['training prevalence']['f1']:.3f}"),
-            ("CRG", f"{intervals['crg'].estimate:.3f}", f"95 % interval {_span(intervals['crg'])}; a constant: 0.333"),
-        ]
-    )  # fmt: skip
+    always, constant = baselines["always positive"], baselines["training prevalence"]
+    f1 = f"“always positive” {always['f1']:.3f}, training prevalence {constant['f1']:.3f}"
+    cards = [
+        ("AUROC, macro", "auroc", "chance 0.5"),
+        ("F1, macro", "f1", f1),
+        ("CRG", "crg", "all positive or all negative 0.333"),
+    ]
+    numbers = [
+        (title, f"{intervals[key].estimate:.3f}", f"95 % interval {_span(intervals[key])}; {note}")
+        for title, key, note in cards
+    ]
+    report.cards([*numbers, ("Volumes", str(data["volumes"]), f"{data['scans']} scans, {data['patients']} patients")])
     report.text(
-        f"{data['volumes']} volumes of {data['scans']} scans of {data['patients']} patients; {data['unknown_labels']} "
-        "unknown labels, left out. Positive where the score is at least 0.5, as in the challenge; the tuned thresholds "
-        f"are built into the scores. Intervals: bootstrap over patients, {args.bootstrap} resamples.",
+        f"{data['unknown_labels']} unknown labels are left out. Positive where the score is at least 0.5, as in the "
+        "challenge; the tuned thresholds are built into the scores. Intervals: bootstrap over patients, "
+        f"{args.bootstrap} resamples.",
         note=True,
     )
     if args.split == "tune":
-        report.text("These patients chose the epoch, the thresholds and the temperature: the numbers are too good.")
+        report.text("These patients chose the epoch, the thresholds and the calibration: the numbers are too good.")
 
     report.section("Labels")
     header = ["label", "positive", "known", "AUROC", "95 % interval", "F1", "95 % interval", "precision", "recall"]
@@ -197,16 +199,11 @@ def write_report(evaluation: Evaluation, metrics: dict, args) -> None:
     for curves in draw_curves(evaluation, metrics["by_label"], folder):
         report.figures([curves])
 
-    error, single = metrics["calibration_error"], metrics["members"][0]["calibration"]
-    how = (
-        f"temperature {single['temperature']:.2f}, pooling: {single['aggregate']}"
-        if len(metrics["members"]) == 1
-        else ""
-    )
+    error = metrics["calibration_error"]
     report.section(
         "Calibration",
-        f"Expected calibration error {error['before']:.3f} before and {error['after']:.3f} after temperature scaling"
-        + (f" ({how})." if how else "."),
+        f"Expected calibration error {error['before']:.3f} as pooled over the slices, {error['after']:.3f} after Platt "
+        "scaling on the tuning patients.",
     )
     values = {"before": evaluation.predictions.raw, "after": evaluation.predictions.probabilities}
     diagram = figures.reliability_diagram({name: reliability(p, evaluation.labels) for name, p in values.items()})
@@ -247,7 +244,8 @@ def draw_curves(evaluation: Evaluation, by_label: list[dict], folder: Path) -> l
         precision, sensitivity, _ = binary_precision_recall_curve(scores, truth)
         roc[f"{row['label']}  {row['auroc'].estimate:.2f}"] = [(false_rate.numpy(), true_rate.numpy())]
         title = f"{row['label']}  {row['average_precision']:.2f}"
-        recall[title] = [(sensitivity.numpy(), precision.numpy())]
+        # torchmetrics ends every curve at (0, 1), which no threshold gives.
+        recall[title] = [(sensitivity[:-1].numpy(), precision[:-1].numpy())]
         prevalence[title] = row["positives"] / row["cases"]
     grids = [
         (figures.curve_grid(roc, "false positive rate", "true positive rate"), "roc", "ROC curves, with AUROC"),
@@ -262,14 +260,13 @@ def draw_curves(evaluation: Evaluation, by_label: list[dict], folder: Path) -> l
 
 def print_summary(metrics: dict, console: Console) -> None:
     """The headline on the terminal."""
-    table = Table("", "AUROC", "95 % interval", "F1", "95 % interval", "precision", "recall", "CRG", box=None)
-    intervals, macro = metrics["intervals"], metrics["official"]["macro"]
+    intervals = metrics["intervals"]
+    table = Table("", "AUROC (95 % interval)", "F1 (95 % interval)", "CRG", box=None)
     name = "model" if len(metrics["members"]) == 1 else f"ensemble of {len(metrics['members'])}"
-    last = [f"{macro['precision']:.3f}", f"{macro['recall']:.3f}", f"{intervals['crg'].estimate:.3f}"]
-    table.add_row(name, *_cells(intervals["auroc"], 3), *_cells(intervals["f1"], 3), *last)
+    headline = [f"{intervals[key].estimate:.3f} ({_span(intervals[key])})" for key in ("auroc", "f1")]
+    table.add_row(name, *headline, f"{intervals['crg'].estimate:.3f}")
     for name, row in metrics["baselines"].items():
-        numbers = [f"{row[key]:.3f}" for key in ("auroc", "f1", "precision", "recall", "crg")]
-        table.add_row(name, numbers[0], "", numbers[1], "", *numbers[2:])
+        table.add_row(name, *[f"{row[key]:.3f}" for key in ("auroc", "f1", "crg")])
     console.print(table, crop=False)
 
 
@@ -277,8 +274,8 @@ def _span(interval) -> str:
     return f"{interval.low:.3f} to {interval.high:.3f}"
 
 
-def _cells(interval, digits: int = 2) -> list[str]:
-    return [f"{interval.estimate:.{digits}f}", f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"]
+def _cells(interval) -> list[str]:
+    return [f"{interval.estimate:.2f}", f"{interval.low:.2f} to {interval.high:.2f}"]
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
     python ct_multilabel/make_demo_data.py --output demo/CT-RATE --patients 160 --seed 0
 
-The volumes are phantoms, drawn by formulas (chest_phantom.py); no patient is behind them. They serve to try the programs
-and to test them: a score on phantoms says nothing about CT. Of four patients one is held out (valid). Written are
+The volumes are phantoms, drawn by formulas (chest_phantom.py); no patient is behind them. They serve to try the
+programs and to test them: a score on phantoms says nothing about CT. Of four patients one is held out (valid). Written
+are
 
     OUTPUT/dataset/{train,valid}_fixed/train_1/train_1_a/train_1_a_1.nii.gz     HU; 1-2 scans, 2 reconstructions each
     OUTPUT/dataset/train/…                                          version 1: not HU, about 5 % of train
-    OUTPUT/dataset/multi_abnormality_labels/, OUTPUT/dataset/metadata/          tables; about 1 % of train's labels is -1
+    OUTPUT/dataset/multi_abnormality_labels/, OUTPUT/dataset/metadata/        tables; about 1 % of train's labels are -1
 
 and in each split one volume that shows no chest. The same seed gives the same bytes, and a patient depends only on
 (seed, its number), not on how many are drawn.
@@ -29,10 +30,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import nibabel as nib
 import numpy as np
 
-from chest_phantom import Scan, draw, draw_thighs
+from chest_phantom import Phantom, Scan, write_phantom
 from core.args import ArgumentParser, UserError, positive_int, script
 from core.console import make_console, progress
 from core.losses.classification import UNKNOWN
@@ -45,21 +45,28 @@ POSITIVE = {"train": 3, "valid": 1}  # patients of a block with a finding: 20 % 
 COLUMNS = ("VolumeName", "Manufacturer", "PatientSex", "PatientAge", "RescaleIntercept", "RescaleSlope", "XYSpacing",
            "ZSpacing", "Rows", "Columns", "NumberofSlices")  # fmt: skip
 INTERCEPTS = {"Siemens Healthineers": -8192, "Philips": -1024, "PNMS": -1024}
+# Volumes in version 1: (patient of a block, scan, reconstruction) -> intercept; the patients are in train.
+VERSION_1 = {(1, "a", 1): -1024, (9, "a", 2): -8192}
 ORIENTATIONS = ("LPS", "LPS", "LPS", "LAS", "RAS", "LPI")  # where the axes of a file point to
 
 
 @dataclass
 class DemoVolume:
-    """What is to be drawn and written as one file; all of it follows from (seed, patient)."""
+    """A volume of the tree; all of it follows from (seed, patient)."""
 
     name: str
-    version: str  # fixed or v1
-    findings: tuple[str, ...] | None  # None: no chest
+    phantom: Phantom
     labels: tuple[int, ...]  # as in the table, with -1 for unknown
-    stream: tuple[int, ...]  # seed of the anatomy and of the findings
-    scan: Scan
-    orientation: str
     row: dict[str, str]  # of the metadata table
+
+    @property
+    def split(self) -> str:
+        return self.name.split("_")[0]
+
+    @property
+    def file(self) -> Path:
+        """Relative to the tree's root."""
+        return volume_file(Path(), self.name, "fixed" if self.phantom.intercept is None else "v1")
 
 
 def parse_args(argv: list[str] | None = None):
@@ -88,13 +95,13 @@ def main(argv: list[str] | None = None) -> None:
     volumes = demo_volumes(args.seed, args.patients)
     console = make_console()
     with drawing_pool(min(args.workers, len(volumes))) as run, progress(console, "drawing", len(volumes)) as advance:
-        for _ in run(partial(write_volume, args.output), volumes):
+        for _ in run(write_phantom, [args.output / volume.file for volume in volumes], [v.phantom for v in volumes]):
             advance()
     for split in SPLITS:
-        members = [volume for volume in volumes if split_of(volume) == split]
+        members = [volume for volume in volumes if volume.split == split]
         write(labels_file(args.output, split), labels_csv(members))
         write(metadata_file(args.output, split), metadata_csv(members))
-        other = [f"{volume.name}.nii.gz\n" for volume in members if volume.findings is None]
+        other = [f"{volume.name}.nii.gz\n" for volume in members if volume.phantom.findings is None]
         write(no_chest_file(args.output, split), "".join(other).encode())
     held_out = sum(patient_split(patient) == "valid" for patient in range(args.patients))
     console.print(
@@ -127,10 +134,6 @@ def patient_name(patient: int) -> str:
     return f"{split}_{patient // 4 + 1 if split == 'valid' else patient - patient // 4 + 1}"
 
 
-def split_of(volume: DemoVolume) -> str:
-    return volume.name.split("_")[0]
-
-
 def patient_findings(seed: int, patient: int) -> set[str]:
     """The findings of a patient's first scan. In each whole block of patients every finding has its share of either
     split, and findings are drawn independently of each other."""
@@ -157,7 +160,7 @@ def patient_volumes(seed: int, patient: int) -> list[DemoVolume]:
     """The volumes of one patient: findings mostly persist from scan to scan, and are the same in reconstructions."""
     rng = np.random.default_rng([seed, 2, patient])
     findings, split = patient_findings(seed, patient), patient_split(patient)
-    person = {"PatientSex": rng.choice(["M", "F"]), "PatientAge": f"{rng.integers(22, 88):03d}Y"}
+    person = str(rng.choice(["M", "F"])), f"{rng.integers(22, 88):03d}Y"
     volumes = []
     for scan in "ab" if rng.random() < 1 / 3 else "a":
         if scan == "b" and rng.random() < 0.5:
@@ -169,7 +172,7 @@ def patient_volumes(seed: int, patient: int) -> list[DemoVolume]:
         for reconstruction in (1, 2):
             first = reconstruction == 1
             thick = rng.choice([5.8, 6.0]) if first else rng.choice([5.0, 5.4])
-            geometry = Scan(
+            view = Scan(
                 shape=(48 if first else 54, 128, 128),
                 spacing=(float(thick), float(pixel), float(pixel)),
                 centre=(-12 + rng.uniform(-3, 3), *rng.uniform(-4, 4, 2)),
@@ -178,68 +181,31 @@ def patient_volumes(seed: int, patient: int) -> list[DemoVolume]:
                 noise=rng.uniform(10, 18) if first else rng.uniform(18, 30),
                 seed=int(rng.integers(2**32)),
             )
-            v1 = (patient % BLOCK, scan, reconstruction) in ((1, "a", 1), (9, "a", 2))  # both patients are in train
-            intercept = {1: -1024, 9: -8192}[patient % BLOCK] if v1 else INTERCEPTS[manufacturer]
+            intercept = VERSION_1.get((patient % BLOCK, scan, reconstruction))
             name = f"{patient_name(patient)}_{scan}_{reconstruction}"
             orientation = ORIENTATIONS[rng.integers(len(ORIENTATIONS))]
-            row = {"VolumeName": f"{name}.nii.gz", "Manufacturer": manufacturer, **person}
-            row |= geometry_columns(geometry) | {"RescaleIntercept": str(intercept), "RescaleSlope": "1"}
-            version, stream = "v1" if v1 else "fixed", (seed, 3, patient)
-            volumes.append(
-                DemoVolume(name, version, tuple(sorted(findings)), labels, stream, geometry, orientation, row)
-            )
+            phantom = Phantom(tuple(sorted(findings)), (seed, 3, patient), view, orientation, intercept)
+            row = metadata_row(name, manufacturer, *person, view, intercept or INTERCEPTS[manufacturer])
+            volumes.append(DemoVolume(name, phantom, labels, row))
     return volumes
 
 
 def no_chest_volume(seed: int, patient: int) -> DemoVolume:
     """Thighs under a chest patient's name, as a third scan."""
-    rng, name, geometry = np.random.default_rng([seed, 4, patient]), f"{patient_name(patient)}_c_1", Scan()
-    row = {"VolumeName": f"{name}.nii.gz", "Manufacturer": "Philips", "PatientSex": str(rng.choice(["M", "F"]))}
-    row |= {"PatientAge": "060Y", "RescaleIntercept": "-1024", "RescaleSlope": "1"} | geometry_columns(geometry)
-    return DemoVolume(name, "fixed", None, (0,) * len(LABELS), (seed, 4, patient), geometry, "LPS", row)
+    name, phantom = f"{patient_name(patient)}_c_1", Phantom(None, (seed, 4, patient))
+    row = metadata_row(name, "Philips", "F", "060Y", phantom.scan, INTERCEPTS["Philips"])
+    return DemoVolume(name, phantom, (0,) * len(LABELS), row)
 
 
-def geometry_columns(scan: Scan) -> dict[str, str]:
+def metadata_row(name: str, manufacturer: str, sex: str, age: str, scan: Scan, intercept: int) -> dict[str, str]:
+    """A volume's row of the metadata table. As in CT-RATE, slope and intercept stand there for fixed volumes, too,
+    whose values are HU already."""
     (slices, rows, columns), (thick, pixel, _) = scan.shape, scan.spacing
-    sizes = {"Rows": str(rows), "Columns": str(columns), "NumberofSlices": str(slices)}
-    return sizes | {"XYSpacing": f"[{pixel}, {pixel}]", "ZSpacing": str(thick)}
+    values = (f"{name}.nii.gz", manufacturer, sex, age, intercept, 1, [pixel, pixel], thick, rows, columns, slices)
+    return dict(zip(COLUMNS, map(str, values), strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------------- files
-
-
-def write_volume(root: Path, volume: DemoVolume) -> None:
-    """Draw a volume and write it as NIfTI."""
-    rng = np.random.default_rng(volume.stream)
-    if volume.findings is None:
-        hu, spacing = draw_thighs(rng, volume.scan)
-    else:
-        hu, spacing = draw(volume.findings, rng, volume.scan)
-    image = nifti(hu, spacing, volume.scan.centre, volume.orientation)
-    if volume.version == "v1":
-        image = stored_without_hu(image, int(volume.row["RescaleIntercept"]))
-    path = volume_file(root, volume.name, volume.version)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(image, path)
-
-
-def nifti(hu: np.ndarray, spacing, centre, orientation: str) -> nib.Nifti1Image:
-    """An image of HU (Z, Y, X) in LPS, `centre` mm (z, y, x) of the grid, whose axes point to `orientation` (LPS, RAS
-    …). The affine says so: voxels to mm in RAS, as NIfTI has it."""
-    half = (np.array(hu.shape[::-1]) - 1) / 2
-    to_lps = np.diag([*spacing[::-1], 1.0])
-    to_lps[:3, 3] = np.array(centre[::-1]) - half * spacing[::-1]
-    image = nib.Nifti1Image(hu.transpose(2, 1, 0), np.diag([-1, -1, 1, 1]) @ to_lps)
-    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(orientation))
-    return image.as_reoriented(turn)
-
-
-def stored_without_hu(image: nib.Nifti1Image, intercept: int) -> nib.Nifti1Image:
-    """The volume as version 1 of CT-RATE has it: HU - RescaleIntercept, and a slope and an intercept in the header that
-    mean nothing."""
-    image = nib.Nifti1Image((np.asarray(image.dataobj) - intercept).astype(np.int16), image.affine)
-    image.header.set_slope_inter(2.0, -512.0)
-    return image
 
 
 def labels_csv(volumes: list[DemoVolume]) -> bytes:
@@ -274,7 +240,7 @@ def files_of(recipe: Path) -> set[Path]:
         volumes = demo_volumes(int(content["seed"]), int(content["patients"]))
     except (OSError, ValueError, KeyError, TypeError):
         return set()
-    files = {volume_file(Path(), volume.name, volume.version) for volume in volumes}
+    files = {volume.file for volume in volumes}
     tables = {file(Path(), split) for file in (labels_file, metadata_file, no_chest_file) for split in SPLITS}
     return files | tables | {Path(RECIPE)}
 

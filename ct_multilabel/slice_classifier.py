@@ -1,7 +1,7 @@
 """A classifier of CT slices: backbone -> attention -> pooling -> head, and gated attention over the slices of a volume.
 
 Backbones from timm; attention blocks: `core.attention`; gated attention: Ilse et al. 2018, "Attention-based Deep
-Multiple Instance Learning"; class activation maps: Selvaraju et al. 2017, "Grad-CAM".
+Multiple Instance Learning"; activation maps: Selvaraju et al. 2017, "Grad-CAM".
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from core.args import UserError
@@ -19,6 +20,7 @@ from core.checkpoints import load_model_folder
 from core.unfreezing import UnfreezingSchedule, frozen_context
 from ct_volumes import LABELS
 
+POOLINGS = {"avg": "avg", "max": "max", "avgmax": "catavgmax"}  # of a feature map, as timm calls them
 SCALES = 3  # stages that `multiscale` fuses: strides 8, 16 and 32 of the usual backbone
 
 
@@ -31,7 +33,8 @@ class SliceClassifier(nn.Module):
 
     `backbone` is any timm model that gives feature maps, with ImageNet weights if `pretrained`, or with those of the
     file `backbone_weights`. `attention` (none, se, cbam) works on its last feature map. `multiscale` adds the two
-    stages before, each pooled and given its own attention. `image_size` is that of the slices in px.
+    stages before, each pooled and given its own attention. `pooling` (avg, max, avgmax = both, side by side) makes one
+    vector of a map: a mean dilutes what is small, a maximum keeps it. `image_size` is that of the slices in px.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class SliceClassifier(nn.Module):
         attention: str = "none",
         multiscale: bool = False,
         gated_attention: bool = False,
+        pooling: str = "avg",
         dropout: float = 0.2,
         image_size: int = 224,
         pretrained: bool = False,
@@ -47,10 +51,12 @@ class SliceClassifier(nn.Module):
     ):
         super().__init__()
         self.arguments = {"backbone": backbone, "attention": attention, "multiscale": multiscale}
-        self.arguments |= {"gated_attention": gated_attention, "dropout": dropout, "image_size": image_size}
+        self.arguments |= {"gated_attention": gated_attention, "pooling": pooling}
+        self.arguments |= {"dropout": dropout, "image_size": image_size}
         pretraining = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
         size = {"img_size": image_size} if pretraining and pretraining.fixed_input_size else {}
         self.backbone = timm_backbone(backbone, pretrained, backbone_weights, num_classes=0, **size)
+        self.backbone.to(memory_format=torch.channels_last)  # many times faster on CPUs; tensor cores want it, too
         if not hasattr(self.backbone, "forward_intermediates"):
             raise UserError(f"--model {backbone} gives no feature maps in timm; take resnet50 or efficientnet_b0")
         self.n_scales = SCALES if multiscale else 1
@@ -58,13 +64,14 @@ class SliceClassifier(nn.Module):
             self.eval()
             maps = self._feature_maps(torch.zeros(1, 3, image_size, image_size))
             self.train()
-        widths = [x.shape[1] for x in maps]
-        self.attention = nn.ModuleList(attention_block(attention, width) for width in widths)
+        self.attention = nn.ModuleList(attention_block(attention, x.shape[1]) for x in maps)
+        self.global_pool = SelectAdaptivePool2d(pool_type=POOLINGS[pooling], flatten=True)
+        width = sum(x.shape[1] for x in maps) * self.global_pool.feat_mult()
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(sum(widths), len(LABELS))
+        self.head = nn.Linear(width, len(LABELS))
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
-        self.gate = GatedAttention(sum(widths), len(LABELS)) if gated_attention else None
+        self.gate = GatedAttention(width, len(LABELS)) if gated_attention else None
         # Normalisation in the model: uint8 slices are a quarter of the bytes to move, and no caller can forget it.
         for name in ("mean", "std"):
             value = getattr(pretraining, name) if pretraining else (0.5, 0.5, 0.5)
@@ -92,12 +99,13 @@ class SliceClassifier(nn.Module):
     def feature_maps(self, slices: Tensor) -> list[Tensor]:
         """Feature maps (B, C, h, w) after attention, coarsest last, of slices (B, 3, H, W) uint8."""
         with frozen_context(self.backbone):
-            maps = self._feature_maps((slices.float() / 255 - self.mean) / self.std)
+            image = slices.contiguous(memory_format=torch.channels_last).float()
+            maps = self._feature_maps((image / 255 - self.mean) / self.std)
         return [attend(x) for attend, x in zip(self.attention, maps, strict=True)]
 
     def pool(self, maps: list[Tensor]) -> Tensor:
-        """(B, D) of the feature maps: global averages, one after the other."""
-        return torch.cat([x.mean(dim=(2, 3)) for x in maps], dim=1)
+        """(B, D) of the feature maps, one after the other."""
+        return torch.cat([self.global_pool(x) for x in maps], dim=1)
 
     def _feature_maps(self, image: Tensor) -> list[Tensor]:
         final, stages = self.backbone.forward_intermediates(image, indices=self.n_scales, norm=True)
@@ -136,17 +144,21 @@ class SliceClassifier(nn.Module):
     def grad_cam(self, slices: Tensor, label: int) -> Tensor:
         """Class activation maps (B, H, W) in 0-1 of slices (B, 3, H, W) for a label: where the evidence is.
 
-        The last feature map, weighted with the mean gradient of the slice's logit, negative parts cut off, scaled to
-        the largest value of the batch and enlarged to the slice.
+        Feature maps times the gradients of the slice's logit, place by place, summed over channels and scales,
+        negative parts cut off, scaled to the largest value of the batch. For average pooling this is Grad-CAM; for
+        maxima it is what Grad-CAM means to be (Draelos & Carin 2020, "HiResCAM"): the map adds up to the logit.
         """
+        size = slices.shape[-2:]
         with torch.enable_grad():
-            maps = self.feature_maps(slices)
-            last = maps[-1].detach().requires_grad_()
-            logits = self.head(self.pool([*maps[:-1], last]))[:, label]
-            (gradient,) = torch.autograd.grad(logits.sum(), last)
-        heat = F.relu((gradient.mean(dim=(2, 3), keepdim=True) * last).sum(dim=1, keepdim=True))
-        heat = F.interpolate(heat, size=slices.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        return (heat / heat.max().clamp_min(1e-12)).detach()
+            maps = [x.detach().requires_grad_() for x in self.feature_maps(slices)]
+            logits = self.head(self.pool(maps))[:, label]
+            gradients = torch.autograd.grad(logits.sum(), maps)
+        heat = 0
+        for x, gradient in zip(maps, gradients, strict=True):
+            share = (gradient * x.detach()).sum(dim=1, keepdim=True) * x.shape[-2:].numel()  # a pixel of a coarse map
+            heat = heat + F.interpolate(share, size=size, mode="bilinear", align_corners=False)  # stands for many
+        heat = F.relu(heat[:, 0])
+        return heat / heat.max().clamp_min(1e-12)
 
     @classmethod
     def from_folder(cls, folder: Path) -> tuple["SliceClassifier", dict]:

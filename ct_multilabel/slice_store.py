@@ -104,8 +104,6 @@ def extract(
     time of change) with the same `settings`. Raises VolumeError, and takes away what lay at `file`, if it cannot.
     """
     try:
-        if not path.exists():
-            raise VolumeError(f"{path}: no such file")
         size, mtime_ns = _fingerprint(path)
         attributes = attributes | settings | {"source_size": size, "source_mtime_ns": mtime_ns}
         attributes |= {"windows": json.dumps(WINDOWS), "orientation": "LPS"}
@@ -136,8 +134,11 @@ def start_worker() -> None:
 
 
 def _fingerprint(path: Path) -> tuple[int, int]:
-    """Size and time of the last change (ns) of a file, or of all files of a folder."""
-    found = [file.stat() for file in ([path] if path.is_file() else path.iterdir())]
+    """Size and time of the last change (ns) of a file, or of all files of a folder. Raises VolumeError."""
+    try:
+        found = [file.stat() for file in (path.iterdir() if path.is_dir() else [path])]
+    except OSError as error:
+        raise VolumeError(f"{path}: {error.strerror}") from error
     return sum(state.st_size for state in found), max((state.st_mtime_ns for state in found), default=0)
 
 

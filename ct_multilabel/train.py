@@ -27,7 +27,7 @@ from core.unfreezing import UnfreezingSchedule
 from core.validation import DataReport
 from ct_slices import SliceDataset, VolumeDataset, augmentation, cutmix, divide
 from ct_volumes import LABELS
-from slice_classifier import SliceClassifier
+from slice_classifier import POOLINGS, SliceClassifier
 from slice_store import read_manifest, read_settings
 from vlm3d import AGGREGATES, Calibration, official_metrics, prevalence
 
@@ -47,6 +47,7 @@ def parse_args(argv=None):
     group.add_argument("--model", default="efficientnet_b0", help="resnet50, resnet101, efficientnet_b0, any of timm")
     group.add_argument("--use_attention", choices=ATTENTIONS, default="none", help="on the last feature map")
     group.add_argument("--use_multiscale", action="store_true", help="features of the last three stages")
+    group.add_argument("--pooling", choices=tuple(POOLINGS), default="avg", help="map to vector; avgmax = both")
     group.add_argument(
         "--aggregate",
         choices=("auto", *AGGREGATES, "attention"),
@@ -78,8 +79,8 @@ def main(argv=None):
 
     # The model first: if its weights cannot be had, that should be known before the data are read.
     model = SliceClassifier(
-        args.model, args.use_attention, args.use_multiscale, args.aggregate == "attention", args.dropout,
-        settings["size"], args.pretrained, args.backbone_weights,
+        args.model, args.use_attention, args.use_multiscale, args.aggregate == "attention", args.pooling,
+        args.dropout, settings["size"], args.pretrained, args.backbone_weights,
     )  # fmt: skip
     criterion = LOSSES[args.loss_type]()
     staged = args.progressive_unfreeze
@@ -152,7 +153,8 @@ def validate(run: Run, loader, criterion: torch.nn.Module, aggregate: str) -> tu
     every_slice = labels[:, None].expand(logits.shape).flatten(0, 1)
     loss = criterion(logits.flatten(0, 1), every_slice.float())
     probabilities = list(logits.double().sigmoid().numpy())
-    calibration = Calibration.fit(probabilities, labels.numpy(), aggregate)
+    patients = [volume.patient for volume in loader.dataset.volumes]
+    calibration = Calibration.fit(probabilities, labels.numpy(), aggregate, patients)
     result = official_metrics(labels.numpy(), calibration.scores(probabilities))
     metrics = {"loss": float(loss), "auroc": result["macro"]["auroc"], "f1": result["macro"]["f1"]}
     return metrics | {"crg": result["crg"]}, calibration.to_json()

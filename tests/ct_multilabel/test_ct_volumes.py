@@ -161,7 +161,7 @@ def test_version_1_and_fixed_files_are_the_same_volume(tmp_path, chest, intercep
 
 def test_version_1_without_metadata_is_refused(tmp_path, chest):
     file = write_nifti(tmp_path / "v1.nii.gz", (chest + 1024).astype(np.uint16))
-    with pytest.raises(VolumeError, match=r"v1\.nii\.gz: not HU: slope and intercept were not applied"):
+    with pytest.raises(VolumeError, match=r"v1\.nii\.gz: not HU: an intercept is missing"):
         load_volume(file)
 
 
@@ -170,6 +170,11 @@ def test_a_volume_that_was_rescaled_twice_is_refused(tmp_path, chest):
     for metadata in (None, METADATA | {"RescaleIntercept": "-1024"}, METADATA):
         with pytest.raises(VolumeError, match="rescaled twice"):
             load_volume(file, metadata)
+
+
+def test_empty_cells_of_the_metadata_do_no_harm(tmp_path, chest):
+    file = write_nifti(tmp_path / "fixed.nii.gz", chest)
+    assert load_volume(file, dict.fromkeys(METADATA, "")).hu_source == "header"
 
 
 def test_a_true_slope_in_the_header_is_applied(tmp_path, chest):
@@ -302,6 +307,10 @@ def broken(kind: str, folder: Path, hu: np.ndarray) -> Path:
             content = bytearray(file.read_bytes())
             content[len(content) // 2] ^= 4
             file.write_bytes(content)
+        case "a bit turned in packed .mha":
+            content = bytearray(write_mha(file, hu, True).read_bytes())
+            content[len(content) // 2] ^= 4
+            file.write_bytes(content)
         case "cut off .mha" | "cut off packed .mha":
             return cut(write_mha(file, hu, "packed" in kind), 0.6)
         case "no bytes" | "no bytes .mha":
@@ -343,6 +352,7 @@ BROKEN = {
     "a bit turned": "damaged: ",
     "cut off .mha": "cut off or damaged",
     "cut off packed .mha": "cut off or damaged",
+    "a bit turned in packed .mha": "cut off or damaged",
     "no bytes": "empty: no byte in it",
     "no bytes .mha": "cut off or damaged",
     "text": "damaged: Not a gzipped file",
@@ -377,6 +387,8 @@ def test_impossible_spacing_comes_from_the_metadata(tmp_path, chest):
     hu, spacing = read_volume(file, METADATA)
     assert np.array_equal(hu, chest)
     assert spacing == pytest.approx(SPACING)
+    with pytest.raises(VolumeError, match="gives 3 numbers as ImageOrientationPatient, not 6"):
+        load_volume(file, METADATA | {"ImageOrientationPatient": "[1, 0, 0]"})
     with pytest.raises(VolumeError, match="gives ZSpacing 'six', no number"):
         load_volume(file, METADATA | {"ZSpacing": "six"})
     with pytest.raises(VolumeError, match=r"the metadata table says 4\.5×4×0 mm"):

@@ -1,18 +1,20 @@
-"""The demo data: synthetic phantoms, no patient. The tree is CT-RATE's, affines are true, every finding leaves a trace."""
+"""The demo data: synthetic phantoms, no patient. The tree is CT-RATE's, affines are true, findings leave a trace."""
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import load_script
 
-import chest_phantom
 import ct_rate
-from chest_phantom import Scan, draw
+from chest_anatomy import Canvas, sample_chest
+from chest_phantom import Scan, draw, nifti, write_phantom
+from conftest import load_script
 from core.args import UserError
-from ct_volumes import LABELS
+from ct_volumes import LABELS, load_volume, read_volume
 
 COARSE = Scan(shape=(40, 90, 90), spacing=(7.0, 4.0, 4.0), noise=0)  # cheap, and without noise
 
@@ -83,67 +85,79 @@ def test_same_seed_same_bytes_whatever_the_number(script, tree, tmp_path):
     assert script.patient_volumes(3, 0) == script.patient_volumes(3, 0) != script.patient_volumes(4, 0)
 
 
-def test_affines_are_true(script):
-    """In each orientation: nibabel turns the file to RAS, and there the organs lie where they do in a patient."""
-    for orientation in {"PIR", *script.ORIENTATIONS}:
-        hu, spacing = draw((), np.random.default_rng(1), COARSE)
-        image = script.nifti(hu, spacing, COARSE.centre, orientation)
-        assert nib.aff2axcodes(image.affine) == tuple(orientation)
-        ras = nib.as_closest_canonical(image)
-        data = np.asarray(ras.dataobj).astype(int)
+@pytest.mark.parametrize("orientation", ["LPS", "LAS", "RAS", "LPI", "PIR"])
+def test_affines_are_true(orientation, normal):
+    """nibabel turns the file to RAS by its affine, and there the organs lie where they do in a patient."""
+    image = nifti(normal.astype(np.int16), COARSE, orientation)
+    assert "".join(nib.aff2axcodes(image.affine)) == orientation
+    ras = nib.as_closest_canonical(image)
+    data = np.asarray(ras.dataobj).astype(int)
 
-        def at(x, y, z, data=data, ras=ras):
-            """HU at a place, mm in RAS from the middle of the chest."""
-            i, j, k = np.rint(np.linalg.inv(ras.affine) @ [x, y, z, 1])[:3].astype(int)
-            return np.median(data[i - 1 : i + 2, j - 1 : j + 2, k - 1 : k + 2])
+    def at(right, front, head):
+        """HU at a place, mm from the middle of the chest."""
+        i, j, k = np.rint(np.linalg.inv(ras.affine) @ [right, front, head, 1])[:3].astype(int)
+        return np.median(data[i - 1 : i + 2, j - 1 : j + 2, k - 1 : k + 2])
 
-        assert at(62, 10, -110) > 30  # liver: right
-        assert at(-50, 40, -90) < -800  # stomach's air: left, in front
-        assert at(-42, 50, -35) > 0 > at(55, 50, -35)  # the heart's apex: left, in front
-        assert at(0, -62, 0) > 120 > at(0, -12, 0)  # spine: at the back
-        assert at(62, -10, 100) < -700 or at(50, -10, 90) < -700  # apex of the lung: up
-        assert at(62, -10, -120) > -200
+    assert at(60, 0, -95) > 30  # liver on the right
+    assert at(-55, 40, -30) > 0 > -700 > at(55, 40, -30)  # the heart's apex on the left, in front
+    assert at(0, -62, 0) > 120 > at(0, 62, 0)  # spine at the back
+    assert at(50, -8, 95) < -700  # lungs reach up
+    assert at(50, 0, -120) > 0  # and not down
 
 
-def test_version_1_is_hu_only_with_its_metadata(script, tree):
-    volumes = {volume.name: volume for volume in script.demo_volumes(3, 8)}
+def test_version_1_is_hu_only_with_its_metadata(script, tree, tmp_path):
+    demo = {volume.name: volume for volume in script.demo_volumes(3, 8)}["train_2_a_1"]
     found, _ = ct_rate.find_volumes(tree)
-    v1 = [volume for volume in found if not volume.path.is_relative_to(tree / "dataset" / f"{volume.split}_fixed")]
-    assert [volume.name for volume in v1] == ["train_2_a_1"]
-    row = v1[0].metadata
-    raw = np.asarray(nib.load(v1[0].path).dataobj.get_unscaled()).astype(int)
-    assert raw.min() >= 0
+    v1 = [volume for volume in found if not volume.path.is_relative_to(ct_rate.split_folder(tree, volume.split))]
+    assert [volume.name for volume in v1] == [demo.name]
+    image, row = nib.load(v1[0].path), v1[0].metadata
+    write_phantom(tmp_path / "fixed.nii.gz", replace(demo.phantom, intercept=None))
+    fixed = nib.load(tmp_path / "fixed.nii.gz")
+    stored = np.asarray(image.dataobj.get_unscaled()).astype(int)
+    assert stored.min() >= 0
     assert row["RescaleSlope"] == "1"
-    demo = volumes["train_2_a_1"]
-    hu, spacing = draw(demo.findings, np.random.default_rng(demo.stream), demo.scan)
-    fixed = script.nifti(hu, spacing, demo.scan.centre, demo.orientation)
-    np.testing.assert_array_equal(raw + int(row["RescaleIntercept"]), np.asarray(fixed.dataobj))
-    np.testing.assert_array_equal(nib.load(v1[0].path).affine, fixed.affine)
-    assert abs(nib.load(v1[0].path).get_fdata() - np.asarray(fixed.dataobj)).mean() > 300  # its header misleads
+    np.testing.assert_array_equal(stored + int(row["RescaleIntercept"]), np.asarray(fixed.dataobj))
+    np.testing.assert_array_equal(image.affine, fixed.affine)
+    assert abs(image.get_fdata() - fixed.get_fdata()).mean() > 300  # the header misleads
+    np.testing.assert_array_equal(read_volume(v1[0].path, row)[0], read_volume(tmp_path / "fixed.nii.gz", row)[0])
+
+
+def test_chests_have_lungs_and_thighs_have_none(tree):
+    volumes, _ = ct_rate.find_volumes(tree)
+    for volume in volumes:
+        chest = load_volume(volume.path, volume.metadata)
+        assert chest.hu.shape[1:] == (128, 128)
+        assert chest.warnings == [], (volume.name, chest.warnings)
+        assert 1500 < chest.chest.lung_ml < 8000, (volume.name, chest.chest.lung_ml)
+    for split in ct_rate.SPLITS:
+        (name,) = ct_rate.read_names(ct_rate.no_chest_file(tree, split))
+        thighs = load_volume(ct_rate.volume_file(tree, name))
+        assert thighs.chest.lung_ml < 100
+        assert "hardly any lung" in " ".join(thighs.warnings)
 
 
 def test_both_intercepts_occur_and_about_5_percent_are_version_1(script):
-    train = [volume for volume in script.demo_volumes(0, 100) if script.split_of(volume) == "train"]
-    v1 = [volume for volume in train if volume.version == "v1"]
+    train = [volume for volume in script.demo_volumes(0, 100) if volume.split == "train"]
+    v1 = [volume for volume in train if volume.phantom.intercept]
     assert {volume.row["RescaleIntercept"] for volume in v1} == {"-1024", "-8192"}
     assert 0.03 < len(v1) / len(train) < 0.08
-    assert not [v for v in script.demo_volumes(0, 100) if script.split_of(v) == "valid" and v.version == "v1"]
+    assert not [v for v in script.demo_volumes(0, 100) if v.split == "valid" and v.phantom.intercept]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_prevalence_and_unknown_labels(script, seed):
-    volumes = [volume for volume in script.demo_volumes(seed, 160) if volume.findings is not None]
+    volumes = [volume for volume in script.demo_volumes(seed, 160) if volume.phantom.findings is not None]
     for split, number in (("train", 120), ("valid", 40)):
-        first = {v.name: v.labels for v in volumes if script.split_of(v) == split and v.name.endswith("_a_1")}
+        first = {v.name: v.labels for v in volumes if v.split == split and v.name.endswith("_a_1")}
         labels = np.array(list(first.values()))
         assert len(labels) == number
         assert ((labels == 1).mean(0) > 0.13).all()
         assert ((labels == 1).mean(0) < 0.22).all()
-        cells = np.array([v.labels for v in volumes if script.split_of(v) == split])
+        cells = np.array([v.labels for v in volumes if v.split == split])
         assert (0.005 < (cells == -1).mean() < 0.02) if split == "train" else (cells >= 0).all()
     for volume in volumes:
         for label, value in zip(LABELS, volume.labels, strict=True):
-            assert value in (-1, int(label in volume.findings))
+            assert value in (-1, int(label in volume.phantom.findings))
     together = np.corrcoef(np.array([v.labels for v in volumes]).T) - np.eye(len(LABELS))
     assert abs(together).max() < 0.35  # drawn independently
 
@@ -164,50 +178,139 @@ def test_scans_and_reconstructions(script):
         volumes = {volume.name.split("_", 2)[2]: volume for volume in script.patient_volumes(5, patient)}
         for scan in {name[0] for name in volumes}:
             one, two = volumes[f"{scan}_1"], volumes[f"{scan}_2"]
-            assert (one.findings, one.labels, one.stream) == (two.findings, two.labels, two.stream)
-            assert one.scan.spacing[0] != two.scan.spacing[0]
-            assert one.scan.kernel > two.scan.kernel
+            assert one.labels == two.labels
+            assert one.phantom.findings == two.phantom.findings
+            assert one.phantom.stream == two.phantom.stream
+            assert one.phantom.scan.spacing[0] != two.phantom.scan.spacing[0]
+            assert one.phantom.scan.kernel > two.phantom.scan.kernel
         if "b_1" in volumes:
             second += 1
-            assert len(set(volumes["a_1"].findings) ^ set(volumes["b_1"].findings)) <= 1
+            assert len(set(volumes["a_1"].phantom.findings) ^ set(volumes["b_1"].phantom.findings)) <= 1
     assert 12 <= second <= 28
 
 
-# (HU of most of what changes, in what direction; where it lies on average: mm to the left, to the back, to the head)
+# What a finding does to the voxels that it changes by more than 100 HU: the direction, and where their middle lies, mm
+# to the left, to the back and to the head, each from … to (None: anywhere, since the place varies).
+ANYWHERE = (-60, 60, -60, 60, -80, 80)
 TRACES = {
-    "Medical material": ("brighter", 1500, None),
-    "Arterial wall calcification": ("brighter", 500, None),
-    "Cardiomegaly": ("brighter", 600, (30, -20, -35)),
-    "Pericardial effusion": ("brighter", 500, (20, -20, -35)),
-    "Coronary artery wall calcification": ("brighter", 400, (20, -25, -25)),
-    "Hiatal hernia": ("darker", -300, (5, 25, -55)),
-    "Lymphadenopathy": ("brighter", 100, (0, 0, 50)),
-    "Emphysema": ("darker", -80, None),
-    "Atelectasis": ("brighter", 500, None),
-    "Lung nodule": ("brighter", 600, None),
-    "Lung opacity": ("brighter", 150, None),
-    "Pulmonary fibrotic sequela": ("brighter", 400, (0, 5, 95)),
-    "Pleural effusion": ("brighter", 700, None),
-    "Mosaic attenuation pattern": ("both", 80, None),
-    "Peribronchial thickening": ("brighter", 300, (0, 5, 10)),
-    "Consolidation": ("brighter", 600, None),
-    "Bronchiectasis": ("both", 80, None),
-    "Interlobular septal thickening": ("brighter", 250, None),
+    "Medical material": (1, (-70, 90, -120, 0, -20, 90)),
+    "Arterial wall calcification": (1, (-5, 40, -20, 50, -60, 60)),
+    "Cardiomegaly": (1, (5, 60, -50, 20, -60, -5)),
+    "Pericardial effusion": (1, (5, 60, -50, 20, -60, -5)),
+    "Coronary artery wall calcification": (1, (0, 60, -60, 10, -50, 0)),
+    "Hiatal hernia": (-1, (-20, 30, 5, 45, -80, -30)),
+    "Lymphadenopathy": (1, (-25, 25, -40, 30, 10, 80)),
+    "Lung nodule": (1, ANYWHERE),
+    "Lung opacity": (1, ANYWHERE),
+    "Pulmonary fibrotic sequela": (1, (-25, 25, -30, 40, 60, 110)),
+    "Pleural effusion": (1, (-80, 80, 25, 85, -80, 10)),
+    "Mosaic attenuation pattern": (0, ANYWHERE),
+    "Peribronchial thickening": (1, (-30, 30, -25, 35, -40, 60)),
+    "Consolidation": (1, (-80, 80, -50, 30, 0, 80)),
+    "Bronchiectasis": (0, ANYWHERE),
+    "Interlobular septal thickening": (1, ANYWHERE),
 }
 
 
-@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("label", TRACES)
 def test_every_finding_leaves_its_trace(label, normal):
-    """The same phantom with and without: many voxels change, over many slices, in the direction of the finding."""
-    hu = draw([label], np.random.default_rng(8), COARSE)[0].astype(int)
-    change = hu - normal
-    print(label, (abs(change) > 100).sum(), np.percentile(change[abs(change) > 100], [10, 50, 90]),
-          [round(float((w - (n - 1) / 2) * s + c)) for w, n, s, c in zip(
-              [i.mean() for i in np.nonzero(abs(change) > 100)], COARSE.shape, COARSE.spacing, COARSE.centre)],
-          ((abs(change) > 100).sum((1, 2)) > 3).sum())
-    direction, size, place = TRACES[label]
+    """The same phantom with and without: voxels change over many slices, in the finding's direction, in its place."""
+    change = draw([label], np.random.default_rng(8), COARSE)[0] - normal
+    changed = abs(change) > 100
+    assert changed.sum() > 150
+    assert (changed.sum((1, 2)) > 2).sum() >= 8  # slices of 7 mm
+    assert changed.mean() < 0.1
+    direction, (right, left, front, back, foot, head) = TRACES[label]
+    darker = (change[changed] < 0).mean()
+    assert (darker < 0.35, 0.1 < darker < 0.8, darker > 0.5)[1 - direction]
+    z, y, x = (
+        (index.mean() - (number - 1) / 2) * side + middle
+        for index, number, side, middle in zip(
+            np.nonzero(changed), COARSE.shape, COARSE.spacing, COARSE.centre, strict=True
+        )
+    )
+    assert right < x < left
+    assert front < y < back
+    assert foot < z < head
+
+
+def test_emphysema_overinflates_and_atelectasis_takes_volume(normal):
+    """Litres of voxels that are aired as a lung is, in the middle of the field; the diaphragm goes down, or up."""
+    litre = np.prod(COARSE.spacing) / 1e6
+
+    def aired(hu):
+        return (hu < -600)[:, 15:70, 12:78].sum() * litre
+
+    emphysema, atelectasis = (
+        draw([label], np.random.default_rng(8), COARSE)[0] for label in ("Emphysema", "Atelectasis")
+    )
+    assert aired(emphysema) > 1.1 * aired(normal)
+    assert aired(normal) > 1.05 * aired(atelectasis)
+    assert ((emphysema < -950)[:, 30:60, 20:70].sum() - (normal < -950)[:, 30:60, 20:70].sum()) * litre > 0.1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cardiothoracic_ratio(seed):
+    """At most 0.5 in a normal heart, well above it in cardiomegaly."""
+    for findings, low, high in (((), 0.39, 0.49), (["Cardiomegaly"], 0.58, 0.72)):
+        chest = sample_chest(np.random.default_rng(seed), findings)
+        canvas = Canvas((60, 140, 140), (5, 2.5, 2.5))
+        canvas.ellipsoid(chest.heart, chest.heart_radii, 0, turn=chest.heart_turn)
+        heart = (canvas.hu > -500).any((0, 1)).sum() * 2.5
+        assert low < heart / (2 * chest.width) < high
+
+
+def test_grids_show_the_same_anatomy():
+    """A finding's place is in mm, whatever the voxels: two grids agree once one is brought to the other."""
+    findings, coarse = ["Consolidation", "Mosaic attenuation pattern"], Scan((30, 64, 64), (9, 5.6, 5.6), noise=0)
+    fine = Scan((90, 128, 128), (3, 2.8, 2.8), noise=0)
+    one, two = (draw(findings, np.random.default_rng(4), scan)[0].astype(float) for scan in (coarse, fine))
+    two = two.reshape(30, 3, 64, 2, 64, 2).mean((1, 3, 5))
+    assert np.corrcoef(one.ravel(), two.ravel())[0, 1] > 0.985
+    assert np.median(abs(one - two)) < 30
+
+
+def test_noise_is_as_asked():
+    """20 HU asked for, measured in the chest as the difference from a volume without noise."""
+    silent, noisy = (
+        draw((), np.random.default_rng(0), Scan(noise=noise))[0][10:20, 60:70, 40:52].astype(float) for noise in (0, 20)
+    )
+    assert 15 < (noisy - silent).std() < 25
 
 
 def test_unknown_finding_is_refused():
     with pytest.raises(ValueError, match="Pneumonia"):
         draw(["Pneumonia"], np.random.default_rng(0), COARSE)
+
+
+def test_refuses_existing_data_and_foreign_files(script, tree, tmp_path):
+    with pytest.raises(UserError, match="add --overwrite"):
+        script.main(["--output", str(tree), "--patients", "4"])
+    note = tmp_path / "dataset" / "mine.txt"
+    note.parent.mkdir()
+    note.write_text("not yours")
+    for extra in ([], ["--overwrite"]):
+        with pytest.raises(UserError, match=r"mine\.txt"):
+            script.main(["--output", str(tmp_path), "--patients", "4", *extra])
+    assert note.read_text() == "not yours"
+
+
+def test_overwrite_replaces_only_what_the_recipe_explains(script, tree, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tree, copy)
+    # A recipe of fewer patients explains fewer files: nothing is deleted.
+    (copy / script.RECIPE).write_text('{"patients": 4, "seed": 3, "files": ["../../etc"]}')
+    before = sorted(copy.rglob("*"))
+    with pytest.raises(UserError, match="another origin"):
+        script.clear(copy, overwrite=True)
+    assert sorted(copy.rglob("*")) == before
+    shutil.copy(tree / script.RECIPE, copy)
+    script.clear(copy, overwrite=True)
+    assert list(copy.rglob("*")) == []
+
+
+@pytest.mark.parametrize("arguments", [["--patients", "3"], ["--seed", "-1"]])
+def test_impossible_numbers_end_with_one_line(script, tmp_path, arguments):
+    with pytest.raises(UserError, match=" ".join(arguments)):
+        script.main(["--output", str(tmp_path / "new"), *arguments])
+    assert not (tmp_path / "new").exists()

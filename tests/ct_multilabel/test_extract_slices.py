@@ -192,8 +192,10 @@ def test_as_a_command(tree):
     assert done.stderr.startswith("error: no volume could be used; ")
     assert "train_1_a_1.nii.gz: empty: no byte in it" in done.stderr
     assert done.stderr.count("\n") == 1
-    assert run(SCRIPT, "--dataset_path", tree.root / "nowhere").returncode == 2
-    assert "no width of a chest" in run(SCRIPT, *tree.arguments("--field_mm", 3)).stderr
+    with pytest.raises(UserError, match="no such folder"):
+        tree.extract("--dataset_path", tree.root / "nowhere")
+    with pytest.raises(UserError, match="no width of a chest"):
+        tree.extract("--field_mm", 3)
 
 
 def descendants(pid: int) -> list[int]:
