@@ -26,14 +26,14 @@ OLDEST = (3, 10)
 
 
 def ceph(script, *arguments):
-    return command("cephalometric", script, arguments)
+    return call("cephalometric", script, arguments)
 
 
 def ct(script, *arguments):
-    return command("ct_multilabel", script, arguments)
+    return call("ct_multilabel", script, arguments)
 
 
-def command(project, script, arguments):
+def call(project, script, arguments):
     return [os.path.join(project, script)] + [str(argument) for argument in arguments]
 
 
@@ -92,9 +92,9 @@ PROJECTS = {
                 "train",
                 ct(
                     "train.py", "--slices_path", os.path.join(CT, "slices"), "--save_dir", CT_RUN, "--overwrite",
-                    "--model", "test_resnet", "--no-pretrained", "--use-multiscale", "--pooling", "avgmax",
+                    "--model", "test_resnet", "--no-pretrained", "--pooling", "avgmax",
                     "--aggregate", "attention", "--slices_per_volume", 6, "--batch-size", 36, "--loss-type", "bce",
-                    "--learning-rate", 4e-3, "--weight_decay", 1e-2, "--dropout", 0.1, "--epochs", 22,
+                    "--learning-rate", 4e-3, "--dropout", 0.1, "--epochs", 20,
                     "--num_workers", 1, "--log_with", "none",
                 ),
             ),

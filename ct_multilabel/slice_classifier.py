@@ -115,6 +115,15 @@ class SliceClassifier(nn.Module):
             return [*stages[:-1], final]
         return stages
 
+    def start_at(self, prevalence: np.ndarray) -> None:
+        """Sets the head's biases so that the first answers are the prevalence (18,), NaN = unknown, and not one half.
+
+        Without it the first epochs are spent on learning what is rare (Lin et al. 2017, section 4.1).
+        """
+        prior = torch.from_numpy(np.nan_to_num(prevalence, nan=0.5)).clamp(0.01, 0.99)
+        with torch.no_grad():
+            self.head.bias.copy_(prior.logit())
+
     def stages(self) -> list[list[nn.Module]]:
         """The backbone in at most five parts from input to output, to be unfrozen from the end."""
         info = self.backbone.feature_info

@@ -100,13 +100,15 @@ def main(argv=None):
     augment = augmentation(args.use_advanced_aug)
     train_set = SliceDataset(parts["train"], args.slices_per_volume, bag, augment, args.seed)
     tune_set = VolumeDataset(parts["tune"])
+    base_rates = prevalence(train_set.labels())
+    model.start_at(base_rates)
     config = {
         "project": "ct_multilabel",
         "model": model.arguments,
         "slices": settings,  # of extract_slices.py: predict.py cuts volumes in the same way
         "labels": list(LABELS),
         "tune_fraction": args.tune_fraction,
-        "prevalence": dict(zip(LABELS, prevalence(train_set.labels()), strict=True)),  # the baseline
+        "prevalence": dict(zip(LABELS, base_rates, strict=True)),  # the baseline
     }
     train_loader, tune_loader = run.prepare(
         model,

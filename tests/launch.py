@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PRELOADED = ["torch", "accelerate", "albumentations", "timm", "torchmetrics.functional", "matplotlib.figure"]
+PRELOADED += ["nibabel", "SimpleITK", "h5py", "scipy.stats"]
 
 
 class Result(NamedTuple):

@@ -39,12 +39,13 @@ def test_links_lead_somewhere(readme):
         assert (readme.parent / target).exists(), target
 
 
-def test_the_flags_of_the_readme_are_the_scripts(capsys):
-    """The table in cephalometric/README.md holds every flag of train.py, and no other."""
-    text = (ROOT / "cephalometric" / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("project", [folder.name for folder in PROJECTS])
+def test_the_flags_of_the_readme_are_the_scripts(project, capsys):
+    """The table in a project's README holds every flag of its train.py, and no other."""
+    text = (ROOT / project / "README.md").read_text(encoding="utf-8")
     table = text.split("## Flags")[1].split("## ")[0]
     with pytest.raises(SystemExit):
-        load_script("cephalometric/train.py").parse_args(["--help"])
+        load_script(f"{project}/train.py").parse_args(["--help"])
     shown = capsys.readouterr().out.split("options:")[1].replace("--batch-size", "").replace("--help", "")
     flag = re.compile(r"--[a-z][a-z_-]+")
     assert set(flag.findall(table)) == set(flag.findall(shown))

@@ -99,7 +99,9 @@ def test_samples_depend_on_seed_epoch_and_index_alone(stored):
         first.set_epoch(epoch)
         drawn.add(values(SliceDataset.__getitem__(first, 0))[0])
     assert len(drawn) > 1
-    assert not torch.equal(SliceDataset(stored, 4, augment=augmentation(True), seed=2)[7]["slices"], second[7]["slices"])
+    assert not torch.equal(
+        SliceDataset(stored, 4, augment=augmentation(True), seed=2)[7]["slices"], second[7]["slices"]
+    )
 
 
 def test_one_augmentation_for_a_bag_and_different_ones_for_others(tmp_path):

@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -150,6 +151,18 @@ def test_the_volume_is_the_head_of_the_weighted_features_in_any_order_of_slices(
         expected = (weighted * model.head.weight).sum(-1) + model.head.bias
         assert torch.allclose(prediction["volume"], expected, atol=1e-5)
         assert torch.allclose(model(x.flip(1))["volume"], prediction["volume"], atol=1e-5)
+
+
+def test_the_first_answers_are_the_prevalence():
+    model = SliceClassifier(**SMALL, gated_attention=True).eval()
+    prevalence = np.linspace(0.05, 0.6, 18)
+    prevalence[3] = np.nan
+    model.start_at(prevalence)
+    torch.nn.init.zeros_(model.head.weight)
+    with torch.no_grad():
+        first = model(slices(1, 2, 3, 32, 32))["volume"].sigmoid()[0]
+    prevalence[3] = 0.5
+    assert np.allclose(first, prevalence, atol=1e-6)
 
 
 def test_grad_cam_points_at_what_the_logit_depends_on():
