@@ -15,7 +15,10 @@ class UserError(Exception):
 
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; its type where it says nothing."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    lines = str(error).splitlines()
+    if lines and lines[0].startswith("Caught ") and "DataLoader worker" in lines[0]:
+        return lines[-1].partition(": ")[2] or lines[-1]  # a worker's traceback, whose last line says what it is
+    return next(iter(lines), "") or type(error).__name__
 
 
 # What the system says of a place that cannot be written: a user can mend it, the program cannot.

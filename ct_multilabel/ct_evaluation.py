@@ -13,7 +13,7 @@ from core.uncertainty import Interval, bootstrap, expected_calibration_error
 from ct_ensemble import Predictions
 from ct_volumes import LABELS
 from slice_store import StoredVolume
-from vlm3d import official_metrics
+from vlm3d import known_mean, official_metrics
 
 MACRO = ("auroc", "f1", "precision", "recall", "accuracy")
 
@@ -47,8 +47,14 @@ class Evaluation:
 
         def statistics(rows: np.ndarray) -> np.ndarray:
             result = official_metrics(self.labels[rows], self.predictions.scores[rows])
-            macro = [result["macro"][name] for name in MACRO]
-            by_label = [result["per_label"][label][name] for label in LABELS for name in ("auroc", "f1")]
+            labels = result["per_label"]
+            for label, values in labels.items():
+                # Where none of a label's few positives is drawn, recall and F1 are unknown. The official 0 of such
+                # resamples would push the interval below the estimate.
+                if values["positives"] == 0 < self.official["per_label"][label]["positives"]:
+                    values |= {"recall": np.nan, "f1": np.nan}
+            macro = [known_mean(np.array([labels[label][name] for label in LABELS])) for name in MACRO]
+            by_label = [labels[label][name] for label in LABELS for name in ("auroc", "f1")]
             return np.array([*macro, result["crg"], *by_label])
 
         interval = bootstrap(statistics, self.patients, self.resamples, seed=self.seed)

@@ -35,7 +35,7 @@ from ct_ensemble import Member, Predictions, average, calibrated, load_members, 
 from ct_evaluation import MACRO, Evaluation
 from ct_slices import VolumeDataset, divide
 from ct_volumes import LABELS
-from slice_store import read_manifest, read_settings
+from slice_store import check_files, read_manifest, read_settings
 from vlm3d import write_results
 
 
@@ -68,6 +68,7 @@ def main(argv=None):
     volumes = divide(read_manifest(args.slices_path), config["tune_fraction"])[args.split]
     if not volumes:
         raise UserError(f"{args.slices_path} holds no {args.split} volume: extract that split")
+    check_files(volumes)
     dataset = VolumeDataset(volumes)
     predictions = predict_all(accelerator, console, members, dataset, args)
     if accelerator.is_main_process:

@@ -78,7 +78,7 @@ def main(argv=None):
     for failure in failures:
         console.print(f"left out: {failure}", style="bold")
     if not rows:
-        raise UserError("no volume could be read")
+        raise UserError(f"none of {len(files)} volumes could be used: {failures[0]}")
     scores = np.concatenate([prediction.scores for _, _, prediction in rows])
     write_results(args.output / "results.json", names, scores)
     write_table(args.output / "predictions.csv", names, rows)

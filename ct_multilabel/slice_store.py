@@ -88,6 +88,14 @@ def read_attributes(file: Path) -> dict | None:
         return None
 
 
+def check_files(volumes: Iterable[StoredVolume]) -> None:
+    """Raises UserError, naming the first, if a file of slices is missing or damaged: before the first step."""
+    broken = [volume.file for volume in volumes if read_attributes(volume.file) is None]
+    if broken:
+        others = f", and {len(broken) - 1} others," if len(broken) > 1 else ""
+        raise UserError(f"{broken[0]}{others}: missing or damaged; run extract_slices.py again")
+
+
 @dataclass
 class Extraction:
     """What became of one volume."""

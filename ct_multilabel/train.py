@@ -28,7 +28,7 @@ from core.validation import DataReport
 from ct_slices import SliceDataset, VolumeDataset, augmentation, cutmix, divide
 from ct_volumes import LABELS
 from slice_classifier import POOLINGS, SliceClassifier
-from slice_store import read_manifest, read_settings
+from slice_store import check_files, read_manifest, read_settings
 from vlm3d import AGGREGATES, Calibration, official_metrics, prevalence
 
 LOSSES = {"focal": FocalLoss, "bce": MaskedBCE, "asl": AsymmetricLoss}
@@ -93,6 +93,7 @@ def main(argv=None):
         unfreezing = UnfreezingSchedule([(args.epochs, [model.backbone])])  # that is, never
 
     parts = divide(read_manifest(args.slices_path), args.tune_fraction)
+    check_files([*parts["train"], *parts["tune"]])
     report = DataReport(cases={part: len(volumes) for part, volumes in parts.items()})
     report.print(run.console)
     if run.is_main:

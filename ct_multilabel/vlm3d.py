@@ -56,7 +56,7 @@ def official_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict:
         | {"positives": int(positives[i]), "cases": int(cases[i])}
         for i, label in enumerate(LABELS)
     }
-    macro = {name: _known_mean(values) for name, values in scores.items()}
+    macro = {name: known_mean(values) for name, values in scores.items()}
     return {"per_label": per_label, "macro": macro, "crg": crg_score(labels, predicted)}
 
 
@@ -71,7 +71,8 @@ def _auroc(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return np.where(pairs > 0, wins / np.maximum(pairs, 1), np.nan)
 
 
-def _known_mean(values: np.ndarray) -> float:
+def known_mean(values: np.ndarray) -> float:
+    """Mean of the values that are not NaN; NaN, without a warning, if there is none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else np.nan
 

@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
-from core.args import ArgumentParser, UserError, add_training_arguments, script
+from core.args import ArgumentParser, UserError, add_training_arguments, first_line, script
 
 
 def parser():
@@ -84,3 +85,16 @@ def test_core_imports_no_project():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_an_error_in_a_loader_worker_is_told_by_its_last_line():
+    class Broken(Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            raise UserError("a.h5: damaged")
+
+    with pytest.raises(UserError) as caught:
+        next(iter(DataLoader(Broken(), num_workers=1)))
+    assert first_line(caught.value) == "a.h5: damaged"

@@ -71,7 +71,7 @@ def test_a_missing_column_a_short_row_and_a_contradiction_are_errors(tmp_path):
     with pytest.raises(UserError, match="no column Interlobular septal thickening"):
         read_labels(file)
     write_labels(file, [["v.nii.gz", *[0] * 17]])
-    with pytest.raises(UserError, match="line 2.*Interlobular septal thickening is ''"):
+    with pytest.raises(UserError, match=r"line 2.*Interlobular septal thickening is ''"):
         read_labels(file)
     write_labels(file, [["v.nii.gz", *[0] * 18], ["v.nii.gz", *[1] * 18]])
     with pytest.raises(UserError, match="v stands there twice"):

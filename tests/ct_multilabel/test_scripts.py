@@ -397,7 +397,7 @@ def test_volumes_that_are_not_hu_need_the_metadata(demo_tree, trained, tmp_path)
     volume = next((demo_tree / "dataset" / "train").rglob("*.nii.gz"))
     arguments = ("--checkpoints", trained, "--output", tmp_path)
     alone = run(PREDICT, "--input", volume, *arguments)
-    assert_one_line(alone, "no volume could be read")
+    assert_one_line(alone, "none of 1 volumes could be used")
     assert f"left out: {volume}: not HU" in alone.stdout
     table = demo_tree / "dataset/metadata/train_metadata.csv"
     done = run(PREDICT, "--input", volume, "--metadata", table, *arguments)
@@ -415,7 +415,7 @@ def test_a_bad_volume_among_good_ones_is_left_out_by_name(demo_tree, trained, tm
     assert "1 of 2 volumes done" in done.stdout
     assert f"left out: {tmp_path / 'cut.nii.gz'}: cut off" in done.stdout
     assert read_results(tmp_path / "out" / "results.json")[0] == ["good"]
-    assert_one_line(run(PREDICT, "--input", tmp_path / "cut.nii.gz", *arguments), "no volume could be read")
+    assert_one_line(run(PREDICT, "--input", tmp_path / "cut.nii.gz", *arguments), "none of 1 volumes could be used")
     (tmp_path / "empty").mkdir()
     assert_one_line(run(PREDICT, "--input", tmp_path / "empty", *arguments), "no volume", str(tmp_path / "empty"))
 
@@ -482,7 +482,7 @@ def test_a_damaged_file_of_slices_ends_the_training_with_its_name(train, spoilt,
     volume = divide(read_manifest(spoilt), 0.25)["train"][3]
     volume.file.write_bytes(volume.file.read_bytes()[:700])
     done = train(tmp_path / "run", "--slices_path", spoilt, "--num_workers", workers)
-    assert_one_line(done, f"{volume.file}: damaged", "run extract_slices.py again")
+    assert_one_line(done, f"{volume.file}: missing or damaged", "run extract_slices.py again")
 
 
 # ------------------------------------------------------------------------------------------------ labels and numbers
