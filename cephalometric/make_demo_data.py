@@ -21,24 +21,19 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 
 import csv
 import io
-import json
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 
 from ceph_landmarks import LANDMARK_TITLES, LANDMARKS
 from core.args import ArgumentParser, UserError, positive_int, script
+from core.demo_data import drawing_pool, dump, start, write
 from phantom_film import Case, case_stream, picture_file
 
 SPLITS = {"train": 0.70, "valid": 0.15, "test": 0.15}
 READERS = {"Junior Orthodontists": 1.0, "Senior Orthodontists": 0.7}  # factor on READER_SD
 MAPPING = "cephalogram_machine_mappings.csv"
-RECIPE = "demo_data.json"  # the two numbers from which the list of all written files follows
 
 # A reader's spread in mm, (along, across) the outline that runs at `degrees` (0 = to the face, 90 = down). Points that
 # an edge pins in one direction only (Go, Or, Po ...) are spread along it, as in Baumrind & Frantz 1971.
@@ -69,11 +64,7 @@ def parse_args(argv: list[str] | None = None):
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    clear(args.output, args.overwrite)
-    args.output.mkdir(parents=True, exist_ok=True)
-    # The recipe goes first: a run that is cut short is known as ours, and can be overwritten.
-    recipe = {"cases": args.cases, "seed": args.seed, "note": "synthetic phantoms, no patient"}
-    write(args.output / RECIPE, dump(recipe))
+    start(args.output, args.overwrite, {"cases": args.cases, "seed": args.seed}, files_of)
 
     truth = {}
     splits = split_of_cases(args.cases)
@@ -85,17 +76,6 @@ def main(argv: list[str] | None = None) -> None:
     write(args.output / "truth.json", dump(truth))
     counts = ", ".join(f"{splits.count(split)} {split}" for split in SPLITS)
     print(f"{args.cases} synthetic phantoms ({counts}) in {args.output}. They are drawn, and show no patient.")
-
-
-@contextmanager
-def drawing_pool(workers: int) -> Iterator[Callable]:
-    """A `map` that draws in several processes, in order; with one worker, the plain one."""
-    if workers == 1:
-        yield map
-    else:
-        context = multiprocessing.get_context("spawn")  # as on Windows and macOS, so that one way is tried everywhere
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            yield pool.map
 
 
 def case_id(case: int) -> str:
@@ -157,42 +137,11 @@ def mapping_csv(seed: int, cases: int) -> bytes:
 # ------------------------------------------------------------------------------------------------------------- files
 
 
-def dump(content: dict) -> bytes:
-    return (json.dumps(content, indent=1) + "\n").encode()
-
-
-def write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-def files_of(recipe: Path) -> set[Path]:
-    """All files that a run with this recipe writes. They are worked out, not listed in it: nobody can add a path."""
-    try:
-        content = json.loads(recipe.read_text())
-        seed, splits = int(content["seed"]), split_of_cases(int(content["cases"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
+def files_of(recipe: dict) -> set[Path]:
+    """All files that a run with this recipe writes."""
+    seed, splits = int(recipe["seed"]), split_of_cases(int(recipe["cases"]))
     files = {path for case, split in enumerate(splits) for path in case_files(seed, split, case).values()}
-    return files | {Path(RECIPE), Path(MAPPING), Path("truth.json")}
-
-
-def clear(output: Path, overwrite: bool) -> None:
-    """Make way for new data. Deletes only files that an earlier run wrote, and only where no other file lies."""
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file; name a folder")
-    found = {path.relative_to(output) for path in output.rglob("*") if path.is_symlink() or not path.is_dir()}
-    if not found:
-        return
-    foreign = sorted(found - files_of(output / RECIPE)) + sorted(f for f in found if (output / f).is_symlink())
-    if foreign:
-        raise UserError(f"--output {output} holds files of another origin ({foreign[0]}); name an empty or new folder")
-    if not overwrite:
-        raise UserError(f"--output {output} already holds demo data; add --overwrite, or name another folder")
-    for path in found:
-        (output / path).unlink()
-    for folder in sorted((path for path in output.rglob("*") if path.is_dir()), reverse=True):
-        folder.rmdir()
+    return files | {Path(MAPPING), Path("truth.json")}
 
 
 if __name__ == "__main__":

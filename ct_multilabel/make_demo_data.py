@@ -21,25 +21,19 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 
 import csv
 import io
-import json
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from chest_phantom import Phantom, Scan, write_phantom
 from core.args import ArgumentParser, UserError, positive_int, script
 from core.console import make_console, progress
+from core.demo_data import drawing_pool, start, write
 from core.losses.classification import UNKNOWN
 from ct_rate import SPLITS, labels_file, metadata_file, no_chest_file, volume_file
 from ct_volumes import LABELS
 
-RECIPE = "demo_data.json"  # the two numbers from which the list of all written files follows
 BLOCK = 20  # patients that share a permutation a label, so that each block has its share of every finding
 POSITIVE = {"train": 3, "valid": 1}  # patients of a block with a finding: 20 % of 15 and of 5
 COLUMNS = ("VolumeName", "Manufacturer", "PatientSex", "PatientAge", "RescaleIntercept", "RescaleSlope", "XYSpacing",
@@ -86,12 +80,7 @@ def parse_args(argv: list[str] | None = None):
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    clear(args.output, args.overwrite)
-    args.output.mkdir(parents=True, exist_ok=True)
-    # The recipe goes first: a run that is cut short is known as ours, and can be overwritten.
-    recipe = {"patients": args.patients, "seed": args.seed, "note": "synthetic phantoms, no patient"}
-    write(args.output / RECIPE, (json.dumps(recipe, indent=1) + "\n").encode())
-
+    start(args.output, args.overwrite, {"patients": args.patients, "seed": args.seed}, files_of)
     volumes = demo_volumes(args.seed, args.patients)
     console = make_console()
     with drawing_pool(min(args.workers, len(volumes))) as run, progress(console, "drawing", len(volumes)) as advance:
@@ -108,17 +97,6 @@ def main(argv: list[str] | None = None) -> None:
         f"{args.patients} synthetic phantoms ({args.patients - held_out} train, {held_out} valid), {len(volumes)} "
         f"volumes in {args.output}. They are drawn, and show no patient."
     )
-
-
-@contextmanager
-def drawing_pool(workers: int) -> Iterator[Callable]:
-    """A `map` that draws in several processes, in order; with one worker, the plain one."""
-    if workers == 1:
-        yield map
-    else:
-        context = multiprocessing.get_context("spawn")  # as on Windows and macOS, so that one way is tried everywhere
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            yield partial(pool.map, chunksize=4)
 
 
 # ------------------------------------------------------------------------------------------------------- what to draw
@@ -228,39 +206,10 @@ def table(columns: tuple[str, ...], rows: list[dict]) -> bytes:
     return text.getvalue().encode()
 
 
-def write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-def files_of(recipe: Path) -> set[Path]:
-    """All files that a run with this recipe writes. They are worked out, not listed in it: nobody can add a path."""
-    try:
-        content = json.loads(recipe.read_text())
-        volumes = demo_volumes(int(content["seed"]), int(content["patients"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
-    files = {volume.file for volume in volumes}
-    tables = {file(Path(), split) for file in (labels_file, metadata_file, no_chest_file) for split in SPLITS}
-    return files | tables | {Path(RECIPE)}
-
-
-def clear(output: Path, overwrite: bool) -> None:
-    """Make way for new data. Deletes only files that an earlier run wrote, and only where no other file lies."""
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file; name a folder")
-    found = {path.relative_to(output) for path in output.rglob("*") if path.is_symlink() or not path.is_dir()}
-    if not found:
-        return
-    foreign = sorted(found - files_of(output / RECIPE)) + sorted(f for f in found if (output / f).is_symlink())
-    if foreign:
-        raise UserError(f"--output {output} holds files of another origin ({foreign[0]}); name an empty or new folder")
-    if not overwrite:
-        raise UserError(f"--output {output} already holds demo data; add --overwrite, or name another folder")
-    for path in found:
-        (output / path).unlink()
-    for folder in sorted((path for path in output.rglob("*") if path.is_dir()), reverse=True):
-        folder.rmdir()
+def files_of(recipe: dict) -> set[Path]:
+    """All files that a run with this recipe writes."""
+    files = {volume.file for volume in demo_volumes(int(recipe["seed"]), int(recipe["patients"]))}
+    return files | {file(Path(), split) for file in (labels_file, metadata_file, no_chest_file) for split in SPLITS}
 
 
 if __name__ == "__main__":

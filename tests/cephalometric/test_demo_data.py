@@ -15,6 +15,7 @@ import phantom
 import phantom_film
 from ceph_landmarks import LANDMARK_TITLES, LANDMARKS
 from core.args import UserError
+from core.demo_data import RECIPE, clear, write
 
 SCRIPT = Path(phantom.__file__).with_name("make_demo_data.py")
 SPLITS = ("train", "valid", "test")
@@ -262,19 +263,19 @@ def test_refuses_existing_data_and_foreign_files(script, tmp_path):
 
 def test_overwrite_replaces_only_what_the_recipe_explains(script, tree, tmp_path):
     with pytest.raises(UserError, match="overwrite"):
-        script.clear(tree, overwrite=False)
+        clear(tree, False, script.files_of)
     copy = tmp_path / "copy"
     for path in tree.rglob("*.json"):
-        script.write(copy / path.relative_to(tree), path.read_bytes())
-    script.clear(copy, overwrite=True)
+        write(copy / path.relative_to(tree), path.read_bytes())
+    clear(copy, True, script.files_of)
     assert list(copy.rglob("*")) == []
     # A recipe that was edited, or of fewer cases, explains fewer files: nothing is deleted.
     for path in tree.rglob("*.json"):
-        script.write(copy / path.relative_to(tree), path.read_bytes())
-    (copy / script.RECIPE).write_text('{"cases": 3, "seed": 3, "files": ["../../etc"]}')
+        write(copy / path.relative_to(tree), path.read_bytes())
+    (copy / RECIPE).write_text('{"cases": 3, "seed": 3, "files": ["../../etc"]}')
     before = sorted(copy.rglob("*"))
     with pytest.raises(UserError, match="another origin"):
-        script.clear(copy, overwrite=True)
+        clear(copy, True, script.files_of)
     assert sorted(copy.rglob("*")) == before
 
 

@@ -14,6 +14,7 @@ from chest_anatomy import Canvas, sample_chest
 from chest_phantom import Scan, draw, nifti, write_phantom
 from conftest import load_script
 from core.args import UserError
+from core.demo_data import RECIPE, clear
 from ct_volumes import LABELS, load_volume, read_volume
 
 COARSE = Scan(shape=(40, 90, 90), spacing=(7.0, 4.0, 4.0), noise=0)  # cheap, and without noise
@@ -299,13 +300,13 @@ def test_overwrite_replaces_only_what_the_recipe_explains(script, tree, tmp_path
     copy = tmp_path / "copy"
     shutil.copytree(tree, copy)
     # A recipe of fewer patients explains fewer files: nothing is deleted.
-    (copy / script.RECIPE).write_text('{"patients": 4, "seed": 3, "files": ["../../etc"]}')
+    (copy / RECIPE).write_text('{"patients": 4, "seed": 3, "files": ["../../etc"]}')
     before = sorted(copy.rglob("*"))
     with pytest.raises(UserError, match="another origin"):
-        script.clear(copy, overwrite=True)
+        clear(copy, True, script.files_of)
     assert sorted(copy.rglob("*")) == before
-    shutil.copy(tree / script.RECIPE, copy)
-    script.clear(copy, overwrite=True)
+    shutil.copy(tree / RECIPE, copy)
+    clear(copy, True, script.files_of)
     assert list(copy.rglob("*")) == []
 
 
