@@ -9,7 +9,6 @@ CT-RATE/dataset/{train,valid}_fixed/train_1/train_1_a/train_1_a_1.nii.gz     vol
 `train_1_a_1` is patient train_1, scan a, reconstruction 1. Reconstructions of a scan share their labels.
 """
 
-import csv
 import math
 import re
 from collections.abc import Sequence
@@ -20,12 +19,14 @@ import numpy as np
 
 from core.args import UserError
 from core.losses.classification import UNKNOWN
+from core.tables import read_table
 from core.validation import DataReport, find_leaks
 from ct_volumes import LABELS
 
 SPLITS = ("train", "valid")
 VERSIONS = ("fixed", "v1")  # in order of preference
 NAME = re.compile(r"(?P<patient>(?P<split>train|valid)_\d+)_(?P<scan>[a-z]+)_(?P<reconstruction>\d+)")
+FETCH = "download_ct_rate.py fetches it"
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd")
 
 
@@ -88,7 +89,7 @@ def read_labels(file: Path) -> dict[str, np.ndarray]:
     Columns are matched by name. Raises UserError, naming file and line, for a missing column and for an empty or other
     value: an absent label is never taken for a 0.
     """
-    rows = _read_table(file, ["VolumeName", *LABELS])
+    rows = read_table(file, ["VolumeName", *LABELS], FETCH)
     labels = {}
     for line, row in rows:
         values = []
@@ -112,7 +113,7 @@ def read_labels(file: Path) -> dict[str, np.ndarray]:
 
 def read_metadata(file: Path) -> dict[str, dict[str, str]]:
     """Volume name -> its row, column by column, as text. Raises UserError for a table without VolumeName."""
-    return {stem(row["VolumeName"].strip()): row for _, row in _read_table(file, ["VolumeName"])}
+    return {stem(row["VolumeName"].strip()): row for _, row in read_table(file, ["VolumeName"], FETCH)}
 
 
 def read_names(file: Path) -> list[str]:
@@ -122,21 +123,6 @@ def read_names(file: Path) -> list[str]:
     except FileNotFoundError:
         raise UserError(f"{file}: no such list of volumes") from None
     return [stem(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
-
-
-def _read_table(file: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """(line, row) of a CSV file that must have `columns`; cells are texts, missing ones empty."""
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as table:
-            reader = csv.DictReader(table, restval="")
-            missing = [column for column in columns if column not in (reader.fieldnames or [])]
-            if missing:
-                raise UserError(f"{file} has no column {', '.join(missing)}")
-            return [(reader.line_num, row) for row in reader]
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such table; download_ct_rate.py fetches it") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} is no CSV table in UTF-8 ({error})") from error
 
 
 def find_volumes(root: Path, splits: Sequence[str] = SPLITS) -> tuple[list[Volume], DataReport]:

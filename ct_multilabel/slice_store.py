@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 
 from core.args import UserError, first_line
+from core.tables import read_table
 from ct_volumes import LABELS, WINDOWS, VolumeError, load_volume, slice_stack
 
 SPLITS = ("train", "valid")
@@ -195,17 +196,8 @@ def read_manifest(store: Path) -> list[StoredVolume]:
     """The volumes of a store, as listed. Raises UserError, with the line, for what a manifest cannot hold."""
     store = Path(store)
     manifest = store / MANIFEST
-    try:
-        with open(manifest, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
-            if missing:
-                raise UserError(f"{manifest} has no column {', '.join(missing)}; run extract_slices.py again")
-            volumes = [_stored_volume(store, row, f"{manifest}, line {reader.line_num}") for row in reader]
-    except FileNotFoundError:
-        raise UserError(f"{manifest}: no such file; extract_slices.py --output {store} makes it") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{manifest} is no CSV table in UTF-8 ({first_line(error)})") from error
+    rows = read_table(manifest, COLUMNS, f"extract_slices.py --output {store} makes it")
+    volumes = [_stored_volume(store, row, f"{manifest}, line {line}") for line, row in rows]
     if not volumes:
         raise UserError(f"{manifest} lists no volume; run extract_slices.py")
     return volumes
