@@ -42,7 +42,7 @@ def parse_args(argv=None):
     group.add_argument("--tune_fraction", type=float, default=0.15, help="share of the train patients held out")
     group.add_argument("--slices_per_volume", type=positive_int, default=8, help="drawn from each volume an epoch")
     group.add_argument("--use_advanced_aug", action="store_true", help="CutMix, tilt, size, position, grey levels")
-    group.add_argument("--cutmix_prob", type=float, default=0.5, help="of a batch, with --use-advanced-aug")
+    group.add_argument("--cutmix_prob", type=float, default=0.5, help="of a batch, with --use_advanced_aug")
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="efficientnet_b0", help="resnet50, resnet101, efficientnet_b0, any of timm")
     group.add_argument("--use_attention", choices=ATTENTIONS, default="none", help="on the last feature map")

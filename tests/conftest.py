@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = [folder for folder in sorted(ROOT.iterdir()) if (folder / "train.py").is_file()]
 sys.path[:0] = [str(ROOT), *map(str, PROJECTS), str(ROOT / "tests")]
 torch.set_num_threads(2)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what runs in the background, children too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def load_script(path: str):

@@ -76,7 +76,7 @@ def test_a_missing_column_a_short_row_and_a_contradiction_are_errors(tmp_path):
     write_labels(file, [["v.nii.gz", *[0] * 18], ["v.nii.gz", *[1] * 18]])
     with pytest.raises(UserError, match="v stands there twice"):
         read_labels(file)
-    with pytest.raises(UserError, match="no such file; download_ct_rate.py fetches it"):
+    with pytest.raises(UserError, match="no such file; download_ct_rate"):
         read_labels(tmp_path / "none.csv")
 
 

@@ -15,8 +15,8 @@ import SimpleITK as sitk
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from conftest import ROOT
+from ct_lungs import AIR_HU
 from ct_volumes import (
-    AIR_HU,
     HU_RANGE,
     WINDOWS,
     VolumeError,
