@@ -42,8 +42,8 @@ def load_members(folders: Sequence[Path], device: torch.device) -> list[Member]:
         members.append(Member(name, model.to(device), config, Calibration.from_json(config["calibration"])))
         if config["slices"] != members[0].config["slices"]:
             raise UserError(
-                f"{folder} was trained on other slices ({_settings(config)}) than {folders[0]} "
-                f"({_settings(members[0].config)}): evaluate them apart"
+                f"{folder} was trained on other slices ({settings_text(config['slices'])}) than {folders[0]} "
+                f"({settings_text(members[0].config['slices'])}): evaluate them apart"
             )
         if config["tune_fraction"] != members[0].config["tune_fraction"]:
             raise UserError(f"{folder} has other tuning patients than {folders[0]}: train with one --tune_fraction")
@@ -54,8 +54,9 @@ def load_members(folders: Sequence[Path], device: torch.device) -> list[Member]:
     return members
 
 
-def _settings(config: dict) -> str:
-    return ", ".join(f"{name} {value}" for name, value in config["slices"].items())
+def settings_text(settings: dict) -> str:
+    """How slices were taken, for a message: "slices 32, size 224, field_mm 360.0, channels windows"."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 @torch.no_grad()

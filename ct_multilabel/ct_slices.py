@@ -31,19 +31,22 @@ def is_tuning(patient: str, fraction: float) -> bool:
     return int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") / 2**64 < fraction
 
 
-def divide(volumes: Sequence[StoredVolume], tune_fraction: float) -> dict[str, list[StoredVolume]]:
+def divide(
+    volumes: Sequence[StoredVolume], tune_fraction: float, needed: Sequence[str] = ("train", "tune")
+) -> dict[str, list[StoredVolume]]:
     """train, tune and valid: the official valid split, and the official train split divided by patient.
 
-    Raises UserError if a patient stands in two of them, or if train or tune is empty.
+    Raises UserError if a patient stands in two of them, or if a `needed` one is empty.
     """
     parts = {"train": [], "tune": [], "valid": []}
     for volume in volumes:
         tuning = volume.split == "train" and is_tuning(volume.patient, tune_fraction)
         parts["tune" if tuning else volume.split].append(volume)
     check_no_shared_patient(parts)
-    for part in ("train", "tune"):
+    for part in needed:
         if not parts[part]:
-            raise UserError(f"no {part} volume among {len(volumes)}: extract more of train, or change --tune_fraction")
+            way_out = "extract that split" if part == "valid" else "extract more of train, or change --tune_fraction"
+            raise UserError(f"no {part} volume among {len(volumes)}: {way_out}")
     return parts
 
 

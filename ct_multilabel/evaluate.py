@@ -31,7 +31,7 @@ from core.environment import environment
 from core.losses.classification import UNKNOWN
 from core.report import Report, plain
 from core.uncertainty import reliability
-from ct_ensemble import Member, Predictions, average, calibrated, load_members, predict_logits
+from ct_ensemble import Member, Predictions, average, calibrated, load_members, predict_logits, settings_text
 from ct_evaluation import MACRO, Evaluation
 from ct_slices import VolumeDataset, divide
 from ct_volumes import LABELS
@@ -60,14 +60,13 @@ def main(argv=None):
     members = load_members(args.checkpoints, accelerator.device)
     config = members[0].config
     if (settings := read_settings(args.slices_path)) != config["slices"]:
-        raise UserError(f"{args.slices_path} was cut with {settings}, the model's slices with {config['slices']}")
+        ours, theirs = settings_text(settings), settings_text(config["slices"])
+        raise UserError(f"{args.slices_path} was cut with {ours}; the model was trained on {theirs}")
     first = args.checkpoints[0]
     run_folder = first.parent if first.name == "best" else first
     args.output = args.output or run_folder / f"evaluation_{args.split}"
 
-    volumes = divide(read_manifest(args.slices_path), config["tune_fraction"])[args.split]
-    if not volumes:
-        raise UserError(f"{args.slices_path} holds no {args.split} volume: extract that split")
+    volumes = divide(read_manifest(args.slices_path), config["tune_fraction"], needed=(args.split,))[args.split]
     check_files(volumes)
     dataset = VolumeDataset(volumes)
     predictions = predict_all(accelerator, console, members, dataset, args)

@@ -63,6 +63,9 @@ def test_an_empty_part_is_an_error():
         divide([volume("x")], 0.0)
     with pytest.raises(UserError, match="no train volume among 1"):
         divide([volume("x")], 1.0)
+    with pytest.raises(UserError, match="no valid volume among 1: extract that split"):
+        divide([volume("x")], 0.5, needed=("valid",))
+    assert divide([volume("x", split="valid")], 0.5, needed=("valid",))["train"] == []
 
 
 # ------------------------------------------------------------------------------------------------ which slices
