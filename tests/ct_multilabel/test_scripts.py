@@ -351,7 +351,7 @@ def test_dropout_samples_tell_how_sure_one_model_is(trained, store, tmp_path):
 
 def test_evaluation_refuses_what_does_not_fit(trained, store, tiny_store, tmp_path):
     settings = run(EVALUATE, "--checkpoints", trained, "--slices_path", tiny_store)
-    assert_one_line(settings, str(tiny_store), "'size': 32", "'size': 48")
+    assert_one_line(settings, str(tiny_store), "size 32", "size 48")
     missing = run(EVALUATE, "--checkpoints", tmp_path, "--slices_path", store)
     assert_one_line(missing, f"{tmp_path} is not a model folder")
     save_model(tmp_path / "best", torch.nn.Linear(1, 1), {"project": "cephalometric"})
