@@ -56,7 +56,7 @@ class SliceClassifier(nn.Module):
         pretraining = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
         size = {"img_size": image_size} if pretraining and pretraining.fixed_input_size else {}
         self.backbone = timm_backbone(backbone, pretrained, backbone_weights, num_classes=0, **size)
-        self.backbone.to(memory_format=torch.channels_last)  # many times faster on CPUs; tensor cores want it, too
+        self.backbone.to(memory_format=torch.channels_last)  # what tensor cores want; CPUs gain a little
         if not hasattr(self.backbone, "forward_intermediates"):
             raise UserError(f"--model {backbone} gives no feature maps in timm; take resnet50 or efficientnet_b0")
         self.n_scales = SCALES if multiscale else 1
