@@ -85,22 +85,21 @@ def main(argv=None):
     console.print(f"{len(rows)} of {len(files)} volumes done, results in {args.output}. Research use only.")
 
 
+@torch.no_grad()
 def predict(members: list[Member], slices: torch.Tensor, dropout_samples: int) -> tuple[Predictions, list[tuple]]:
-    """The prediction for the slices (S, 3, H, W) uint8 of one volume, and what `montage` shows of the labels found."""
+    """The prediction for the slices (S, 3, H, W) uint8 of one volume, and what `montage` shows of the labels found:
+    (label, score, numbers of the slices that speak most for it, heat maps), as the first member sees it."""
     logits = [predict_logits(member, slices[None], dropout_samples) for member in members]
     prediction = average([calibrated(m, x.cpu().numpy()) for m, x in zip(members, logits, strict=True)])
-    scores = prediction.scores[0]
+    scores, model = prediction.scores[0], members[0].model
     found = [int(k) for k in np.argsort(-scores) if scores[k] >= 0.5][:MOST]
-    return prediction, [explain(members[0], slices, k, scores[k]) for k in found]
-
-
-def explain(member: Member, slices: torch.Tensor, label: int, score: float) -> tuple:
-    """(label, score, slice numbers, heat maps) of the slices (S, 3, H, W) that speak most for a label."""
-    with torch.no_grad():
-        evidence = member.model(slices[None])["slices"][0, :, label]
-    numbers = evidence.topk(min(SLICES, len(slices))).indices.sort().values
-    heat = member.model.grad_cam(slices[numbers], label)
-    return LABELS[label], float(score), numbers.cpu().numpy(), heat.cpu().numpy()
+    evidence = model(slices[None])["slices"][0] if found else None  # (S, 18)
+    shown = []
+    for k in found:
+        numbers = evidence[:, k].topk(min(SLICES, len(slices))).indices.sort().values
+        heat = model.grad_cam(slices[numbers], k).cpu().numpy()
+        shown.append((LABELS[k], float(scores[k]), numbers.cpu().numpy(), heat))
+    return prediction, shown
 
 
 def print_labels(console: Console, name: str, prediction: Predictions) -> None:

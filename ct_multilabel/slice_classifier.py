@@ -75,7 +75,7 @@ class SliceClassifier(nn.Module):
         # Normalisation in the model: uint8 slices are a quarter of the bytes to move, and no caller can forget it.
         for name in ("mean", "std"):
             value = getattr(pretraining, name) if pretraining else (0.5, 0.5, 0.5)
-            self.register_buffer(name, torch.tensor(value).view(3, 1, 1), persistent=False)
+            self.register_buffer(name, torch.tensor(value).view(3, 1, 1))
 
     def forward(self, slices: Tensor) -> dict[str, Tensor]:
         return self.classify(self.encode(slices))

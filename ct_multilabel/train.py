@@ -71,7 +71,8 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    bag = args.slices_per_volume if args.aggregate == "attention" else 1
+    gated = args.aggregate == "attention"
+    bag = args.slices_per_volume if gated else 1
     if args.batch_size < bag:
         raise UserError(f"--batch_size {args.batch_size} slices hold no bag of --slices_per_volume {bag}: enlarge it")
     settings = read_settings(args.slices_path)
@@ -79,12 +80,14 @@ def main(argv=None):
 
     # The model first: if its weights cannot be had, that should be known before the data are read.
     model = SliceClassifier(
-        args.model, args.use_attention, args.use_multiscale, args.aggregate == "attention", args.pooling,
+        args.model, args.use_attention, args.use_multiscale, gated, args.pooling,
         args.dropout, settings["size"], args.pretrained, args.backbone_weights,
     )  # fmt: skip
     criterion = LOSSES[args.loss_type]()
     staged = args.progressive_unfreeze
-    lr_scale = args.backbone_lr_scale or (0.1 if staged else 1.0)
+    lr_scale = args.backbone_lr_scale
+    if lr_scale is None:
+        lr_scale = 0.1 if staged else 1.0
     groups = parameter_groups(model, args.lr, args.weight_decay, {"backbone.": lr_scale})
     unfreezing = None
     if staged:
@@ -101,6 +104,9 @@ def main(argv=None):
     augment = augmentation(args.use_advanced_aug)
     train_set = SliceDataset(parts["train"], args.slices_per_volume, bag, augment, args.seed)
     tune_set = VolumeDataset(parts["tune"])
+    shares = prevalence(tune_set.labels())
+    if not ((shares > 0) & (shares < 1)).any():
+        raise UserError("no label is both positive and negative among the tuning patients: enlarge --tune_fraction")
     base_rates = prevalence(train_set.labels())
     model.start_at(base_rates)
     config = {
@@ -127,7 +133,7 @@ def main(argv=None):
             if args.use_advanced_aug:
                 slices, labels = cutmix(slices, labels, args.cutmix_prob)
             prediction = run.model(slices)
-            logits = prediction["volume"] if bag > 1 else prediction["slices"][:, 0]
+            logits = prediction["volume"] if gated else prediction["slices"][:, 0]
             loss = criterion(logits, labels)
             run.step(loss)
         metrics, config["calibration"] = validate(run, tune_loader, criterion, args.aggregate)

@@ -476,6 +476,16 @@ def test_a_manifest_that_cannot_be_used_ends_in_one_line(train, spoilt, tmp_path
     assert_one_line(train(tmp_path / "run", "--slices_path", spoilt), str(manifest), "extract_slices.py")
 
 
+def test_tuning_patients_without_any_contrast_end_the_training(train, spoilt, tmp_path):
+    """No AUROC, no best model: to be known before the first step."""
+    volumes = read_manifest(spoilt)
+    for volume in volumes:
+        volume.labels[:] = 0
+    write_manifest(spoilt, volumes)
+    done = train(tmp_path / "run", "--slices_path", spoilt)
+    assert_one_line(done, "no label is both positive and negative", "--tune_fraction")
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_file_of_slices_ends_the_training_with_its_name(train, spoilt, tmp_path, workers):
     """Also where a worker process of the loader reads it."""

@@ -153,6 +153,11 @@ def test_the_volume_is_the_head_of_the_weighted_features_in_any_order_of_slices(
         assert torch.allclose(model(x.flip(1))["volume"], prediction["volume"], atol=1e-5)
 
 
+def test_the_normalisation_is_kept_with_the_weights():
+    """A later timm may give the same name other statistics."""
+    assert {"mean", "std"} <= set(SliceClassifier(**SMALL).state_dict())
+
+
 def test_the_first_answers_are_the_prevalence():
     model = SliceClassifier(**SMALL, gated_attention=True).eval()
     prevalence = np.linspace(0.05, 0.6, 18)
