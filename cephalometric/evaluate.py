@@ -29,6 +29,7 @@ from core.environment import environment
 from core.images import read_image
 from core.metrics import success_detection_rate
 from core.report import Report, plain
+from core.run_folder import evaluation_folder
 from core.validation import DataReport
 from hrnet_landmarks import CVM_STAGES, HRNetLandmarks, decode
 from landmark_evaluation import THRESHOLDS, Evaluation
@@ -56,8 +57,7 @@ def main(argv=None):
     accelerator = make_accelerator()
     console = make_console(quiet=not accelerator.is_main_process)
     model, config = HRNetLandmarks.from_folder(args.checkpoint)
-    run_folder = args.checkpoint.parent if args.checkpoint.name == "best" else args.checkpoint
-    args.output = args.output or run_folder / f"evaluation_{args.split}"
+    args.output = args.output or evaluation_folder(args.checkpoint, f"evaluation_{args.split}")
     args.ground_truth = args.ground_truth or config["ground_truth"]
 
     cache = FrameCache(args.cache_dir, config["model"]["image_size"])

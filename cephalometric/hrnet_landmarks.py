@@ -111,9 +111,7 @@ class HRNetLandmarks(nn.Module):
     @classmethod
     def from_folder(cls, folder: Path) -> tuple["HRNetLandmarks", dict]:
         """(model in eval mode, config) of a `best/` folder. Raises UserError if it is another model's."""
-        state, config = load_model_folder(folder)
-        if config.get("project") != "cephalometric":
-            raise UserError(f"{folder} holds a model of {config.get('project')}, not of cephalometric")
+        state, config = load_model_folder(folder, "cephalometric")
         if config["landmarks"] != list(LANDMARKS):
             raise UserError(f"{folder} was trained on other landmarks: {', '.join(config['landmarks'])}")
         model = cls(**config["model"])

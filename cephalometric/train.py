@@ -18,7 +18,6 @@ import torch
 
 from aariz import GROUND_TRUTHS, read_aariz
 from cephalograms import CephalogramDataset, FrameCache, leave_out_unreadable, mean_shape, measurement_statistics
-from core import figures
 from core.args import ArgumentParser, add_training_arguments, positive_int, script
 from core.cases import Cases
 from core.metrics import radial_errors, success_detection_rate
@@ -89,9 +88,6 @@ def main(argv=None):
         metrics = validate(run, val_loader, criterion, config)
         if run.end_epoch(metrics):
             break
-    if run.is_main and run.epoch:
-        curves = figures.training_curves(run.folder / "metrics.jsonl", run.monitor)
-        figures.save(curves, run.folder / "figures" / "training.png")
     run.finish()
 
 

@@ -79,12 +79,19 @@ def positive_int(text: str) -> int:
     return value
 
 
+def _tag(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE")
+    return name, value
+
+
 def add_training_arguments(
     parser: argparse.ArgumentParser,
     *,
     epochs: int,
     batch_size: int,
-    lr: float,
+    lr: float | None,
     warmup_epochs: int = 0,
     weight_decay: float = 1e-4,
     grad_clip: float = 1.0,
@@ -111,6 +118,8 @@ def add_training_arguments(
     group.add_argument("--save_dir", type=Path, help="of results (default: runs/<project>, or what --resume names)")
     group.add_argument("--log_dir", type=Path, help="folder of the TensorBoard events (default: inside --save_dir)")
     group.add_argument("--log_with", choices=("tensorboard", "mlflow", "none"), default="tensorboard", help="tracker")
+    group.add_argument("--experiment_name", metavar="NAME", help="under which the tracker files it (default: project)")
+    group.add_argument("--tags", nargs="+", type=_tag, default=[], metavar="NAME=VALUE", help="that the tracker keeps")
     group.add_argument(
         "--resume",
         nargs="?",

@@ -109,10 +109,10 @@ def save_model(folder: Path, model: torch.nn.Module, config: dict) -> None:
         (writing / CONFIG).write_text(json.dumps(plain(config), indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def load_model_folder(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
+def load_model_folder(folder: Path, project: str | None = None) -> tuple[dict[str, torch.Tensor], dict]:
     """Returns (state_dict, config) of a model folder; a run folder stands for its `best/`.
 
-    Raises UserError if it is no such folder or is damaged.
+    Raises UserError if it is no such folder, is damaged, or holds the model of another `project`.
     """
     folder = Path(folder)
     if (folder / "best" / WEIGHTS).is_file():
@@ -122,6 +122,8 @@ def load_model_folder(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
     if problem := damage(folder):
         raise UserError(f"{folder}: {problem}; copy it again, or train again")
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if project and config.get("project") != project:
+        raise UserError(f"{folder} holds a model of {config.get('project')}, not of {project}")
     return safetensors.torch.load_file(folder / WEIGHTS), config
 
 

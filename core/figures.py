@@ -96,15 +96,19 @@ def confusion_matrix(counts: np.ndarray, names: Sequence, title: str) -> Figure:
 def training_curves(metrics_file: Path, monitor: str) -> Figure:
     """Losses and the monitored metric over the epochs of a run's metrics.jsonl."""
     rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
-    epochs = [row["epoch"] for row in rows]
+
+    def draw(ax, name: str, colour: str) -> None:
+        there = [(row["epoch"], row[name]) for row in rows if name in row]  # not every epoch is validated
+        if there:
+            ax.plot(*zip(*there, strict=True), color=colour, label=name, lw=1.6, marker="." if len(there) < 3 else "")
+
     fig = figure(9.0, 3.4)
     left = fig.add_subplot(1, 2, 1, xlabel="epoch", title="Loss")
-    for name, colour in (("train/loss", BLUE), ("val/loss", RED)):
-        if all(name in row for row in rows):
-            left.plot(epochs, [row[name] for row in rows], color=colour, label=name, lw=1.6)
+    draw(left, "train/loss", BLUE)
+    draw(left, "val/loss", RED)
     left.legend()
     right = fig.add_subplot(1, 2, 2, xlabel="epoch", title=f"Validation: {monitor}")
-    right.plot(epochs, [row[f"val/{monitor}"] for row in rows], color=RED, lw=1.6)
+    draw(right, f"val/{monitor}", RED)
     right.set_ylim(bottom=0)
     return fig
 

@@ -30,6 +30,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import DataLoaderConfiguration, skip_first_batches
 from accelerate.utils import (
@@ -39,9 +40,11 @@ from accelerate.utils import (
     gather_object,
     set_seed,
 )
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from core import figures
 from core.args import UserError, first_line
 from core.checkpoints import replacing, save_model, writing_name
 from core.console import make_console, progress
@@ -166,9 +169,14 @@ class Run:
         if self.args.log_with == "none":
             return
         numbers = {k: v for k, v in vars(self.args).items() if isinstance(v, int | float | str)}
+        tags = dict(self.args.tags)
         # Without `purge_step` a resumed run shows the steps after its checkpoint twice.
-        kwargs = {"tensorboard": {"purge_step": self.update}} if self.args.log_with == "tensorboard" else {}
-        self.accelerator.init_trackers(self.project, config=numbers, init_kwargs=kwargs)
+        kwargs = {"tensorboard": {"purge_step": self.update}, "mlflow": {"tags": tags}}
+        self.accelerator.init_trackers(
+            self.args.experiment_name or self.project,
+            config=numbers | {f"tag_{name}": value for name, value in tags.items()},
+            init_kwargs={self.args.log_with: kwargs[self.args.log_with]},
+        )
 
     def _announce(self, model: nn.Module) -> None:
         accelerator, args = self.accelerator, self.args
@@ -255,18 +263,19 @@ class Run:
         if len(self._unread) == LOOK_EVERY or loss.device.type == "cpu":
             self._read_losses()
 
-    def end_epoch(self, metrics: dict[str, float]) -> bool:
+    def end_epoch(self, metrics: dict[str, float] | None) -> bool:
         """Logs the epoch, writes `best/` and `last/`. True where `--early_stopping_patience` has run out.
 
-        `metrics` are the validation's, the same in every process, and hold the monitored one.
+        `metrics` are the validation's, the same in every process, and hold the monitored one; None after an epoch
+        without a validation, which cannot be the best.
         """
-        value = float(metrics[self.monitor])
+        value = float(metrics[self.monitor]) if metrics else math.nan
         better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
         if better and math.isfinite(value):
             self.best, self.best_epoch, self.epochs_without_best = value, self.epoch + 1, 0
         else:
             self.epochs_without_best += 1
-        self._log_epoch(metrics)
+        self._log_epoch(metrics or {})
         if self.epochs_without_best == 0 and self.is_main:  # before `last/`: a crash between them repeats this epoch
             best = {"epoch": self.best_epoch, self.monitor: self.best}
             model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
@@ -278,12 +287,24 @@ class Run:
             self.console.print(f"no better {self.monitor} for {self.epochs_without_best} epochs: stopping")
         return self._out_of_patience()
 
+    def show(self, picture: Path) -> None:
+        """Hands a picture on the disk to the tracker, on the main process."""
+        for tracker in self.accelerator.trackers if self.is_main else ():
+            if tracker.name == "tensorboard":
+                pixels = np.asarray(Image.open(picture).convert("RGB"))
+                tracker.log_images({picture.stem: pixels[None]}, step=self.update, dataformats="NHWC")
+            else:
+                tracker.log_artifact(str(picture), artifact_path="figures")
+
     def _out_of_patience(self) -> bool:
         patience = self.args.early_stopping_patience
         return patience > 0 and self.epochs_without_best >= patience
 
     def finish(self) -> None:
-        """Closes the trackers and says where the best model is. The run's model is gone after it."""
+        """Draws the curves, closes the trackers and says where the best model is. The run's model is gone after it."""
+        if self.is_main and self.best is not None:
+            curves = figures.training_curves(self.folder / "metrics.jsonl", self.monitor)
+            figures.save(curves, self.folder / "figures" / "training.png")
         self._close()
         if self.best is not None:
             self.console.print(
@@ -334,8 +355,9 @@ class Run:
         validation = "  ".join(f"{name} {number:.4g}" for name, number in metrics.items())
         star = "  ★" if self.epochs_without_best == 0 else ""
         self.console.print(
-            f"epoch {self.epoch + 1:>3}/{self.args.epochs}  train {shown}  │ val {validation}  │ "
-            f"lr {row['lr']:.1e}  {row['seconds']:.0f} s{star}"
+            f"epoch {self.epoch + 1:>3}/{self.args.epochs}  train {shown}  │ "
+            + (f"val {validation}  │ " if metrics else "")
+            + f"lr {row['lr']:.1e}  {row['seconds']:.0f} s{star}"
         )
 
     # ------------------------------------------------------------------------------------------------ states

@@ -67,7 +67,8 @@ class RunFolder:
         """Writes args.json and environment.json; says which arguments differ from those before."""
         arguments, file = plain(vars(args)), self.path / "args.json"
         before = json.loads(file.read_text()) if args.resume and file.exists() else {}
-        harmless = {"resume", "overwrite", "save_dir", "log_dir", "log_with", "num_workers", "cache_dir"}
+        harmless = {"resume", "overwrite", "save_dir", "log_dir", "log_with", "experiment_name", "tags", "num_workers"}
+        harmless |= {"cache_dir"}
         for name in sorted(set(before) & set(arguments) - harmless):
             if before[name] != arguments[name]:
                 self.say(f"resumed with another --{name}: {before[name]} before, {arguments[name]} now")
@@ -83,6 +84,11 @@ class RunFolder:
         """Keeps the first `count` whole lines of metrics.jsonl: a killed run may have logged more than it saved."""
         lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.exists() else []
         self.metrics.write_text("".join(line for line in lines[:count] if line.endswith("\n")))
+
+
+def evaluation_folder(checkpoint: Path, name: str) -> Path:
+    """Where results of a model go if nobody says: `name` in the folder of its run, which holds its best/."""
+    return (checkpoint.parent if checkpoint.name == "best" else checkpoint) / name
 
 
 def _states(folder: Path) -> list[Path]:

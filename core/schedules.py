@@ -25,18 +25,20 @@ def parameter_groups(
 ) -> list[dict]:
     """Parameter groups for AdamW: no weight decay on biases, norms and other vectors; lower rates by name prefix.
 
+    Nor on what the model names in `no_weight_decay()`, as timm's models do: position embeddings and their like.
     `lr_scale` maps a prefix of the parameter names to a factor on `lr`, e.g. {"backbone.": 0.1}; the longest matching
     prefix counts. Raises ValueError for a prefix that matches nothing. Groups carry their `lr`; `Run.step` multiplies
     it with the schedule's factor.
     """
     lr_scale = lr_scale or {}
+    no_decay = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     unused = set(lr_scale)
     for name, parameter in model.named_parameters():
         prefixes = [prefix for prefix in lr_scale if name.startswith(prefix)]
         unused -= set(prefixes)
         scale = lr_scale[max(prefixes, key=len)] if prefixes else 1.0
-        decay = weight_decay if parameter.ndim > 1 else 0.0
+        decay = weight_decay if parameter.ndim > 1 and name not in no_decay else 0.0
         groups.setdefault((scale, decay), []).append(parameter)
     if unused:
         raise ValueError(f"no parameter is named {' or '.join(sorted(unused))}…")

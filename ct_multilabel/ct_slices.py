@@ -1,8 +1,7 @@
 """Slices for training and validation: which patients, which slices, augmentation, CutMix for several labels."""
 
-import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it calls out at import otherwise
 
@@ -16,19 +15,10 @@ from torch.utils.data import Dataset
 from core.args import UserError
 from core.losses.classification import UNKNOWN
 from core.seeding import sample_rng
-from core.validation import find_leaks
+from core.splits import position, refuse_shared_patients
 from slice_store import StoredVolume, read_slices
 
 # ---------------------------------------------------------------------------------------------------------- patients
-
-
-def is_tuning(patient: str, fraction: float) -> bool:
-    """Whether a training patient is held out for early stopping, thresholds and calibration.
-
-    A function of the name alone: the same patients for every seed and every member of an ensemble, whose common
-    thresholds would otherwise be tuned on patients that one of them was trained on.
-    """
-    return int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") / 2**64 < fraction
 
 
 def divide(
@@ -36,27 +26,21 @@ def divide(
 ) -> dict[str, list[StoredVolume]]:
     """train, tune and valid: the official valid split, and the official train split divided by patient.
 
+    Tuning patients (early stopping, thresholds, calibration) follow from their names: they are the same for all members
+    of an ensemble, whose common thresholds would otherwise be tuned on patients that one of them was trained on.
+
     Raises UserError if a patient stands in two of them, or if a `needed` one is empty.
     """
     parts = {"train": [], "tune": [], "valid": []}
     for volume in volumes:
-        tuning = volume.split == "train" and is_tuning(volume.patient, tune_fraction)
+        tuning = volume.split == "train" and position(volume.patient) < tune_fraction
         parts["tune" if tuning else volume.split].append(volume)
-    check_no_shared_patient(parts)
+    refuse_shared_patients({part: {v.name: v.patient for v in volumes} for part, volumes in parts.items()})
     for part in needed:
         if not parts[part]:
             way_out = "extract that split" if part == "valid" else "extract more of train, or change --tune_fraction"
             raise UserError(f"no {part} volume among {len(volumes)}: {way_out}")
     return parts
-
-
-def check_no_shared_patient(parts: Mapping[str, Sequence[StoredVolume]]) -> None:
-    """Raises UserError if a patient stands in two parts: scans of a person are too alike to count as unseen."""
-    leaks = find_leaks({part: {v.name: v.patient for v in volumes} for part, volumes in parts.items()})
-    if leaks:
-        patient, places = next(iter(leaks.items()))
-        where = ", ".join(f"{name} in {part}" for part, name in places[:4])
-        raise UserError(f"{len(leaks)} patients stand in two splits, {patient} for example ({where}): keep each in one")
 
 
 # ---------------------------------------------------------------------------------------------------------- samples

@@ -30,6 +30,7 @@ from core.devices import make_accelerator
 from core.environment import environment
 from core.losses.classification import UNKNOWN
 from core.report import Report, plain
+from core.run_folder import evaluation_folder
 from core.uncertainty import reliability
 from ct_ensemble import Member, Predictions, average, calibrated, load_members, predict_logits, settings_text
 from ct_evaluation import MACRO, Evaluation
@@ -62,9 +63,7 @@ def main(argv=None):
     if (settings := read_settings(args.slices_path)) != config["slices"]:
         ours, theirs = settings_text(settings), settings_text(config["slices"])
         raise UserError(f"{args.slices_path} was cut with {ours}; the model was trained on {theirs}")
-    first = args.checkpoints[0]
-    run_folder = first.parent if first.name == "best" else first
-    args.output = args.output or run_folder / f"evaluation_{args.split}"
+    args.output = args.output or evaluation_folder(args.checkpoints[0], f"evaluation_{args.split}")
 
     volumes = divide(read_manifest(args.slices_path), config["tune_fraction"], needed=(args.split,))[args.split]
     check_files(volumes)

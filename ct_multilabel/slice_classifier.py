@@ -172,9 +172,7 @@ class SliceClassifier(nn.Module):
     @classmethod
     def from_folder(cls, folder: Path) -> tuple["SliceClassifier", dict]:
         """(model in eval mode, config) of a `best/` folder. Raises UserError if it is another model's."""
-        state, config = load_model_folder(folder)
-        if config.get("project") != "ct_multilabel":
-            raise UserError(f"{folder} holds a model of {config.get('project')}, not of ct_multilabel")
+        state, config = load_model_folder(folder, "ct_multilabel")
         if config["labels"] != list(LABELS):
             raise UserError(f"{folder} was trained on other labels: {', '.join(config['labels'])}")
         model = cls(**config["model"])

@@ -16,7 +16,6 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 
 import torch
 
-from core import figures
 from core.args import ArgumentParser, UserError, add_training_arguments, positive_int, script
 from core.attention import ATTENTIONS
 from core.cases import Cases
@@ -139,9 +138,6 @@ def main(argv=None):
         metrics, config["calibration"] = validate(run, tune_loader, criterion, args.aggregate)
         if run.end_epoch(metrics):
             break
-    if run.is_main and run.epoch:
-        curves = figures.training_curves(run.folder / "metrics.jsonl", run.monitor)
-        figures.save(curves, run.folder / "figures" / "training.png")
     run.finish()
 
 

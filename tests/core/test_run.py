@@ -48,7 +48,7 @@ def uninterrupted(tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises(uninterrupted):
     names = {path.name for path in uninterrupted.iterdir()}
-    assert names == {"args.json", "environment.json", "metrics.jsonl", "last", "previous", "best"}
+    assert names == {"args.json", "environment.json", "metrics.jsonl", "last", "previous", "best", "figures"}
     logged = rows(uninterrupted)
     assert [row["epoch"] for row in logged] == [1, 2, 3, 4]
     assert all(row["val/cases"] == 11 for row in logged)
@@ -56,6 +56,30 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
     best = json.loads((uninterrupted / "best" / "config.json").read_text())["best"]
     assert best["error"] == min(row["val/error"] for row in logged)
     assert json.loads((uninterrupted / "args.json").read_text())["batch_size"] == 4
+
+
+def test_epochs_without_a_validation_are_never_the_best(tmp_path):
+    """Validated after the second and the last: also over a resume."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert toy(whole, "--valid_interval", 2, "--epochs", 5).returncode == 0
+    assert toy(cut, "--valid_interval", 2, "--epochs", 5, "--kill_at", 14).returncode == -signal.SIGKILL
+    assert toy(cut, "--valid_interval", 2, "--epochs", 5, "--resume").returncode == 0
+    assert_same_run(cut, whole)
+    validated = {row["epoch"]: row["val/error"] for row in rows(whole) if "val/error" in row}
+    assert list(validated) == [2, 4, 5]
+    best = json.loads((whole / "best" / "config.json").read_text())["best"]
+    assert best["error"] == validated[best["epoch"]] == min(validated.values())
+
+
+def test_tags_and_experiment_name_reach_the_tracker(tmp_path):
+    done = run(TOY, "--save_dir", tmp_path, "--experiment_name", "trial", "--tags", "version=v1.0", "--epochs", 1)
+    assert done.returncode == 0, done.stderr
+    (settings,) = (tmp_path / "tensorboard" / "trial").rglob("hparams.yml")
+    assert "tag_version: v1.0" in settings.read_text()
+    assert json.loads((tmp_path / "args.json").read_text())["tags"] == [["version", "v1.0"]]
+    wrong = run(TOY, "--save_dir", tmp_path, "--tags", "version")
+    assert wrong.returncode == 2
+    assert "version is not NAME=VALUE" in wrong.stderr
 
 
 @pytest.mark.parametrize(

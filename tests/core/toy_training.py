@@ -68,6 +68,7 @@ def main(argv=None):
     parser.add_argument("--kill_at", type=int, help="update after which the process kills itself")
     parser.add_argument("--kill_in_write", type=int, help="number of the folder in whose writing it kills itself")
     parser.add_argument("--term_at", type=int, help="update after which it sends itself SIGTERM")
+    parser.add_argument("--valid_interval", type=int, default=1)
     parser.add_argument("--term_in_validation", type=int, help="epoch in whose validation it sends itself SIGTERM")
     add_training_arguments(parser, epochs=4, batch_size=4, lr=1e-2, num_workers=0)
     args = parser.parse_args(argv)
@@ -99,7 +100,8 @@ def main(argv=None):
             resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # longer files are refused, as by a full disk
         if args.term_in_validation == epoch:
             os.kill(os.getpid(), signal.SIGTERM)
-        if run.end_epoch(validate(run, val_loader, args.delay)):
+        validated = (epoch + 1) % args.valid_interval == 0 or epoch + 1 == args.epochs
+        if run.end_epoch(validate(run, val_loader, args.delay) if validated else None):
             break
     check_ranks_agree(run)
     run.finish()

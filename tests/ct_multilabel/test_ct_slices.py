@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from core.args import UserError
-from ct_slices import SliceDataset, VolumeDataset, augmentation, check_no_shared_patient, cutmix, divide, is_tuning
+from ct_slices import SliceDataset, VolumeDataset, augmentation, cutmix, divide
 from slice_store import StoredVolume, write_slices
 
 
@@ -29,15 +29,6 @@ def stored(tmp_path_factory):
 # ------------------------------------------------------------------------------------------------ patients
 
 
-def test_tuning_patients_are_a_fixed_share_whatever_else_is_there():
-    names = [f"train_{i}" for i in range(4000)]
-    tuning = {name for name in names if is_tuning(name, 0.15)}
-    assert 0.13 < len(tuning) / len(names) < 0.17
-    assert tuning <= {name for name in names if is_tuning(name, 0.3)}
-    assert is_tuning("train_1", 0.0) is False
-    assert all(is_tuning(name, 1.0) for name in names)
-
-
 def test_no_patient_stands_in_two_parts():
     volumes = [volume(f"train_{i}_{scan}_{r}", f"train_{i}") for i in range(60) for scan in "ab" for r in (1, 2)]
     volumes += [volume(f"valid_{i}_a_1", f"valid_{i}", "valid") for i in range(10)]
@@ -54,8 +45,6 @@ def test_a_shared_patient_ends_it_with_names():
     volumes = [volume("one", "anna"), volume("two", "anna", "valid"), *[volume(f"t{i}") for i in range(30)]]
     with pytest.raises(UserError, match=r"1 patients.*anna.*(one in (train|tune)|two in valid)"):
         divide(volumes, 0.2)
-    with pytest.raises(UserError, match="two splits"):
-        check_no_shared_patient({"train": volumes[:1], "valid": volumes[1:2]})
 
 
 def test_an_empty_part_is_an_error():
