@@ -21,14 +21,13 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 
 import csv
 import io
-import os
-from functools import partial
 
 import numpy as np
 
 from ceph_landmarks import LANDMARK_TITLES, LANDMARKS
 from core.args import ArgumentParser, UserError, positive_int, script
-from core.demo_data import drawing_pool, dump, start, write
+from core.demo_data import dump, start, write
+from core.processes import cores, in_processes
 from phantom_film import Case, case_stream, picture_file
 
 SPLITS = {"train": 0.70, "valid": 0.15, "test": 0.15}
@@ -52,7 +51,7 @@ def parse_args(argv: list[str] | None = None):
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the Aariz tree to write")
     parser.add_argument("--cases", type=positive_int, default=70, help="number of phantoms, at least 3")
     parser.add_argument("--seed", type=int, default=0, help="of everything; a whole number from 0")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count() or 1, help="processes that draw")
+    parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that draw")
     parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
     args = parser.parse_args(argv)
     if args.cases < len(SPLITS):
@@ -68,10 +67,10 @@ def main(argv: list[str] | None = None) -> None:
 
     truth = {}
     splits = split_of_cases(args.cases)
-    with drawing_pool(min(args.workers, args.cases)) as draw:
-        for case, (picture, phantom) in enumerate(draw(partial(picture_file, args.seed), range(args.cases))):
-            write_case(args.output, args.seed, splits[case], case, picture, phantom)
-            truth[case_id(case)] = {symbol: point.round(4).tolist() for symbol, point in phantom.truth.items()}
+    jobs = [(args.seed, case) for case in range(args.cases)]
+    for case, (picture, phantom) in enumerate(in_processes(picture_file, jobs, args.workers)):
+        write_case(args.output, args.seed, splits[case], case, picture, phantom)
+        truth[case_id(case)] = {symbol: point.round(4).tolist() for symbol, point in phantom.truth.items()}
     write(args.output / MAPPING, mapping_csv(args.seed, args.cases))
     write(args.output / "truth.json", dump(truth))
     counts = ", ".join(f"{splits.count(split)} {split}" for split in SPLITS)

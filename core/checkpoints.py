@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 
 from core.args import UserError, first_line
+from core.files import flush
 from core.report import plain
 
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "checksums.json"
@@ -48,7 +49,7 @@ def replacing(folder: Path, keep: Path | None = None) -> Iterator[Path]:
         if folder.exists():
             os.replace(folder, leaving)
         os.replace(writing, folder)
-        _flush(folder.parent)
+        flush(folder.parent)
     except BaseException as error:
         shutil.rmtree(writing, ignore_errors=True)
         if isinstance(error, OSError | RuntimeError | safetensors.SafetensorError):  # as torch and safetensors wrap it
@@ -66,7 +67,7 @@ def seal(folder: Path) -> None:
     checksums = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
     (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=1))
     for path in [*files, folder / CHECKSUMS, folder]:
-        _flush(path)
+        flush(path)
 
 
 def damage(folder: Path) -> str | None:
@@ -89,16 +90,6 @@ def _sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save_model(folder: Path, model: torch.nn.Module, config: dict) -> None:

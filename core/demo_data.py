@@ -1,11 +1,7 @@
-"""Folders of demo data: drawn by several processes, known as ours by their recipe, and replaced without a risk."""
+"""Folders of demo data: known as ours by their recipe, and replaced without a risk."""
 
 import json
-import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 from core.args import UserError
@@ -55,14 +51,3 @@ def clear(output: Path, overwrite: bool, files_of: Callable[[dict], set[Path]]) 
         (output / path).unlink()
     for folder in sorted((path for path in output.rglob("*") if path.is_dir()), reverse=True):
         folder.rmdir()
-
-
-@contextmanager
-def drawing_pool(workers: int) -> Iterator[Callable]:
-    """A `map` that draws in several processes, in order; with one worker, the plain one."""
-    if workers == 1:
-        yield map
-    else:
-        context = multiprocessing.get_context("spawn")  # as on Windows and macOS, so that one way is tried everywhere
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            yield partial(pool.map, chunksize=4)

@@ -8,7 +8,6 @@ cannot be used is listed there. The same command goes on after an interruption, 
 """
 
 import multiprocessing
-import os
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 
 from core.args import ArgumentParser, UserError, first_line, positive_int, script
 from core.console import make_console, progress
+from core.processes import cores
 from ct_volumes import CHANNELS, VolumeError
 from slice_store import (
     MANIFEST,
@@ -60,19 +60,13 @@ def parse_args(argv=None):
     group.add_argument(
         "--workers",
         type=positive_int,
-        default=_cores(),
+        default=cores(),
         help="processes; each needs about 0.7 GB for a volume of 512×512×400",
     )
     args = parser.parse_args(argv)
     if not 50 <= args.field_mm <= 1000:
         raise UserError(f"--field_mm {args.field_mm:g} is no width of a chest; use 50 to 1000")
     return args
-
-
-def _cores() -> int:
-    """Cores that this process may use; at most 61 processes can be waited for under Windows."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, 61)
 
 
 def main(argv=None):

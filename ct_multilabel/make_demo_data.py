@@ -21,7 +21,6 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 
 import csv
 import io
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +28,9 @@ import numpy as np
 from chest_phantom import Phantom, Scan, write_phantom
 from core.args import ArgumentParser, UserError, positive_int, script
 from core.console import make_console, progress
-from core.demo_data import drawing_pool, start, write
+from core.demo_data import start, write
 from core.losses.classification import UNKNOWN
+from core.processes import cores, in_processes
 from ct_rate import SPLITS, labels_file, metadata_file, no_chest_file, volume_file
 from ct_volumes import LABELS
 
@@ -68,7 +68,7 @@ def parse_args(argv: list[str] | None = None):
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the CT-RATE tree to write")
     parser.add_argument("--patients", type=positive_int, default=160, help="number of phantoms, at least 4")
     parser.add_argument("--seed", type=int, default=0, help="of everything; a whole number from 0")
-    parser.add_argument("--workers", type=positive_int, default=os.cpu_count() or 1, help="processes that draw")
+    parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that draw")
     parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
     args = parser.parse_args(argv)
     if args.patients < 4:
@@ -83,8 +83,9 @@ def main(argv: list[str] | None = None) -> None:
     start(args.output, args.overwrite, {"patients": args.patients, "seed": args.seed}, files_of)
     volumes = demo_volumes(args.seed, args.patients)
     console = make_console()
-    with drawing_pool(min(args.workers, len(volumes))) as run, progress(console, "drawing", len(volumes)) as advance:
-        for _ in run(write_phantom, [args.output / volume.file for volume in volumes], [v.phantom for v in volumes]):
+    jobs = [(args.output / volume.file, volume.phantom) for volume in volumes]
+    with progress(console, "drawing", len(volumes)) as advance:
+        for _ in in_processes(write_phantom, jobs, args.workers):
             advance()
     for split in SPLITS:
         members = [volume for volume in volumes if volume.split == split]

@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 
 from core.args import UserError, first_line
+from core.files import whole_file
 from core.tables import read_table
 from ct_volumes import LABELS, WINDOWS, VolumeError, load_volume, slice_stack
 
@@ -46,17 +47,9 @@ class StoredVolume:
 
 def write_slices(file: Path, pixels: np.ndarray, attributes: dict) -> None:
     """Writes uint8 (S, 3, H, W) with `attributes` to `file`, which is whole or not there at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(file.name + ".unfinished")
-    try:
-        with h5py.File(unfinished, "w") as store:
-            store.create_dataset("slices", data=pixels)
-            store.attrs.update(attributes)
-        with open(unfinished, "r+b") as written:
-            os.fsync(written.fileno())
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(file) as unfinished, h5py.File(unfinished, "w") as store:
+        store.create_dataset("slices", data=pixels)
+        store.attrs.update(attributes)
 
 
 def read_slices(file: Path, which: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
@@ -181,15 +174,13 @@ def read_settings(store: Path) -> dict:
 
 def write_manifest(store: Path, volumes: Iterable[StoredVolume]) -> None:
     """Writes the list of volumes, files relative to the store."""
-    unfinished = store / f"{MANIFEST}.unfinished"
-    with open(unfinished, "w", encoding="utf-8", newline="") as file:
+    with whole_file(store / MANIFEST) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for volume in volumes:
             place = volume.file.relative_to(store).as_posix()
             described = (place, volume.name, volume.patient, volume.scan, volume.split, volume.slices)
             writer.writerow([*described, *map(int, volume.labels)])
-    os.replace(unfinished, store / MANIFEST)
 
 
 def read_manifest(store: Path) -> list[StoredVolume]:

@@ -1,0 +1,146 @@
+"""Tools for hyperspectral cubes: check them, measure them, make copies that read faster.
+
+    python hyperspectral/cubes.py check  --csv_file DATA.csv                    # reads every file and value
+    python hyperspectral/cubes.py stats  --csv_file DATA.csv                    # mean and SD of every band
+    python hyperspectral/cubes.py repack --csv_file DATA.csv --output FOLDER    # copies that read faster
+
+`check` changes nothing. `stats` writes DATA_stats.json beside the CSV. `repack` writes copies, not compressed and in
+one piece, and a CSV of them; the same command goes on after an interruption. What the CSV and the files must be like:
+cube_files.py.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
+
+from collections import Counter, defaultdict
+
+from rich.console import Console
+from rich.table import Table
+
+from core.args import ArgumentParser, UserError, positive_int, script
+from core.console import make_console, progress
+from core.files import whole_file
+from core.processes import cores, in_processes
+from core.validation import DataReport
+from cube_files import Splits, add_data_arguments, inspect, read_cubes, report_bad
+from cube_repack import claim, repack_cube, repack_targets, repacked_csv
+from cube_statistics import compute_statistics, constant_bands, measure_all, statistics_file
+
+# Neither torch nor a module that imports it: every worker process would load it with this file.
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=ArgumentParser)
+    for name, text in (
+        ("check", "read every file and value, and say what is wrong"),
+        ("stats", "mean and SD of every band over the foreground of the training split"),
+        ("repack", "copies that are not compressed and in one piece, and a CSV of them"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        add_data_arguments(command)
+        command.add_argument("--workers", type=positive_int, default=cores(), help="processes; each holds one cube")
+        if name == "check":
+            command.add_argument("--output", type=Path, metavar="FILE", help="report of every problem, as JSON")
+        elif name == "stats":
+            command.add_argument("--output", type=Path, metavar="FILE", help="default: DATA_stats.json beside the CSV")
+        else:
+            command.add_argument("--output", type=Path, metavar="FOLDER", required=True, help="of the copies")
+            command.add_argument("--dtype", choices=("keep", "float32"), default="keep", help="of the copies")
+            command.add_argument("--overwrite", action="store_true", help="copy all anew")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    console = make_console()
+    splits, report = read_cubes(args.csv_file, args.valid_fraction, args.test_fraction)
+    {"check": check, "stats": stats, "repack": repack}[args.command](args, splits, report, console)
+
+
+def check(args, splits: Splits, report: DataReport, console: Console) -> None:
+    usable = inspect(splits, args.h5_key, len(args.wavelengths), None, report)
+    measured = measure_all(usable, args.h5_key, args.workers, console)
+    good = defaultdict(list)  # (split, shape) -> cubes
+    for split, cubes in usable.items():
+        report.cases[split] = 0
+        for cube in cubes:
+            result = measured[cube.id]
+            if isinstance(result, str):
+                report_bad(report, cube, result)
+                continue
+            report.cases[split] += 1
+            good[split, result.shape].append(cube)
+            for band in constant_bands(result.pixels, result.mean, result.squares):
+                report.add("a band is constant", cube.file, "kept", f"{args.wavelengths[band]:g} nm")
+            if result.low < -0.1 * result.high:
+                detail = f"from {result.low:.3g} to {result.high:.3g}; black should be 0"
+                report.add("values far below 0", cube.file, "kept", detail)
+
+    table = Table("split", "cubes", "patients", "labels", "shape", "range", "foreground", box=None, pad_edge=False)
+    for (split, shape), cubes in good.items():
+        results = [measured[cube.id] for cube in cubes]
+        low, high = min(result.low for result in results), max(result.high for result in results)
+        share = sum(result.pixels for result in results) / (len(cubes) * shape[1] * shape[2])
+        patients, labels = {cube.patient for cube in cubes}, sorted({cube.label for cube in cubes} - {""})
+        counts = str(len(cubes)), str(len(patients)), str(len(labels))
+        table.add_row(split, *counts, "x".join(map(str, shape)), f"{low:.3g} to {high:.3g}", f"{share:.0%}")
+    console.print(table)
+    if args.output:
+        report.write(args.output)
+    report.print(console, args.output)
+
+
+def stats(args, splits: Splits, report: DataReport, console: Console) -> None:
+    usable = inspect(splits, args.h5_key, len(args.wavelengths), None, report)  # first: it takes no time
+    statistics = compute_statistics(splits, args.h5_key, args.workers, console)
+    for split, cubes in usable.items():
+        for cube in cubes:
+            if cube.id in statistics.unusable:
+                report_bad(report, cube, statistics.unusable[cube.id])
+        report.cases[split] = sum(cube.id not in statistics.unusable for cube in cubes)
+    if len(statistics.mean) != len(args.wavelengths):
+        raise UserError(f"most train cubes have {len(statistics.mean)} bands, --wavelengths {len(args.wavelengths)}")
+    report.print(console)
+    file = args.output or statistics_file(args.csv_file)
+    statistics.save(file)
+    ranges = (f"{min(values):.3g} to {max(values):.3g}" for values in (statistics.mean, statistics.std))
+    console.print(
+        f"{file}: {statistics.cubes} train cubes, {statistics.pixels} foreground pixels; mean {next(ranges)}, SD "
+        f"{next(ranges)} over the bands; values {statistics.low:.3g} to {statistics.high:.3g}"
+    )
+
+
+def repack(args, splits: Splits, report: DataReport, console: Console) -> None:
+    cubes = [cube for part in splits.values() for cube in part]
+    targets = repack_targets(args.csv_file, args.output, cubes)
+    settings = {"csv_file": args.csv_file.name, "h5_key": args.h5_key, "dtype": args.dtype}
+    claim(args.output, settings, args.overwrite)
+    jobs = [(cube.file, targets[cube.id], args.h5_key, args.dtype, args.overwrite) for cube in cubes]
+    counts = Counter()
+    with progress(console, "copying", len(cubes)) as advance:
+        for cube, result in zip(cubes, in_processes(repack_cube, jobs, args.workers), strict=True):
+            if isinstance(result, str):
+                report_bad(report, cube, result)
+                report.cases[cube.split] -= 1
+                del targets[cube.id]
+            else:
+                counts[result] += 1
+            advance()
+    report.write(args.output / "data_report.json")
+    report.print(console, args.output / "data_report.json")
+    if not targets:
+        raise UserError(f"no cube could be copied; {args.output / 'data_report.json'} lists why")
+    table = args.output / args.csv_file.name
+    content = repacked_csv(args.csv_file, args.output, targets)
+    with whole_file(table) as unfinished:
+        unfinished.write_text(content, encoding="utf-8", newline="")
+    console.print(f"{table}: {counts[True]} cubes copied, {counts[False]} there already")
+
+
+if __name__ == "__main__":
+    import cubes  # by the name under which worker processes know its functions and classes
+
+    script(cubes.main)

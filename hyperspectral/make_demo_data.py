@@ -1,0 +1,164 @@
+"""Draw synthetic hyperspectral retinas with known anatomy and lesions, as cubes, pictures, masks and a table.
+
+    python hyperspectral/make_demo_data.py --output demo/retina --cases 120 --size 500 --seed 0
+
+The eyes are phantoms, drawn by formulas (retina_phantom.py, retina_optics.py); no patient is behind them, and their
+spectra are mixed, not measured. They serve to try the programs and to test them: a score on phantoms says nothing about
+retinas. Written are
+
+    OUTPUT/cubes/<patient>_<R|L>.h5      data set /Cube/Images: reflectance, float32 (30, size, size), contiguous
+    OUTPUT/rgb/<patient>_<R|L>.png       what an eye would see
+    OUTPUT/masks/<patient>_<R|L>.png     uint8: 0 background, 1 retina, 2 vessel, 3 optic disc, 4 lesion
+    OUTPUT/dataset.csv                   ID,label,hs_file,rgb_file,mask_file,patient,split
+
+Half of the eyes are normal, half have haemorrhages, some with exudates (label: lesion). About half of the patients show
+both eyes; 65 / 10 / 25 % of the patients are in train, valid and test. The same seed gives the same bytes, and a case
+depends only on (seed, its number), not on how many are drawn.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
+
+import csv
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.args import ArgumentParser, UserError, positive_int, script
+from core.console import make_console, progress
+from core.demo_data import start, write
+from core.processes import cores, in_processes
+from retina_optics import LONGEST, SHORTEST
+from retina_phantom import write_eye
+from wavelengths import DEFAULT_WAVELENGTHS, parse_wavelengths
+
+SPLITS = ("train", "valid", "test")
+LABELS = ("normal", "lesion")
+TABLE = "dataset.csv"
+COLUMNS = ("ID", "label", "hs_file", "rgb_file", "mask_file", "patient", "split")
+# Patients repeat this pattern of 20, 13 in train, 2 in valid, 5 in test: (split, eyes). It begins with two eyes in each
+# split, so that the smallest set has both labels everywhere.
+PATTERN = [
+    ("train", 2), ("valid", 2), ("test", 2), ("train", 1), ("train", 2), ("test", 1), ("train", 1),
+    ("train", 2), ("train", 1), ("test", 2), ("train", 1), ("train", 2), ("valid", 1), ("train", 1),
+    ("train", 2), ("test", 1), ("train", 1), ("train", 2), ("test", 2), ("train", 1),
+]  # fmt: skip
+FEWEST, SMALLEST = 6, 20  # cases; pixels
+
+
+@dataclass(frozen=True)
+class Case:
+    """One eye; all of it follows from (seed, number)."""
+
+    patient: int
+    eye: str  # "R" or "L"
+    split: str
+    label: str
+
+    @property
+    def patient_name(self) -> str:
+        """Five characters, as where a table has no patients their names are the first five of a file's."""
+        return f"P{self.patient + 1:04d}"
+
+    @property
+    def id(self) -> str:
+        return f"{self.patient_name}_{self.eye}"
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Column of the table -> file, relative to it."""
+        return {
+            "hs_file": f"cubes/{self.id}.h5",
+            "rgb_file": f"rgb/{self.id}.png",
+            "mask_file": f"masks/{self.id}.png",
+        }
+
+
+def parse_args(argv: list[str] | None = None):
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the data set to write")
+    parser.add_argument("--cases", type=positive_int, default=120, help=f"number of eyes, at least {FEWEST}")
+    parser.add_argument("--size", type=positive_int, default=500, help=f"height and width, px, at least {SMALLEST}")
+    parser.add_argument("--seed", type=int, default=0, help="of everything; a whole number from 0")
+    parser.add_argument("--wavelengths", type=parse_wavelengths, help="of the bands, nm: a list, ranges or a file "
+                        "(default: 450:730:10,850)")  # fmt: skip
+    parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that draw")
+    parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
+    args = parser.parse_args(argv)
+    if args.cases < FEWEST:
+        raise UserError(f"--cases {args.cases} cannot fill train, valid and test; ask for at least {FEWEST}")
+    if args.size < SMALLEST:
+        raise UserError(f"--size {args.size} is too small to show an eye; ask for at least {SMALLEST}")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed} is negative; use 0 or more")
+    args.wavelengths = args.wavelengths or DEFAULT_WAVELENGTHS
+    for nm in args.wavelengths:
+        if not SHORTEST <= nm <= LONGEST:
+            raise UserError(
+                f"--wavelengths: {nm:g} nm cannot be drawn; the spectra are known from {SHORTEST:g} to {LONGEST:g} nm"
+            )
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    start(args.output, args.overwrite, {"cases": args.cases, "seed": args.seed, "size": args.size}, files_of)
+    cases = demo_cases(args.seed, args.cases)
+    console = make_console()
+    common = (args.output, args.seed, args.size, args.wavelengths)
+    jobs = [(*common, case.patient, case.eye, case.label == "lesion", case.files) for case in cases]
+    with progress(console, "drawing", len(cases)) as advance:
+        for _ in in_processes(write_eye, jobs, args.workers):
+            advance()
+    write(args.output / TABLE, dataset_csv(cases))
+    counts = ", ".join(f"{sum(case.split == split for case in cases)} {split}" for split in SPLITS)
+    console.print(
+        f"{len(cases)} synthetic eyes ({counts}) of {cases[-1].patient + 1} patients in {args.output}. They are drawn, "
+        "and show no patient."
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- what to draw
+
+
+def demo_cases(seed: int, number: int) -> list[Case]:
+    """The first `number` cases, patient by patient. In each split every two cases that follow each other are one of
+    each label, in random order."""
+    cases, members = [], dict.fromkeys(SPLITS, 0)
+    patient = 0
+    while len(cases) < number:
+        split, eyes = PATTERN[patient % len(PATTERN)]
+        sides = np.random.default_rng([seed, 0, patient]).permutation(["R", "L"])
+        for side in sides[:eyes]:
+            pair, place = divmod(members[split], 2)
+            order = np.random.default_rng([seed, 1, SPLITS.index(split), pair]).permutation(LABELS)
+            cases.append(Case(patient, str(side), split, str(order[place])))
+            members[split] += 1
+        patient += 1
+    return cases[:number]
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def dataset_csv(cases: list[Case]) -> bytes:
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, COLUMNS)
+    table.writeheader()
+    for case in cases:
+        row = {"ID": case.id, "label": case.label, "patient": case.patient_name, "split": case.split}
+        table.writerow(row | case.files)
+    return text.getvalue().encode()
+
+
+def files_of(recipe: dict) -> set[Path]:
+    """All files that a run with this recipe writes."""
+    cases = demo_cases(int(recipe["seed"]), int(recipe["cases"]))
+    return {Path(file) for case in cases for file in case.files.values()} | {Path(TABLE)}
+
+
+if __name__ == "__main__":
+    script(main)

@@ -1,0 +1,82 @@
+"""How close reconstructed cubes come to the true ones: MSE, PSNR, spectral angle, SSIM, band mean, MSE of each band."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.layers import to_2tuple
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from core.losses.precision import full_precision
+from core.losses.shapes import check_same_shape
+from core.losses.spectral import spectral_angle
+
+
+def expand_hidden(tokens: Tensor, img_size: int | Sequence[int], patch_size: Sequence[int], in_chans: int) -> Tensor:
+    """Hidden tokens (B, N) or (B, S, L) bool, spectral group slowest, then row, then column -> voxels (B, C, H, W).
+
+    `img_size` is (H, W) or one number, `patch_size` (px, bands).
+    """
+    (height, width), (patch, bands) = to_2tuple(img_size), patch_size
+    grid = tokens.reshape(len(tokens), in_chans // bands, height // patch, width // patch)
+    return grid.repeat_interleave(bands, 1).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+
+
+@full_precision
+def measure(
+    reconstruction: Tensor, cube: Tensor, hidden: Tensor, foreground: Tensor, data_range: float
+) -> dict[str, Tensor]:
+    """Measures of each of B cubes, (B,), under `masked_…` and `all_…`:
+
+    - `mse`: mean squared error, raw units squared
+    - `psnr`: peak signal-to-noise ratio `10 log₁₀(data_range² / mse)`, dB
+    - `sam`: mean spectral angle over pixels, degrees
+    - `ssim`: structural similarity (Wang et al. 2004), band by band with torchmetrics' Gaussian of σ = 1.5 px
+    - `band_mean`: mean squared error of the picture of band means, raw units squared
+    - `mse_by_band`: (B, C), the `mse` of each band
+
+    reconstruction and cube (B, C, H, W) are in raw units, H and W at least 6, 0 is black and `data_range` white; hidden
+    (B, C, H, W) and foreground (B, H, W) are bool. `masked` counts hidden foreground voxels: the angle and the band
+    mean are those of a pixel's hidden bands, pixels without any are left out. `all` counts every foreground voxel.
+    Of `reconstruction` hidden foreground voxels alone are read; the others are the cube's own. A pixel whose true
+    spectrum is 0 in all counted bands has no angle and is left out of `sam`.
+
+    SSIM is torchmetrics' map, mirrored at the picture's border, averaged over the counted voxels. Windows reach 5 px
+    beyond them: over visible voxels, and over background, which is 0 in both cubes.
+
+    A measure without voxels is NaN; without any error `psnr` is inf. Raises ValueError for shapes that do not fit and a
+    range that is not positive.
+    """
+    check_same_shape(reconstruction, cube)
+    if hidden.shape != cube.shape or foreground.shape != cube[:, 0].shape:
+        shapes = f"hidden {tuple(hidden.shape)} and foreground {tuple(foreground.shape)}"
+        raise ValueError(f"{shapes} do not fit cubes of shape {tuple(cube.shape)}")
+    if not data_range > 0:
+        raise ValueError(f"data_range must be positive, got {data_range}")
+    foreground = foreground[:, None].expand_as(hidden)
+    true = torch.where(foreground, cube, 0) / data_range
+    made = torch.where(hidden & foreground, reconstruction / data_range, true)
+    _, ssim = structural_similarity_index_measure(made, true, data_range=1.0, return_full_image=True)
+    measures = {}
+    for scope, voxels in (("masked", hidden & foreground), ("all", foreground)):
+        errors, spectra, target = (torch.where(voxels, x, 0) for x in (made - true, made, true))
+        n_bands = voxels.sum(dim=1)  # (B, H, W)
+        # Unit vectors, because the angle's epsilon is meant for spectra of order 1, and a few dark bands are far below.
+        angle = spectral_angle(F.normalize(spectra, dim=1), F.normalize(target, dim=1), dim=1)
+        mse = _mean(errors.square(), voxels)
+        values = {
+            "mse": mse * data_range**2,
+            "psnr": -10 * mse.log10(),
+            "sam": _mean(angle.rad2deg(), target.any(dim=1)),
+            "ssim": _mean(ssim, voxels),
+            "band_mean": _mean((errors.sum(dim=1) / n_bands).square(), n_bands > 0) * data_range**2,
+            "mse_by_band": _mean(errors.square(), voxels, start=2) * data_range**2,
+        }
+        measures |= {f"{scope}_{name}": value for name, value in values.items()}
+    return measures
+
+
+def _mean(values: Tensor, where: Tensor, start: int = 1) -> Tensor:
+    """Mean of the values at which `where`, of their shape, is True, over dimensions from `start`; NaN if nowhere."""
+    return torch.where(where, values, 0).flatten(start).sum(dim=start) / where.flatten(start).sum(dim=start)
