@@ -124,7 +124,7 @@ def predict_all(
                     measured = measure(made, cube, hidden, foreground, statistics["high"] - statistics["low"])
                     columns |= {f"{method}/{name}": value for name, value in measured.items()}
                 cases.add(batch["index"], **columns)
-                for i in range(min(len(cube), args.nb_to_plot - len(shown))):
+                for i in range(min(len(cube), args.nb_to_plot - len(shown)) if seed == args.seed else 0):
                     item = dataset.cubes[batch["index"][i]]
                     arrays = (x[i].cpu().numpy() for x in (cube, result, hidden, foreground))
                     shown.append(Shown(item.id, *arrays, item.rgb_file))

@@ -1,26 +1,13 @@
 """How close reconstructed cubes come to the true ones: MSE, PSNR, spectral angle, SSIM, band mean, MSE of each band."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
-from timm.layers import to_2tuple
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from core.losses.precision import full_precision
 from core.losses.shapes import check_same_shape
 from core.losses.spectral import spectral_angle
-
-
-def expand_hidden(tokens: Tensor, img_size: int | Sequence[int], patch_size: Sequence[int], in_chans: int) -> Tensor:
-    """Hidden tokens (B, N) or (B, S, L) bool, spectral group slowest, then row, then column -> voxels (B, C, H, W).
-
-    `img_size` is (H, W) or one number, `patch_size` (px, bands).
-    """
-    (height, width), (patch, bands) = to_2tuple(img_size), patch_size
-    grid = tokens.reshape(len(tokens), in_chans // bands, height // patch, width // patch)
-    return grid.repeat_interleave(bands, 1).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
 
 
 @full_precision

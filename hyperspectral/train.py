@@ -82,7 +82,11 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     for name, value in VARIANTS[args.model].items():
         setattr(args, name, getattr(args, name) or value)
+    if len(args.img_size) > 2:
+        parser.error(f"--img_size takes one number or two, not {len(args.img_size)}")
     args.img_size = (args.img_size * 2)[:2]
+    if args.overfit_batches < 0:
+        parser.error("--overfit_batches must not be negative")
     if args.lr is None:  # the linear rule of He et al. 2022
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         args.lr = args.base_lr * args.batch_size * processes * args.accumulate_grad_batches / 256
@@ -196,11 +200,13 @@ def validate(run: Run, loader, criterion: MAESpectralLoss, statistics, args) -> 
     for batch in run.batches(loader):
         cube, foreground = batch["cube"], batch["foreground"]
         prediction = run.model(cube, batch["noise"])
-        loss, _ = criterion(prediction, foreground)
+        # Cube by cube: the last batch may hold some twice, which `Cases` leaves out.
+        each = [{name: x[i : i + 1] for name, x in prediction.items()} for i in range(len(cube))]
+        losses = [criterion(one, inside[None])[0] for one, inside in zip(each, foreground, strict=True)]
         result, hidden = model.assemble(prediction, cube)
         measured = measure(result, cube, hidden, foreground, statistics.high - statistics.low)
         metrics = {name: measured[f"masked_{name}"] for name in (*SHOWN, "mse_by_band")}
-        cases.add(batch["index"], loss=loss.expand(len(cube)), **metrics)
+        cases.add(batch["index"], loss=torch.stack(losses), **metrics)
         for i in range(min(len(cube), args.nb_to_plot - len(shown))):
             item = loader.dataset.cubes[batch["index"][i]]
             shown.append(Shown(item.id, *(x[i].cpu().numpy() for x in (cube, result, hidden, foreground)),

@@ -55,6 +55,4 @@ def _norm(vectors: Tensor, dim: int, epsilon: float = 1e-12) -> Tensor:
 
 
 def _standard_deviation(values: Tensor, dim: int, epsilon: float = 1e-12) -> Tensor:
-    # Twenty times faster than `var`, which walks over dimensions that are not the last one number at a time.
-    variance = (values - values.mean(dim=dim, keepdim=True)).square().mean(dim=dim)
-    return (variance + epsilon).sqrt()
+    return (values.var(dim=dim, unbiased=False) + epsilon).sqrt()
