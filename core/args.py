@@ -22,7 +22,9 @@ def first_line(error: BaseException) -> str:
 
 
 # What the system says of a place that cannot be written: a user can mend it, the program cannot.
-NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+NOT_WRITABLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST
+)  # fmt: skip
 
 
 def script(main: Callable[[], None]) -> None:

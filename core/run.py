@@ -92,8 +92,8 @@ class Run:
         self.files = RunFolder(path, partial(self.console.print, style="bold"))
         self.folder = self.files.path
         self.resume_from = self.files.state_to_resume(bool(args.resume), args.overwrite)
-        if self.is_main and self.resume_from is None:
-            self.files.clear()
+        if self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.accelerator.wait_for_everyone()
         self.model: nn.Module | None = None
         self.epoch = self.batch = self.update = 0  # epochs and batches finished; updates made
@@ -159,6 +159,8 @@ class Run:
         self.rate = partial(warmup_cosine, total=total, warmup=min(warmup, total))
         if self.resume_from:
             self._load(self.resume_from)
+        elif self.is_main:
+            self.files.clear()  # not before data and model are known to be good
         if self.is_main:
             self.files.describe(self.args, environment(self.accelerator))
         self._start_tracker()
@@ -294,7 +296,7 @@ class Run:
                 pixels = np.asarray(Image.open(picture).convert("RGB"))
                 tracker.log_images({picture.stem: pixels[None]}, step=self.update, dataformats="NHWC")
             else:
-                tracker.log_artifact(str(picture), artifact_path="figures")
+                tracker.log_artifact(str(picture), artifact_path=f"figures/{picture.parent.name}")
 
     def _out_of_patience(self) -> bool:
         patience = self.args.early_stopping_patience
@@ -331,7 +333,7 @@ class Run:
                 self._sums[name] = self._sums.get(name, 0.0) + number
                 self._sums[f"{name}#"] = self._sums.get(f"{name}#", 0) + 1
         self._unread.clear()
-        row["lr"] = self.optimizer.param_groups[0]["lr"]
+        row["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
         if self.update % LOOK_EVERY == 0 or self.batch + 1 == self.batches_per_epoch:
             self.accelerator.log({f"step/{name}": number for name, number in row.items()}, step=self.update)
 
@@ -343,7 +345,7 @@ class Run:
         row = {
             "epoch": self.epoch + 1,
             "update": self.update,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
             **{f"train/{name}": number for name, number in train.items()},
             **{f"val/{name}": float(number) for name, number in metrics.items()},
             "seconds": round(time.perf_counter() - self._epoch_start, 2),

@@ -57,8 +57,7 @@ class RunFolder:
         return None
 
     def clear(self) -> None:
-        """Makes the folder, or takes away what an earlier run left there. Nothing else in it is touched."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Takes away what an earlier run left there. Nothing else in the folder is touched."""
         for name in (*STATES, "best"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         self.metrics.unlink(missing_ok=True)

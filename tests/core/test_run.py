@@ -205,6 +205,9 @@ def test_early_stopping_and_overwrite(tmp_path):
     assert len(first) < 30
     best = min(range(len(first)), key=lambda i: first[i]["val/error"])
     assert len(first) == best + 1 + 2
+    assert toy(tmp_path, *arguments, "--overwrite", "--size", 3).returncode == 2  # too few to train on
+    assert rows(tmp_path) == first
+    assert (tmp_path / "best").is_dir()
     assert toy(tmp_path, *arguments, "--overwrite").returncode == 0
     assert rows(tmp_path) == first
 
