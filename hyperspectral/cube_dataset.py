@@ -78,7 +78,7 @@ def augment(
     brightness: float = BRIGHTNESS,
     jitter: float = JITTER,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A changed copy of a cube float32 (C, H, W) and its foreground bool (H, W), both contiguous.
+    """A changed copy of a cube float32 (C, H, W), and its foreground or mask (H, W) turned with it, both contiguous.
 
     One of the 8 flips and rotations by 90°; of these 4 where H and W differ, as a batch needs one shape. Each band is
     multiplied by `spectral_gain`, and gets normal noise of up to `noise` times its `std` (C,).

@@ -205,13 +205,13 @@ def write_report(
             "deviation, which were given to it here. Its errors cannot be compared with those of the baselines."
         )
     for scope, title in SCOPES.items():
-        report.section(title)
+        report.section(title, "Mean over the cubes, with its 95 % interval.")
         rows = []
         for name, (heading, form) in METRICS.items():
             cells = [methods[method][f"{scope}_{name}"] for method in METHODS]
             texts = [f"{form.format(c.estimate)} ({form.format(c.low)} to {form.format(c.high)})" for c in cells]
-            rows.append([heading + (f" [{unit}²]" if "MSE" in heading else ""), *texts])
-        report.table(["mean over cubes, with 95 % interval", *METHODS], rows)
+            rows.append([heading, *texts])
+        report.table(["", *METHODS], rows)
 
     report.section("Pictures", "The first cubes of the split, under their first mask.")
     pictures = write_figures(

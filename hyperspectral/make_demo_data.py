@@ -31,6 +31,7 @@ from core.args import ArgumentParser, UserError, positive_int, script
 from core.console import make_console, progress
 from core.demo_data import start, write
 from core.processes import cores, in_processes
+from cube_statistics import statistics_file
 from retina_optics import LONGEST, SHORTEST
 from retina_phantom import write_eye
 from wavelengths import DEFAULT_WAVELENGTHS, parse_wavelengths
@@ -155,9 +156,9 @@ def dataset_csv(cases: list[Case]) -> bytes:
 
 
 def files_of(recipe: dict) -> set[Path]:
-    """All files that a run with this recipe writes."""
+    """All files that a run with this recipe writes, and the statistics that others measure: they go with the data."""
     cases = demo_cases(int(recipe["seed"]), int(recipe["cases"]))
-    return {Path(file) for case in cases for file in case.files.values()} | {Path(TABLE)}
+    return {Path(file) for case in cases for file in case.files.values()} | {Path(TABLE), statistics_file(Path(TABLE))}
 
 
 if __name__ == "__main__":

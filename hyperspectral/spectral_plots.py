@@ -15,6 +15,7 @@ from scipy import ndimage
 from core import figures
 from core.figures import BLUE, GREEN, GREY, RED
 from core.images import ImageError, read_image
+from cube_files import distinct_names
 from wavelengths import to_rgb, white_level
 
 HIDDEN = "#d9dde3"  # the shade of hidden bands, and of pixels without a value
@@ -57,9 +58,9 @@ def write_figures(
             "Mean squared error of hidden voxels at each wavelength",
         ),
     }
-    for case in shown[:2]:
+    for case, name in zip(shown[:2], distinct_names(case.name for case in shown), strict=False):
         points = typical_points(case.cube, case.foreground, wavelengths)
-        pictures[f"spectra_{case.name}"] = (
+        pictures[f"spectra_{name}"] = (
             spectra(case.cube, case.result, case.hidden, wavelengths, points, case.name, unit),
             f"Spectra of {case.name} at four pixels, as they are and as the model has them",
         )
