@@ -1,0 +1,69 @@
+"""Reading one hyperspectral cube by `read_cube`: from contiguous HDF5 against gzip, as h5py compresses by default.
+
+    python benchmarks/cube_reading.py
+
+Target: at least 25 times faster. The cube is a phantom of 500×500 px and 30 bands, float32, whose structure and noise
+compress like a recording's rather than like random numbers; gzip has level 4 and the chunks that h5py chooses. Both
+files hold the same values and lie in the page cache; they are read in turn. `read_cube` also tests all values for NaN,
+which takes as long for both; the ratio without that, of h5py alone, is printed beside it.
+"""
+
+import json
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "hyperspectral")]
+
+import h5py
+import numpy as np
+
+from cube_files import H5_KEY, open_dataset, read_cube
+from retina_phantom import draw
+from wavelengths import DEFAULT_WAVELENGTHS
+
+TARGET, ROUNDS, SIZE = 25, 20, 500
+
+
+def read_only(file: Path) -> np.ndarray:
+    """The cube, its values not tested."""
+    with open_dataset(file, H5_KEY) as dataset:
+        return dataset[...]
+
+
+def seconds(function, *arguments) -> float:
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
+
+
+def main() -> dict:
+    cube, _ = draw(np.random.default_rng(0), np.random.default_rng(1), True, False, SIZE, DEFAULT_WAVELENGTHS)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder) / f"{name}.h5" for name in ("contiguous", "gzip")}
+        with h5py.File(files["contiguous"], "w") as store:
+            store.create_dataset(H5_KEY, data=cube)
+        with h5py.File(files["gzip"], "w") as store:
+            dataset = store.create_dataset(H5_KEY, data=cube, compression="gzip")
+            layout = {"level": dataset.compression_opts, "chunks": dataset.chunks}
+        for file in files.values():
+            assert np.array_equal(read_cube(file), cube)  # also brings it into the cache
+        sizes = {name: round(file.stat().st_size / 1e6, 1) for name, file in files.items()}
+        pairs = [(read, file) for read in (read_cube, read_only) for file in files.values()]
+        rounds = np.array([[seconds(*pair) for pair in pairs] for _ in range(ROUNDS)])
+    rounds = rounds.reshape(ROUNDS, 2, 2)  # (rounds, with the test of the values or without, file)
+    ratio, alone = np.median(rounds[..., 1] / rounds[..., 0], axis=0).round(1).tolist()
+    result = {"benchmark": "cube_reading", "ratio": ratio, "target": f">= {TARGET}", "ratio_of_h5py_alone": alone}
+    milliseconds = np.median(1000 * rounds, axis=0).round(1).tolist()
+    for name, times in zip(("read_cube", "h5py_alone"), milliseconds, strict=True):
+        result[f"milliseconds_of_{name}"] = dict(zip(files, times, strict=True))
+    result |= {"megabytes": sizes, "gzip": layout, "rounds": ROUNDS}
+    machine = f"{platform.machine()}, CPU, files in cache, HDF5 {h5py.version.hdf5_version}"
+    return result | {"machine": machine, "met": ratio >= TARGET}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(), indent=1))
