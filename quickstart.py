@@ -33,6 +33,10 @@ def ct(script, *arguments):
     return call("ct_multilabel", script, arguments)
 
 
+def retina(script, *arguments):
+    return call("hyperspectral", script, arguments)
+
+
 def call(project, script, arguments):
     return [os.path.join(project, script)] + [str(argument) for argument in arguments]
 
@@ -44,6 +48,11 @@ CEPH_RUN = os.path.join(CEPH, "run")
 CT = os.path.join(OUTPUT, "ct_multilabel")
 CT_DATA = os.path.join(CT, "CT-RATE")
 CT_RUN = os.path.join(CT, "run")
+RETINA = os.path.join(OUTPUT, "hyperspectral")
+RETINA_DATA = os.path.join(RETINA, "cubes")
+RETINA_TABLE = os.path.join(RETINA_DATA, "dataset.csv")
+RETINA_RUN = os.path.join(RETINA, "run")
+RETINA_MODEL = os.path.join(RETINA_RUN, "best")
 PROJECTS = {
     "cephalometric": (
         [
@@ -117,6 +126,52 @@ PROJECTS = {
         [
             os.path.join(CT, "evaluation", "report.html"),
             os.path.join(CT, "predictions", "valid_1_a_1.png"),
+        ],
+    ),
+    "hyperspectral": (
+        [
+            (
+                "draw demo retinas",
+                retina("make_demo_data.py", "--output", RETINA_DATA, "--cases", 200, "--size", 96, "--overwrite"),
+            ),
+            ("measure the training cubes", retina("cubes.py", "stats", "--csv_file", RETINA_TABLE)),
+            (
+                "train",
+                retina(
+                    "train.py", "--csv_file", RETINA_TABLE, "--save_dir", RETINA_RUN, "--overwrite",
+                    "--model", "mae_tiny", "--img_size", 96, "--patch_size", 16, 5, "--embed_dim", 128,
+                    "--encoder_depth", 4, "--encoder_num_heads", 4, "--decoder", "cross", "--decoder_depth", 2,
+                    "--batch_size", 8, "--epochs", 75, "--warmup_epochs", 7, "--lr", 2e-3, "--valid_interval", 25,
+                    "--num_workers", 0, "--log_with", "none",
+                ),
+            ),
+            (
+                "evaluate on held-out cubes",
+                retina(
+                    "evaluate.py", "--checkpoint", RETINA_MODEL, "--csv_file", RETINA_TABLE, "--mask_seeds", 2,
+                    "--batch_size", 8, "--output", os.path.join(RETINA, "evaluation"),
+                ),
+            ),
+            (
+                "features and reconstructions, as for your own cubes",
+                retina(
+                    "predict.py", "--checkpoint", RETINA_MODEL, "--output", os.path.join(RETINA, "features"),
+                    "--reconstruct", "--input", os.path.join(RETINA_DATA, "cubes", "P0003_R.h5"),
+                    os.path.join(RETINA_DATA, "cubes", "P0003_L.h5"),
+                ),
+            ),
+            (
+                "probe: do the features know the lesions?",
+                retina(
+                    "probe.py", "--checkpoint", RETINA_MODEL, "--csv_file", RETINA_TABLE, "--save_dir",
+                    os.path.join(RETINA, "probe"), "--overwrite", "--num_workers", 1,
+                ),
+            ),
+        ],
+        [
+            os.path.join(RETINA, "evaluation", "report.html"),
+            os.path.join(RETINA, "features", "P0003_L_figures", "reconstructions.png"),
+            os.path.join(RETINA, "probe", "report.html"),
         ],
     ),
 }  # fmt: skip

@@ -1,0 +1,13 @@
+@echo off
+rem The reference's default model. Paths are relative to where you are; more flags are passed on, and win:
+rem   hyperspectral\train.bat --csv_file D:\data\retina.csv --resume
+accelerate launch "%~dp0train.py" ^
+    --csv_file dataset.csv ^
+    --model mae_medium ^
+    --batch_size 6 ^
+    --epochs 200 ^
+    --valid_interval 5 ^
+    --accumulate_grad_batches 1 ^
+    --mask_ratio 0.8 ^
+    --mixed_precision ^
+    %*
