@@ -28,9 +28,8 @@ def demo(tmp_path_factory) -> Path:
 def launch(demo):
     """Trains a tiny model in a process of its own, as a user would: `launch(folder, *more_flags, processes=1)`."""
 
-    def launch_tiny(folder, *arguments, **options):
-        script, data = "hyperspectral/train.py", ("--csv_file", demo)
-        return run(script, *data, "--save_dir", folder, *TINY.split(), *arguments, **options)
+    def launch_tiny(folder, *arguments, script="hyperspectral/train.py", **options):
+        return run(script, "--csv_file", demo, "--save_dir", folder, *TINY.split(), *arguments, **options)
 
     return launch_tiny
 

@@ -4,6 +4,8 @@ import csv
 import json
 import shutil
 import signal
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -13,7 +15,7 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.numpy import load_file
 
-from conftest import load_script
+from conftest import ROOT, load_script
 from core.args import UserError
 from core.checkpoints import save_model
 from cube_dataset import CubeDataset
@@ -651,3 +653,29 @@ def test_a_mistake_ends_the_scripts_with_one_line(launch, tmp_path, trained):
     done = run(EVALUATE, "--checkpoint", trained, "--csv_file", "nowhere.csv", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "nowhere.csv" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ copies
+
+
+@pytest.mark.parametrize("core_inside", [False, True])
+def test_a_copied_folder_runs_under_another_name_from_anywhere(launch, tmp_path, core_inside):
+    project = tmp_path / "elsewhere" / "my_retinas"
+    shutil.copytree(ROOT / "hyperspectral", project, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "core", (project if core_inside else project.parent) / "core")
+    scripts = [file for file in project.glob("*.py") if "__main__" in file.read_text(encoding="utf-8")]
+    assert len(scripts) == 6
+    for script in scripts:
+        done = run(script, "--help", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "usage: " in done.stdout
+    done = launch("run", "--epochs", 1, script=project / "train.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "best").is_dir()
+
+
+def test_as_a_module():
+    command = [sys.executable, "-m", "hyperspectral.train", "--csv_file", "data.csv", "--print_config"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["csv_file"] == "data.csv"
