@@ -100,7 +100,7 @@ def training_curves(metrics_file: Path, monitor: str) -> Figure:
     def draw(ax, name: str, colour: str) -> None:
         there = [(row["epoch"], row[name]) for row in rows if name in row]  # not every epoch is validated
         if there:
-            ax.plot(*zip(*there, strict=True), color=colour, label=name, lw=1.6, marker="." if len(there) < 3 else "")
+            ax.plot(*zip(*there, strict=True), color=colour, label=name, lw=1.6, marker="." if len(there) < 20 else "")
 
     fig = figure(9.0, 3.4)
     left = fig.add_subplot(1, 2, 1, xlabel="epoch", title="Loss")
