@@ -31,7 +31,7 @@ from core.unfreezing import UnfreezingSchedule
 from cube_files import Cube, distinct_names, inspect, leave_out, read_cubes
 from cube_statistics import measure_all
 from mae_spectral import MAESpectral
-from probe_report import Picture, mask_picture, write_classification, write_segmentation
+from probe_report import Picture, mask_picture, print_summary, write_classification, write_segmentation
 from spectral_probe import (
     IGNORED,
     PROJECT,
@@ -113,11 +113,14 @@ def main(argv=None):
             by_spectrum = segment_by_spectrum(LabelledDataset(splits["train"], key), dataset, len(classes), args.seed)
             results = {method: table["dice"].numpy(), "spectrum of the pixel": by_spectrum}
             pictures = read_pictures(run.folder, dataset, args.nb_to_plot)
-            write_segmentation(run.folder, results, dataset.cubes, classes, pictures, config["wavelengths"], args)
+            methods = write_segmentation(
+                run.folder, results, dataset.cubes, classes, pictures, config["wavelengths"], args
+            )
         else:
             fitted = splits["train"] + splits["valid"]
             results = {method: table["probabilities"].numpy()} | baselines(fitted, dataset.cubes, classes, spectra)
-            write_classification(run.folder, results, dataset.cubes, classes, args)
+            methods = write_classification(run.folder, results, dataset.cubes, classes, args)
+        print_summary(methods, run.console)
         run.console.print(f"report: {run.folder / 'report.html'}", style="bold")
     if learns:
         run.finish()

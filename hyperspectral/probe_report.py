@@ -12,6 +12,8 @@ from matplotlib.colors import to_rgb as rgb_of_name
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
+from rich.console import Console
+from rich.table import Table
 from torchmetrics.functional.classification import binary_auroc, binary_roc
 
 from core import figures
@@ -35,8 +37,9 @@ class Picture(NamedTuple):
 
 def write_classification(
     folder: Path, results: Mapping[str, np.ndarray], cubes: Sequence[Cube], classes: Sequence[str], args
-) -> None:
-    """`results`: probabilities (N, K) by the probe, then by mean spectra and by frequency."""
+) -> dict[str, dict[str, Interval]]:
+    """Method -> AUROC and accuracy. `results`: probabilities (N, K) by the probe, then by mean spectra and by
+    frequency."""
     targets, patients = np.array([classes.index(cube.label) for cube in cubes]), [cube.patient for cube in cubes]
 
     def intervals(probabilities: np.ndarray) -> dict[str, Interval]:
@@ -88,6 +91,7 @@ def write_classification(
     pictures = {folder / "figures" / f"{name}.png": picture for name, picture in drawn.items()}
     report.figures([(figures.save(fig, file), text) for file, (fig, text) in pictures.items()])
     _close(report, folder)
+    return methods
 
 
 def write_segmentation(
@@ -98,8 +102,9 @@ def write_segmentation(
     pictures: Sequence[Picture],
     wavelengths: Sequence[float],
     args,
-) -> None:
-    """`results`: Dice (N, K) of the classes, NaN where a cube lacks one, by the probe and by single spectra."""
+) -> dict[str, dict[str, Interval]]:
+    """Method -> mean Dice without the first class, and that of each class. `results`: Dice (N, K) of the classes, NaN
+    where a cube lacks one, by the probe and by single spectra."""
     patients = [cube.patient for cube in cubes]
 
     def interval(values: np.ndarray) -> Interval:
@@ -135,6 +140,17 @@ def write_segmentation(
     drawn = figures.save(segmentations(pictures, classes, wavelengths), folder / "figures" / "segmentations.png")
     report.figures([(drawn, "Cubes, their masks, and the predicted ones")])
     _close(report, folder)
+    return methods
+
+
+def print_summary(methods: Mapping[str, Mapping[str, Interval]], console: Console) -> None:
+    """What `write_classification` or `write_segmentation` returned, on the terminal: measures that are few with their
+    intervals."""
+    names = list(next(iter(methods.values())))
+    table = Table("test cubes", *names, box=None)
+    for method, measures in methods.items():
+        table.add_row(method, *[_cell(x) if len(names) < 4 else _number(x.estimate) for x in measures.values()])
+    console.print(table, crop=False)
 
 
 def auroc(probabilities: np.ndarray, targets: np.ndarray) -> float:
