@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, build_sincos2d_pos_embed, resample_abs_pos_embed, to_2tuple
+from timm.layers import Mlp, build_sincos2d_pos_embed, to_2tuple
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -221,7 +221,10 @@ def resized(
     state = dict(state)
     for name, weights in state.items():
         if name.endswith("positions.plane") and grid != model.grid[1:]:
-            state[name] = resample_abs_pos_embed(weights, model.grid[1:], grid, num_prefix_tokens=0)
+            # Not by timm, whose older versions leave them as they are if the new grid is a square of as many places.
+            picture = weights.unflatten(1, grid).permute(0, 3, 1, 2)  # (1, D, h, w)
+            picture = F.interpolate(picture, model.grid[1:], mode="bicubic", antialias=True, align_corners=False)
+            state[name] = picture.flatten(2).mT
         elif name.endswith("positions.spectrum"):
             state[name] = _interpolate(weights[0], *centres)[None]
         elif name in ("mean", "std"):
