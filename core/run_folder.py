@@ -66,8 +66,8 @@ class RunFolder:
         """Writes args.json and environment.json; says which arguments differ from those before."""
         arguments, file = plain(vars(args)), self.path / "args.json"
         before = json.loads(file.read_text()) if args.resume and file.exists() else {}
-        harmless = {"resume", "overwrite", "save_dir", "log_dir", "log_with", "experiment_name", "tags", "num_workers"}
-        harmless |= {"cache_dir"}
+        harmless = {"resume", "overwrite", "save_dir", "cache_dir", "num_workers"}
+        harmless |= {"log_dir", "log_with", "experiment_name", "tags"}
         for name in sorted(set(before) & set(arguments) - harmless):
             if before[name] != arguments[name]:
                 self.say(f"resumed with another --{name}: {before[name]} before, {arguments[name]} now")

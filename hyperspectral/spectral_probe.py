@@ -16,7 +16,6 @@ from core.args import UserError, first_line
 from core.checkpoints import load_model_folder
 from core.seeding import sample_rng
 from core.splits import position
-from core.unfreezing import frozen_context
 from core.validation import DataReport
 from cube_dataset import augment
 from cube_files import H5_KEY, BadCube, Cube, read_cube, reason_of, report_bad
@@ -136,8 +135,7 @@ class ProbeModel(nn.Module):
         self.head = SegmentationHead(groups * width, bands, classes) if segment else LinearProbe(width, classes)
 
     def forward(self, cube: Tensor) -> Tensor:
-        with frozen_context(self.mae.encoder):
-            features = self.mae.encode(cube)
+        features = self.mae.encode(cube)
         return self.head(features.grid, self.mae.normalize(cube)) if self.segment else self.head(features.pooled)
 
     def no_weight_decay(self) -> set[str]:

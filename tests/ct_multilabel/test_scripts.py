@@ -1,6 +1,5 @@
 """The scripts as users run them: trained, killed, resumed, on two processes, evaluated, on volumes of one's own."""
 
-import csv
 import json
 import os
 import random
@@ -22,6 +21,7 @@ from core.checkpoints import save_model
 from core.losses.classification import AsymmetricLoss, FocalLoss, MaskedBCE
 from ct_slices import VolumeDataset, divide
 from ct_volumes import LABELS
+from files import read_csv, read_json
 from launch import Launched, run
 from slice_classifier import SliceClassifier
 from slice_store import StoredVolume, read_manifest, write_manifest, write_settings, write_slices
@@ -35,15 +35,6 @@ LOSSES = (FocalLoss, AsymmetricLoss, MaskedBCE)
 
 def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def read_json(file):
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def read_csv(file):
-    with open(file, encoding="utf-8", newline="") as table:
-        return list(csv.DictReader(table))
 
 
 def assert_one_line(done, *texts):

@@ -1,7 +1,6 @@
 """predict.py as users run it: features and reconstructions of files, folders and tables, whatever is among them."""
 
 import csv
-import json
 
 import h5py
 import numpy as np
@@ -14,28 +13,13 @@ from conftest import load_script
 from core.args import UserError
 from core.checkpoints import load_model_folder, save_model
 from cube_files import H5_KEY, foreground, read_cube, read_cubes
+from files import read_csv, read_json, write_cube
 from launch import run
 from mae_spectral import MAESpectral
 from spectral_probe import PROJECT, ProbeModel, read_mask
 
 PREDICT = "hyperspectral/predict.py"
 RECONSTRUCTION = "_reconstruction.h5"
-
-
-def read_table(folder):
-    with open(folder / "features.csv", encoding="utf-8", newline="") as table:
-        return list(csv.DictReader(table))
-
-
-def read_report(folder):
-    return json.loads((folder / "data_report.json").read_text(encoding="utf-8"))
-
-
-def write_cube(file, values, key=H5_KEY, **options):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(file, "w") as store:
-        store.create_dataset(key, data=values, **options)
-    return file
 
 
 def read_reconstruction(folder, name, key=H5_KEY):
@@ -103,21 +87,21 @@ def odd_table(demo, tmp_path):
 
 def test_features_of_a_table_are_those_of_the_encoder(predict, trained, demo):
     folder = predict("--csv_file", demo)
-    table, cubes = read_table(folder), [cube for part in read_cubes(demo)[0].values() for cube in part]
+    table, cubes = read_csv(folder / "features.csv"), [cube for part in read_cubes(demo)[0].values() for cube in part]
     assert len(table) == 24
     for row, cube in zip(table, cubes, strict=True):
         assert (row["ID"], row["file"], row["label"]) == (cube.id, str(cube.file), cube.label)
         assert_features(folder, row, trained, read_cube(cube.file))
     grid = load_file(folder / f"{cubes[0].id}.safetensors")["grid"]
     assert grid.shape == (6, 4, 4, 32)
-    assert read_report(folder) == {"cases": {"cubes": 24}, "counts": [], "problems": []}
+    assert read_json(folder / "data_report.json") == {"cases": {"cubes": 24}, "counts": [], "problems": []}
     assert len(list(folder.iterdir())) == 24 + 2  # and features.csv, data_report.json
 
 
 def test_files_and_folders_give_what_the_table_gives(predict, demo, cubes):
     """In the order in which they are named, folders sorted."""
-    table = {row["ID"]: row for row in read_table(predict("--csv_file", demo, output="table"))}
-    found = read_table(predict("--input", cubes[3][0], demo.parent, cubes[0][0]))
+    table = {row["ID"]: row for row in read_csv(predict("--csv_file", demo, output="table") / "features.csv")}
+    found = read_csv(predict("--input", cubes[3][0], demo.parent, cubes[0][0]) / "features.csv")
     assert len(found) == 24  # the files are in the folder, too
     assert [row["ID"] for row in found][:2] == [cubes[3][0].stem, min(table)]
     for row in found:
@@ -128,7 +112,7 @@ def test_files_of_one_name_get_ids_of_their_own(predict, trained, cubes, tmp_pat
     places = ("P1/left.h5", "P1/left_2.h5", "P2/left.h5", "P3/LEFT.hdf5")
     values = {write_cube(tmp_path / "in" / place, cube): cube for place, (_, cube) in zip(places, cubes, strict=False)}
     folder = predict("--input", tmp_path / "in")
-    table = read_table(folder)
+    table = read_csv(folder / "features.csv")
     assert [row["ID"] for row in table] == ["left", "left_2", "left_3", "LEFT_4"]
     assert [row["file"] for row in table] == list(map(str, values))
     for row, cube in zip(table, values.values(), strict=True):
@@ -141,10 +125,10 @@ def test_results_are_not_taken_for_cubes(predict, cubes, tmp_path):
     write_cube(tmp_path / "cube.h5", cubes[0][1])
     for _ in range(2):
         folder = predict("--input", tmp_path, "--reconstruct")
-        assert [row["ID"] for row in read_table(folder)] == ["cube"]
+        assert [row["ID"] for row in read_csv(folder / "features.csv")] == ["cube"]
         assert (folder / f"cube{RECONSTRUCTION}").is_file()
     named = predict("--input", folder / f"cube{RECONSTRUCTION}", output="named")  # unless a user asks for it
-    assert [row["ID"] for row in read_table(named)] == ["cube_reconstruction"]
+    assert [row["ID"] for row in read_csv(named / "features.csv")] == ["cube_reconstruction"]
 
 
 def test_cubes_may_differ_in_size(predict, trained, cubes, tmp_path):
@@ -153,7 +137,7 @@ def test_cubes_may_differ_in_size(predict, trained, cubes, tmp_path):
     for name, cube in values.items():
         write_cube(tmp_path / "in" / f"{name}.h5", cube)
     folder = predict("--input", tmp_path / "in", "--reconstruct")
-    table = read_table(folder)
+    table = read_csv(folder / "features.csv")
     assert [row["ID"] for row in table] == list(sizes)
     for row, cube in zip(table, values.values(), strict=True):
         assert_features(folder, row, trained, cube)
@@ -168,7 +152,7 @@ def test_other_bands(predict, trained, cubes, tmp_path):
     wavelengths, cube = [float(nm) for nm in range(500, 600, 10)], cubes[0][1][5:15]
     file = write_cube(tmp_path / "ten.h5", cube)
     folder = predict("--input", file, "--wavelengths", "500:590:10", "--reconstruct")
-    (row,) = read_table(folder)
+    (row,) = read_csv(folder / "features.csv")
     assert_features(folder, row, trained, cube, wavelengths)
     assert load_file(folder / "ten.safetensors")["grid"].shape == (2, 4, 4, 32)
     assert read_reconstruction(folder, "ten")[0].shape == (10, 40, 40)
@@ -179,17 +163,17 @@ def test_compressed_files_other_types_and_keys(predict, trained, cubes, tmp_path
     write_cube(tmp_path / "in" / "a.h5", cube, "/Other", compression="gzip", chunks=(5, 20, 20))
     write_cube(tmp_path / "in" / "b.mat", cube.astype(np.float64), "/Other")
     folder = predict("--input", tmp_path / "in", "--h5_key", "/Other", "--reconstruct")
-    for row in read_table(folder):
+    for row in read_csv(folder / "features.csv"):
         assert_features(folder, row, trained, cube)
         assert read_reconstruction(folder, row["ID"], "/Other")[0].shape == cube.shape
-    assert read_report(folder)["problems"] == []
+    assert read_json(folder / "data_report.json")["problems"] == []
 
 
 def test_ids_and_labels_are_those_of_the_table(predict, trained, odd_table, tmp_path):
     """Also where no file can have the ID as its name, and where a label needs quotes."""
     table, labels = odd_table
     folder = predict("--csv_file", table, "--reconstruct", output="deep/results")
-    rows = read_table(folder)
+    rows = read_csv(folder / "features.csv")
     assert {row["ID"]: row["label"] for row in rows} == labels
     files = {"../P1/left": ".._P1_left", '.._P1"left': ".._P1_left_2"}
     for row in rows:
@@ -220,7 +204,7 @@ def test_what_cannot_be_used_is_listed_and_the_rest_is_done(predict, trained, cu
     (folder / "l_text.h5").write_text("no HDF5")
     write_cube(folder / "z_good.h5", cubes[1][1])
     results = predict("--input", folder, "--reconstruct")
-    table, report = read_table(results), read_report(results)
+    table, report = read_csv(results / "features.csv"), read_json(results / "data_report.json")
     assert [row["ID"] for row in table] == ["a_good", "z_good"]
     for row, (_, values) in zip(table, cubes, strict=False):
         assert_features(results, row, trained, values)
@@ -251,12 +235,12 @@ def test_values_of_another_unit_are_told(predict, cubes, tmp_path):
     for name, factor in {"dim": 0.5, "percent": 100, "thousandths": 0.001}.items():
         write_cube(tmp_path / "in" / f"{name}.h5", np.float32(factor) * cubes[0][1])
     folder = predict("--input", tmp_path / "in")
-    problems = read_report(folder)["problems"]
+    problems = read_json(folder / "data_report.json")["problems"]
     assert [problem["where"].split(",")[0] for problem in problems] == ["percent", "thousandths"]
     for problem in problems:
         assert (problem["reason"], problem["action"]) == ("values of another size than in training", "kept")
         assert "reflectance; is it the same unit?" in problem["detail"]
-    assert len(read_table(folder)) == 3
+    assert len(read_csv(folder / "features.csv")) == 3
 
 
 def test_a_call_without_a_usable_cube_is_one_line(predict, cubes, tmp_path):
@@ -266,7 +250,7 @@ def test_a_call_without_a_usable_cube_is_one_line(predict, cubes, tmp_path):
         predict("--input", tmp_path / "in")
     assert str(caught.value).startswith(f"none of 2 cubes could be used: {tmp_path / 'in' / 'a.h5'}: size does not fit")
     assert "\n" not in str(caught.value)
-    assert read_report(tmp_path / "results")["cases"] == {"cubes": 0}
+    assert read_json(tmp_path / "results" / "data_report.json")["cases"] == {"cubes": 0}
     assert not (tmp_path / "results" / "features.csv").exists()
 
 
@@ -308,7 +292,7 @@ def test_reconstructions_are_those_of_the_model(predict, trained, demo):
     folder = predict("--csv_file", demo, "--reconstruct")
     model, _ = MAESpectral.from_folder(trained)
     masks = []
-    for row in read_table(folder):
+    for row in read_csv(folder / "features.csv"):
         cube, (result, hidden) = read_cube(row["file"]), read_reconstruction(folder, row["ID"])
         assert (result.dtype, hidden.dtype, hidden.shape) == (np.float32, bool, cube.shape)
         np.testing.assert_array_equal(result[~hidden], cube[~hidden])
@@ -336,7 +320,7 @@ def test_a_reconstruction_does_not_depend_on_the_rest_of_the_call(predict, odd_t
 def test_another_mask_ratio_changes_no_features(predict, trained, cubes):
     folder = predict("--input", cubes[0][0], "--reconstruct", "--mask_ratio", 0.5)
     assert read_reconstruction(folder, cubes[0][0].stem)[1].mean() == 0.5
-    assert_features(folder, read_table(folder)[0], trained, cubes[0][1])
+    assert_features(folder, read_csv(folder / "features.csv")[0], trained, cubes[0][1])
 
 
 def test_norm_pix_loss_is_told(predict, trained, cubes, tmp_path, capsys):
@@ -371,15 +355,10 @@ def probe(trained, tmp_path):
     return store
 
 
-def read_predictions(folder):
-    with open(folder / "predictions.csv", encoding="utf-8", newline="") as table:
-        return list(csv.DictReader(table))
-
-
 def test_probabilities_are_those_of_the_probe(predict, probe, cubes):
     folder = predict("--input", *(file for file, _ in cubes), "--probe", probe("classify"))
     model, _ = ProbeModel.from_folder(probe("classify"))
-    rows = read_predictions(folder)
+    rows = read_csv(folder / "predictions.csv")
     assert [row["ID"] for row in rows] == [file.stem for file, _ in cubes]
     assert len({row["p_a"] for row in rows}) == len(rows)
     for row, (_, cube) in zip(rows, cubes, strict=True):

@@ -1,13 +1,11 @@
 """train.py and evaluate.py as users run them: results, arguments, one process and two, bad data."""
 
-import csv
 import json
 import shutil
 import signal
 import subprocess
 import sys
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -21,6 +19,7 @@ from core.checkpoints import save_model
 from cube_dataset import CubeDataset
 from cube_files import H5_KEY, foreground, read_cube, read_cubes
 from cube_statistics import Statistics
+from files import logged, read_csv, read_json, write_csv, write_cube
 from launch import run
 from mae_spectral import VARIANTS, MAESpectral
 from wavelengths import DEFAULT_WAVELENGTHS
@@ -28,27 +27,6 @@ from wavelengths import DEFAULT_WAVELENGTHS
 EVALUATE = "hyperspectral/evaluate.py"
 METHODS = ["model", "interpolation", "mean spectrum"]
 METRICS = ["mse", "psnr", "sam", "ssim", "band_mean"]
-
-
-def rows(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
-
-
-def read_json(file):
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def read_csv(file):
-    with open(file, encoding="utf-8", newline="") as table:
-        return list(csv.DictReader(table))
-
-
-def write_csv(file, table):
-    with open(file, "w", encoding="utf-8", newline="") as text:
-        writer = csv.DictWriter(text, list(table[0]))
-        writer.writeheader()
-        writer.writerows(table)
 
 
 def problems(folder):
@@ -63,12 +41,12 @@ def test_training_leaves_its_results(trained, demo):
     names = {path.name for path in trained.iterdir()}
     assert names == {"args.json", "environment.json", "metrics.jsonl", "data_report.json", "best", "last", "previous",
                      "figures"}  # fmt: skip
-    logged = rows(trained)
-    assert [row["epoch"] for row in logged] == [1, 2, 3]
-    assert ["val/loss" in row for row in logged] == [False, True, True]  # --valid_interval 2, and the last
-    assert {f"train/{name}" for name in ("loss", "mse", "sam", "variance", "range", "grad_norm")} <= set(logged[0])
-    assert {f"val/{name}" for name in ("loss", "mse", "psnr", "sam", "ssim")} <= set(logged[1])
-    assert logged[2]["train/loss"] < logged[0]["train/loss"]
+    rows = logged(trained)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert ["val/loss" in row for row in rows] == [False, True, True]  # --valid_interval 2, and the last
+    assert {f"train/{name}" for name in ("loss", "mse", "sam", "variance", "range", "grad_norm")} <= set(rows[0])
+    assert {f"val/{name}" for name in ("loss", "mse", "psnr", "sam", "ssim")} <= set(rows[1])
+    assert rows[2]["train/loss"] < rows[0]["train/loss"]
     assert read_json(trained / "data_report.json") == {
         "cases": {"train": 15, "valid": 3, "test": 6}, "counts": [], "problems": [],
     }  # fmt: skip
@@ -86,7 +64,7 @@ def test_best_holds_all_that_inference_needs(trained, demo):
     assert (config["h5_key"], config["unit"]) == (H5_KEY, "reflectance")
     assert config["statistics"]["mean"] == pytest.approx(statistics.mean)
     assert (config["statistics"]["low"], config["statistics"]["high"]) == (statistics.low, statistics.high)
-    best = min((row for row in rows(trained) if "val/loss" in row), key=lambda row: row["val/loss"])
+    best = min((row for row in logged(trained) if "val/loss" in row), key=lambda row: row["val/loss"])
     assert config["best"] == {"epoch": best["epoch"], "loss": best["val/loss"]}
     state = load_file(trained / "best" / "model.safetensors")
     np.testing.assert_allclose(state["mean"], statistics.mean, rtol=1e-6)
@@ -241,10 +219,10 @@ def test_one_batch_can_be_learnt_by_heart(train, tmp_path):
     flags = "--overfit_batches 1 --batch_size 1 --epochs 110 --valid_interval 110 --lr 1e-2 --warmup_epochs 5"
     flags += " --weight_decay 0 --embed_dim 64 --decoder_embed_dim 64"
     train(tmp_path, *flags.split())
-    logged = rows(tmp_path)
-    assert [row["update"] for row in logged] == list(range(1, 111))
-    assert logged[-1]["train/loss"] < 0.1 * logged[0]["train/loss"]
-    assert logged[-1]["val/loss"] < 0.1 * logged[0]["train/loss"]  # of the same batch, with the same tokens hidden
+    rows = logged(tmp_path)
+    assert [row["update"] for row in rows] == list(range(1, 111))
+    assert rows[-1]["train/loss"] < 0.1 * rows[0]["train/loss"]
+    assert rows[-1]["val/loss"] < 0.1 * rows[0]["train/loss"]  # of the same batch, with the same tokens hidden
 
 
 def without_key_biases(state):
@@ -260,7 +238,7 @@ def without_key_biases(state):
 
 def assert_equal_runs(folder, other):
     """All numbers that were logged, and the weights, up to rounding."""
-    for ours, theirs in zip(rows(folder), rows(other), strict=True):
+    for ours, theirs in zip(logged(folder), logged(other), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)
     ours, theirs = (without_key_biases(load_file(f / "last" / "model.safetensors")) for f in (folder, other))
     assert ours.keys() == theirs.keys()
@@ -279,7 +257,7 @@ def large_batches(train, tmp_path_factory):
     folders = {decoder: tmp_path_factory.mktemp(decoder) for decoder in DECODERS}
     for decoder, folder in folders.items():
         train(folder, *DECODERS[decoder])
-        assert [row["update"] for row in rows(folder)] == [3, 6, 9, 12]
+        assert [row["update"] for row in logged(folder)] == [3, 6, 9, 12]
     return folders
 
 
@@ -317,7 +295,7 @@ def test_stopped_within_an_epoch_and_resumed_equals_uninterrupted(train, tmp_pat
     assert 0 < state["batch"] < 3
     monkeypatch.undo()
     train(cut, "--epochs", 3, "--decoder", "cross", "--resume")
-    assert rows(cut) == rows(whole)
+    assert logged(cut) == logged(whole)
     for place in ("last", "best"):
         ours, theirs = (load_file(f / place / "model.safetensors") for f in (cut, whole))
         assert ours.keys() == theirs.keys()
@@ -381,25 +359,20 @@ def spoilt(demo, tmp_path):
     return table, {cube.id: cube.file for cube in read_cubes(table)[0]["train"]}
 
 
-def rewrite(file, values, key=H5_KEY, **options):
-    with h5py.File(file, "w") as store:
-        store.create_dataset(key, data=values, **options)
-
-
 def test_bad_cubes_are_skipped_and_listed(train, spoilt, tmp_path):
     table, files = spoilt
     names, cubes = list(files), {name: read_cube(file) for name, file in files.items()}
     nan = cubes[names[0]]
     nan[3, 4, 5] = np.nan
-    rewrite(files[names[0]], nan)
-    rewrite(files[names[1]], np.full((30, 40, 40), 0.5, np.float32))
+    write_cube(files[names[0]], nan)
+    write_cube(files[names[1]], np.full((30, 40, 40), 0.5, np.float32))
     files[names[2]].write_bytes(files[names[2]].read_bytes()[:50_000])
-    rewrite(files[names[3]], cubes[names[3]], key="/Other/Data")
-    rewrite(files[names[4]], cubes[names[4]][:, :20, :20])
-    rewrite(files[names[5]], cubes[names[5]][:25])
-    rewrite(files[names[6]], cubes[names[6]][0])
+    write_cube(files[names[3]], cubes[names[3]], key="/Other/Data")
+    write_cube(files[names[4]], cubes[names[4]][:, :20, :20])
+    write_cube(files[names[5]], cubes[names[5]][:25])
+    write_cube(files[names[6]], cubes[names[6]][0])
     files[names[7]].unlink()
-    rewrite(files[names[8]], cubes[names[8]], compression="gzip")
+    write_cube(files[names[8]], cubes[names[8]], compression="gzip")
     train(tmp_path / "run", "--csv_file", table, "--epochs", 1)
     report = read_json(tmp_path / "run" / "data_report.json")
     assert report["cases"]["train"] == 7
@@ -415,7 +388,7 @@ def test_bad_cubes_are_skipped_and_listed(train, spoilt, tmp_path):
     assert "/Other/Data" in found[names[3]][2]
     assert "1 of 48000" in found[names[0]][2]
     assert len(found) == len(report["problems"]) == 9
-    assert np.isfinite(rows(tmp_path / "run")[0]["train/loss"])
+    assert np.isfinite(logged(tmp_path / "run")[0]["train/loss"])
 
 
 @pytest.mark.parametrize(
@@ -452,7 +425,7 @@ def test_a_wrong_key_tells_what_the_file_holds(train, spoilt, tmp_path):
 def test_statistics_of_other_data_are_refused(train, demo, spoilt, tmp_path):
     table, files = spoilt
     file = next(iter(files.values()))
-    rewrite(file, read_cube(file) * 1.01)
+    write_cube(file, read_cube(file) * 1.01)
     statistics = demo.parent / "dataset_stats.json"
     with pytest.raises(UserError) as caught:
         train(tmp_path / "run", "--csv_file", table, "--stats_file", statistics)
@@ -621,8 +594,8 @@ def test_bad_cubes_are_left_out_of_the_evaluation(evaluate, spoilt):
     table, _ = spoilt
     cubes = read_cubes(table)[0]["test"]
     values = read_cube(cubes[2].file)
-    rewrite(cubes[2].file, np.where(values > 0.2, np.inf, values))
-    rewrite(cubes[4].file, values[:, :20, :20])
+    write_cube(cubes[2].file, np.where(values > 0.2, np.inf, values))
+    write_cube(cubes[4].file, values[:, :20, :20])
     folder, _ = evaluate("--csv_file", table, "--mask_seeds", 1)
     assert read_json(folder / "metrics.json")["data"]["cubes"] == 4
     assert [row["ID"] for row in read_csv(folder / "predictions.csv")] == [cubes[i].id for i in (0, 1, 3, 5)]

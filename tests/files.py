@@ -1,0 +1,39 @@
+"""Files that tests read, write and spoil."""
+
+import csv
+import json
+
+import h5py
+import numpy as np
+
+from cube_files import H5_KEY
+
+
+def read_json(file):
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def read_csv(file):
+    with open(file, encoding="utf-8", newline="") as table:
+        return list(csv.DictReader(table))
+
+
+def write_csv(file, table):
+    with open(file, "w", encoding="utf-8", newline="") as text:
+        writer = csv.DictWriter(text, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def logged(folder):
+    """The lines of a run's metrics.jsonl, without the seconds, which no two runs share."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def write_cube(file, values, key=H5_KEY, **options):
+    """A hyperspectral cube, `options` as of h5py: compression, say. Returns the file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(file, "w") as store:
+        store.create_dataset(key, data=np.asarray(values), **options)
+    return file
