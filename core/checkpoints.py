@@ -92,10 +92,11 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def save_model(folder: Path, model: torch.nn.Module, config: dict) -> None:
-    """Writes a model folder. `config` holds what inference needs: architecture, input size, normalisation, units."""
+def save_model(folder: Path, model: torch.nn.Module, config: dict, keep: Path | None = None) -> None:
+    """Writes a model folder. `config` holds what inference needs: architecture, input size, normalisation, units.
+    The folder that stood there becomes `keep`, or goes."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with replacing(folder) as writing:
+    with replacing(folder, keep) as writing:
         safetensors.torch.save_file(state, writing / WEIGHTS)
         (writing / CONFIG).write_text(json.dumps(plain(config), indent=1, ensure_ascii=False), encoding="utf-8")
 

@@ -1,7 +1,8 @@
-"""Single files that are whole or absent. Imports no torch: workers that only write files start faster without."""
+"""Single files that are whole or absent, and their names. Imports no torch: workers start faster without."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,3 +29,16 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def distinct_names(names: Iterable[str]) -> list[str]:
+    """Names that files may have, no two alike even where case does not count: LEFT after left becomes LEFT_2."""
+    result = {}  # what file systems compare -> the name
+    for name in names:
+        name = free = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", name)
+        number = 1
+        while free.casefold() in result:
+            number += 1
+            free = f"{name}_{number}"
+        result[free.casefold()] = free
+    return list(result.values())

@@ -128,15 +128,17 @@ class Run:
         config: dict,
         monitor: str,
         mode: str = "min",
+        keep: int = 1,
         unfreezing: UnfreezingSchedule | None = None,
     ) -> tuple[DataLoader, DataLoader]:
         """Moves all to the devices, resumes where asked, writes args.json; returns the loaders to iterate over.
 
         `groups`: AdamW parameter groups with their `lr` (`core.schedules.parameter_groups`). `config`: what goes into
         `best/config.json`. `monitor` names the validation metric that chooses `best/`; `mode` says whether "min" or
-        "max" is better.
+        "max" is better. The `keep` best models are kept: best/, best_2/ …
         """
         self.config, self.monitor, self.mode, self.unfreezing = config, monitor, mode, unfreezing
+        self.keep = keep
         self.ddp.find_unused_parameters = unfreezing is not None
         if self.accelerator.num_processes > 1 and self.accelerator.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -183,8 +185,11 @@ class Run:
     def _announce(self, model: nn.Module) -> None:
         accelerator, args = self.accelerator, self.args
         parameters = sum(parameter.numel() for parameter in model.parameters())
+        frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
         self.console.print(
-            f"{parameters / 1e6:.1f} M parameters on {accelerator.num_processes} × {accelerator.device.type}, "
+            f"{parameters / 1e6:.1f} M parameters"
+            + (f", {(parameters - frozen) / 1e6:.1f} M to train and {frozen / 1e6:.1f} M frozen," if frozen else "")
+            + f" on {accelerator.num_processes} × {accelerator.device.type}, "
             f"{accelerator.mixed_precision if accelerator.mixed_precision != 'no' else 'fp32'}; global batch "
             f"{self.batch_size} × {accelerator.num_processes} × {args.accumulate_grad_batches} = "
             f"{self.batch_size * accelerator.num_processes * args.accumulate_grad_batches}; "
@@ -278,16 +283,21 @@ class Run:
         else:
             self.epochs_without_best += 1
         self._log_epoch(metrics or {})
-        if self.epochs_without_best == 0 and self.is_main:  # before `last/`: a crash between them repeats this epoch
-            best = {"epoch": self.best_epoch, self.monitor: self.best}
-            model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
-            save_model(self.folder / "best", model, {**self.config, "best": best})
+        if math.isfinite(value) and self.is_main:  # before `last/`: a crash between them repeats this epoch
+            self._save_if_among_best(value)
         self.epoch, self.batch, self._sums = self.epoch + 1, 0, {}
         self._save_state()
         self._stop_if_told(0)
         if self._out_of_patience():
             self.console.print(f"no better {self.monitor} for {self.epochs_without_best} epochs: stopping")
         return self._out_of_patience()
+
+    def _save_if_among_best(self, value: float) -> None:
+        place = self.files.place_among_best(value, self.epoch + 1, self.monitor, self.mode, self.keep)
+        if place:
+            model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+            best = {"epoch": self.epoch + 1, self.monitor: value}
+            save_model(place[0], model, {**self.config, "best": best}, keep=place[1])
 
     def show(self, picture: Path) -> None:
         """Hands a picture on the disk to the tracker, on the main process."""

@@ -1,12 +1,13 @@
 """The folder of one run: which one it is, what an earlier run left in it, and its plain files."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from core.args import UserError
-from core.checkpoints import damage
+from core.checkpoints import CONFIG, damage
 from core.report import plain
 
 STATES = ("last", "previous")  # full states, the newest first
@@ -58,8 +59,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Takes away what an earlier run left there. Nothing else in the folder is touched."""
-        for name in (*STATES, "best"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        for folder in (*(self.path / name for name in (*STATES, "best")), *self.path.glob("best_[2-9]")):
+            shutil.rmtree(folder, ignore_errors=True)
         self.metrics.unlink(missing_ok=True)
 
     def describe(self, args, environment: dict) -> None:
@@ -79,6 +80,37 @@ class RunFolder:
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(plain(row)) + "\n")
 
+    def place_among_best(
+        self, value: float, epoch: int, monitor: str, mode: str, count: int
+    ) -> tuple[Path, Path | None] | None:
+        """(folder for a model of this value, folder for the one that is there now); None if it is not among the best.
+
+        best/, best_2/ … hold the `count` best models, the best first; what comes below them moves down. The model of
+        an epoch that is done again after a crash is replaced.
+        """
+        places = [self.path / ("best" if number == 1 else f"best_{number}") for number in range(1, count + 1)]
+        held = []
+        for folder in places:
+            file = folder / CONFIG
+            best = json.loads(file.read_text(encoding="utf-8"))["best"] if file.is_file() else None
+            if best is None or best["epoch"] == epoch:
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            if folder != places[len(held)]:
+                folder.rename(places[len(held)])
+            held.append(best[monitor])
+        sign = 1 if mode == "min" else -1
+        place = sum(sign * other <= sign * value for other in held)
+        if place == count:
+            return None
+        if place + 1 == count or place == len(held):
+            return places[place], None
+        for number in reversed(range(place + 1, count - 1)):
+            if places[number].exists():
+                shutil.rmtree(places[number + 1], ignore_errors=True)
+                places[number].rename(places[number + 1])
+        return places[place], places[place + 1]
+
     def keep_rows(self, count: int) -> None:
         """Keeps the first `count` whole lines of metrics.jsonl: a killed run may have logged more than it saved."""
         lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.exists() else []
@@ -86,8 +118,11 @@ class RunFolder:
 
 
 def evaluation_folder(checkpoint: Path, name: str) -> Path:
-    """Where results of a model go if nobody says: `name` in the folder of its run, which holds its best/."""
-    return (checkpoint.parent if checkpoint.name == "best" else checkpoint) / name
+    """Where results of a model go if nobody says: `name` in the folder of its run, which holds its best/; for best_2/,
+    best_3/ `name`_2, `name`_3."""
+    if not re.fullmatch("best(_[2-9])?", checkpoint.name):
+        return checkpoint / name
+    return checkpoint.parent / (name + checkpoint.name.removeprefix("best"))
 
 
 def _states(folder: Path) -> list[Path]:

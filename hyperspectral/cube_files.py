@@ -6,9 +6,8 @@ are relative to itself.
 """
 
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,19 +108,6 @@ def read_cubes(
 
 def absolute(csv_file: Path, path: str) -> Path:
     return Path(os.path.abspath(csv_file.parent / path))
-
-
-def distinct_names(names: Iterable[str]) -> list[str]:
-    """Names that files may have, no two alike even where case does not count: LEFT after left becomes LEFT_2."""
-    result = {}  # what file systems compare -> the name
-    for name in names:
-        name = free = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", name)
-        number = 1
-        while free.casefold() in result:
-            number += 1
-            free = f"{name}_{number}"
-        result[free.casefold()] = free
-    return list(result.values())
 
 
 def _missing(file: Path) -> str | None:

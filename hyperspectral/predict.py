@@ -28,10 +28,10 @@ from safetensors.torch import save_file
 from core.args import ArgumentParser, UserError, script
 from core.console import make_console, progress
 from core.devices import make_accelerator
-from core.files import whole_file
+from core.files import distinct_names, whole_file
 from core.seeding import sample_rng
 from core.validation import DataReport
-from cube_files import BadCube, Cube, distinct_names, foreground, read_cube, read_cubes, reason_of, report_bad
+from cube_files import BadCube, Cube, foreground, read_cube, read_cubes, reason_of, report_bad
 from mae_spectral import MAESpectral
 from probe_report import mask_picture
 from reconstruction_metrics import measure

@@ -25,10 +25,11 @@ from core.args import ArgumentParser, add_training_arguments, positive_int, scri
 from core.cases import Cases
 from core.checkpoints import save_model
 from core.environment import environment
+from core.files import distinct_names
 from core.run import Run
 from core.schedules import parameter_groups
 from core.unfreezing import UnfreezingSchedule
-from cube_files import Cube, distinct_names, inspect, leave_out, read_cubes
+from cube_files import Cube, inspect, leave_out, read_cubes
 from cube_statistics import measure_all
 from mae_spectral import MAESpectral
 from probe_report import Picture, mask_picture, print_summary, write_classification, write_segmentation

@@ -14,8 +14,8 @@ from scipy import ndimage
 
 from core import figures
 from core.figures import BLUE, GREEN, GREY, RED
+from core.files import distinct_names
 from core.images import ImageError, read_image
-from cube_files import distinct_names
 from wavelengths import to_rgb, white_level
 
 HIDDEN = "#d9dde3"  # the shade of hidden bands, and of pixels without a value

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchvision.models import VGG16_Weights, vgg16
 
+from core.args import first_line
 from core.losses.precision import full_precision
 from core.losses.shapes import check_same_shape
 from core.losses.spectral import unit_vectors
@@ -209,8 +210,8 @@ def _read_vgg16_weights(weights_file: str | PathLike | None) -> dict[str, Tensor
             return VGG16_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:
             raise OSError(
-                f"The VGG16 weights could not be downloaded ({error}). Without internet, fetch "
-                f"{VGG16_Weights.IMAGENET1K_V1.url} elsewhere and name the file with weights_file."
+                f"The VGG16 weights could not be downloaded ({first_line(error)}). Without internet, fetch "
+                f"{VGG16_Weights.IMAGENET1K_V1.url} elsewhere and give that file."
             ) from error
     path = Path(weights_file)
     if not path.is_file():
@@ -220,7 +221,8 @@ def _read_vgg16_weights(weights_file: str | PathLike | None) -> dict[str, Tensor
             return safetensors.torch.load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has exceptions of its own; none of them names the file
-        raise ValueError(f"weights_file {path} is not readable as .safetensors or .pth weights ({error})") from error
+        reason = first_line(error)
+        raise ValueError(f"weights_file {path} is not readable as .safetensors or .pth weights ({reason})") from error
 
 
 def _fill_with_constants(features: nn.Sequential, weights: dict[str, Tensor], source: str | PathLike | None) -> None:

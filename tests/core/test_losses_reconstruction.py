@@ -270,7 +270,7 @@ class TestPerceptual:
 
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         monkeypatch.setattr("torch.hub.download_url_to_file", no_internet)
-        with pytest.raises(OSError, match=r"no route to host.*vgg16.*weights_file"):
+        with pytest.raises(OSError, match=r"no route to host.*vgg16.*give that file"):
             PerceptualLoss()
 
     def test_wrong_arguments(self, perceptual, weights_file):

@@ -1,18 +1,27 @@
 """core.run on a toy: killed and resumed, on one process and two, with bad losses and full disks."""
 
 import json
+import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
+from conftest import load_script
+from core import checkpoints
+from core.checkpoints import damage, load_model_folder, save_model
+from core.run_folder import RunFolder
+from files import read_json
 from launch import Launched, run
 
 TOY = Path(__file__).with_name("toy_training.py")
+THREE = ("--keep", 3, "--epochs", 6, "--lr", 0.1)
 
 
 def toy(folder, *arguments, processes=1):
@@ -29,9 +38,16 @@ def rows(folder):
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
+def best_folders(folder):
+    """The folders of the best models, the best first."""
+    return sorted(path for path in folder.iterdir() if path.name == "best" or path.name.startswith("best_"))
+
+
 def assert_same_run(folder, reference):
-    """The same weights to the bit, in last/ and best/, and the same logged numbers."""
-    for name in ("last", "best"):
+    """The same weights to the bit, in last/ and the best ones, and the same logged numbers."""
+    names = [path.name for path in best_folders(reference)]
+    assert [path.name for path in best_folders(folder)] == names
+    for name in ("last", *names):
         ours, theirs = (load_file(f / name / "model.safetensors") for f in (folder, reference))
         assert ours.keys() == theirs.keys()
         assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
@@ -210,6 +226,150 @@ def test_early_stopping_and_overwrite(tmp_path):
     assert (tmp_path / "best").is_dir()
     assert toy(tmp_path, *arguments, "--overwrite").returncode == 0
     assert rows(tmp_path) == first
+
+
+# ------------------------------------------------------------------------------------------------ the three best
+
+
+@pytest.fixture(scope="module")
+def three_best(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("three_best")
+    done = toy(folder, *THREE)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@torch.no_grad()
+def test_the_three_best_models_are_kept_in_order(three_best):
+    """Each with the weights of its own epoch: they give the error that was logged for it."""
+    errors = {row["epoch"]: row["val/error"] for row in rows(three_best)}
+    order = sorted(errors, key=errors.get)
+    assert order != sorted(order, reverse=True)  # or this test would not tell much
+    assert [folder.name for folder in best_folders(three_best)] == ["best", "best_2", "best_3"]
+    script = load_script("tests/core/toy_training.py")
+    data = script.Numbers(11, seed=0, noise=0.0)
+    for folder, epoch in zip(best_folders(three_best), order, strict=False):
+        state, config = load_model_folder(folder, "toy")
+        assert config["best"] == {"epoch": epoch, "error": errors[epoch]}
+        model = script.Net()
+        model.load_state_dict(state)
+        error = (model.eval()(data.x) - data.y).square().mean().item()
+        assert error == pytest.approx(errors[epoch], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("--kill_in_write", 5),  # best_2/ of the third epoch
+        ("--kill_in_write", 7),  # best/ of the fourth
+        ("--kill_at", 26),  # in the fifth
+    ],
+)
+def test_the_three_best_after_a_kill_are_those_of_an_uninterrupted_run(tmp_path, three_best, how):
+    assert toy(tmp_path, *THREE, *how).returncode == -signal.SIGKILL
+    done = toy(tmp_path, *THREE, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path, three_best)
+    assert_nothing_left_over(tmp_path)
+
+
+def test_overwrite_removes_all_of_the_best(tmp_path, three_best):
+    folder = tmp_path / "run"
+    shutil.copytree(three_best, folder)
+    (folder / "best_practice").mkdir()  # the user's own
+    done = toy(folder, "--epochs", 1, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in best_folders(folder)] == ["best", "best_practice"]
+    assert read_json(folder / "best" / "config.json")["best"]["epoch"] == 1
+
+
+VALUES = [5.0, 3.0, 4.0, 2.0, 3.5, 1.0, 1.0, 9.0, 0.5, 2.0]  # of epoch 1, 2 …: at each place once, and equal ones
+
+
+def keep_best(folder, values=VALUES, mode="min", count=3):
+    """What a run does at the ends of its epochs; goes on after the last epoch that came to its end."""
+    done, files = folder / "done", RunFolder(folder, print)
+    for epoch in range(int(done.read_text()) if done.exists() else 0, len(values)):
+        model = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.constant_(model.weight, epoch + 1)
+        if place := files.place_among_best(values[epoch], epoch + 1, "error", mode, count):
+            save_model(place[0], model, {"best": {"epoch": epoch + 1, "error": values[epoch]}}, keep=place[1])
+        done.write_text(str(epoch + 1))
+
+
+def kept(folder):
+    """name -> epoch of the folders with the best models; each must be whole, and its weights those of this epoch."""
+    found = {}
+    for path in best_folders(folder):
+        assert damage(path) is None
+        state, config = load_model_folder(path)
+        assert state["weight"].item() == config["best"]["epoch"]
+        found[path.name] = config["best"]["epoch"]
+    return found
+
+
+def assert_nothing_left_over(folder):
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+def die_at(number):
+    """The process ends, without any clearing up, before it changes the disk's folders for the `number`-th time."""
+    calls = 0
+
+    def counted(function):
+        def call(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                os._exit(9)
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("replace", "rename", "unlink", "rmdir", "mkdir"):
+        setattr(os, name, counted(getattr(os, name)))
+    checkpoints.seal = counted(checkpoints.seal)
+
+
+@pytest.mark.parametrize(("mode", "values"), [("min", VALUES), ("max", [-value for value in VALUES])])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_the_best_are_those_that_sorting_finds(tmp_path, mode, values, count):
+    """Equal values: the earlier epoch stays ahead."""
+    keep_best(tmp_path, values, mode, count)
+    order = sorted(range(1, len(VALUES) + 1), key=lambda epoch: VALUES[epoch - 1])  # a stable sort
+    assert kept(tmp_path) == dict(zip(["best", "best_2", "best_3", "best_4"], order[:count], strict=False))
+    assert_nothing_left_over(tmp_path)
+
+
+def test_killed_at_any_moment_the_best_are_the_same_in_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "flush", lambda path: None)  # waits for the disk; nothing here cuts the power
+    values = [3.0, 1.0, 2.0, 0.5, 0.8, 0.9]  # the last three are the best, the second and the third then
+    number, status = 0, 9
+    while status:
+        number += 1
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if (child := os.fork()) == 0:
+            die_at(number)
+            keep_best(folder, values)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, 9)
+        keep_best(folder, values)
+        assert kept(folder) == {"best": 4, "best_2": 5, "best_3": 6}, number
+        assert_nothing_left_over(folder)
+    assert number > 30
+
+
+@pytest.mark.parametrize("value", [0.1, 1.5, 2.5, 3.5])
+def test_an_epoch_that_comes_out_otherwise_the_second_time_is_not_kept_twice(tmp_path, value):
+    """A GPU does not repeat itself to the bit. After a crash before last/ was written, the epoch is done again."""
+    keep_best(tmp_path, [1.0, 2.0, 3.0, 0.5])
+    assert kept(tmp_path) == {"best": 4, "best_2": 1, "best_3": 2}
+    (tmp_path / "done").write_text("3")
+    keep_best(tmp_path, [1.0, 2.0, 3.0, value])
+    order = sorted([(1.0, 1), (2.0, 2), (value, 4)])
+    assert kept(tmp_path) == dict(zip(["best", "best_2", "best_3"], [epoch for _, epoch in order], strict=True))
 
 
 def test_too_few_cases_and_fp16_without_an_accelerator(tmp_path):

@@ -69,6 +69,7 @@ def main(argv=None):
     parser.add_argument("--kill_in_write", type=int, help="number of the folder in whose writing it kills itself")
     parser.add_argument("--term_at", type=int, help="update after which it sends itself SIGTERM")
     parser.add_argument("--valid_interval", type=int, default=1)
+    parser.add_argument("--keep", type=int, default=1, help="of the best models")
     parser.add_argument("--term_in_validation", type=int, help="epoch in whose validation it sends itself SIGTERM")
     add_training_arguments(parser, epochs=4, batch_size=4, lr=1e-2, num_workers=0)
     args = parser.parse_args(argv)
@@ -85,6 +86,7 @@ def main(argv=None):
         run.loader(Numbers(args.val_size, args.seed, noise=0.0), shuffle=False),
         config={"project": "toy"},
         monitor="error",
+        keep=args.keep,
         unfreezing=unfreezing,
     )
     for epoch in run.epochs():
