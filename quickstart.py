@@ -37,6 +37,10 @@ def retina(script, *arguments):
     return call("hyperspectral", script, arguments)
 
 
+def ear(script, *arguments):
+    return call("ear_teacher", script, arguments)
+
+
 def call(project, script, arguments):
     return [os.path.join(project, script)] + [str(argument) for argument in arguments]
 
@@ -53,6 +57,17 @@ RETINA_DATA = os.path.join(RETINA, "cubes")
 RETINA_TABLE = os.path.join(RETINA_DATA, "dataset.csv")
 RETINA_RUN = os.path.join(RETINA, "run")
 RETINA_MODEL = os.path.join(RETINA_RUN, "best")
+EAR = os.path.join(OUTPUT, "ear_teacher")
+EAR_DATA = os.path.join(EAR, "ears")
+EAR_RUN = os.path.join(EAR, "run")
+EAR_MODEL = os.path.join(EAR_RUN, "best")
+EAR_SAM = ["--sam_config", "tiny", "--sam_image_size", 128]
+DETECTOR = [
+    "--train_manifest", os.path.join(EAR_DATA, "train_detector.npy"),
+    "--val_manifest", os.path.join(EAR_DATA, "val_detector.npy"), "--overwrite", "--epochs", 6, "--windows", 5,
+    "--batch_size", 8, "--warmup_epochs", 0.3, "--num_workers", 0, "--log_with", "none",
+]  # fmt: skip
+TAUGHT, SCRATCH = os.path.join(EAR, "detector_taught"), os.path.join(EAR, "detector_scratch")
 PROJECTS = {
     "cephalometric": (
         [
@@ -126,6 +141,57 @@ PROJECTS = {
         [
             os.path.join(CT, "evaluation", "report.html"),
             os.path.join(CT, "predictions", "valid_1_a_1.png"),
+        ],
+    ),
+    "ear_teacher": (
+        [
+            ("draw demo ears", ear("make_demo_data.py", "--output", EAR_DATA, "--images", 1200, "--overwrite")),
+            ("check the model", ear("test_sam_model.py", *EAR_SAM)),
+            (
+                "train the teacher",
+                ear(
+                    "train.py", "--train_manifest", os.path.join(EAR_DATA, "train_teacher.npy"), "--val_manifest",
+                    os.path.join(EAR_DATA, "val_teacher.npy"), "--save_dir", EAR_RUN, "--overwrite", *EAR_SAM +
+                    ["--image_size", 64, "--latent_dim", 8, "--perceptual_weight", 0, "--no-augment", "--epochs", 18,
+                     "--valid_interval", 6, "--batch_size", 16, "--lr", 2e-3, "--warmup_epochs", 1,
+                     "--num_workers", 0, "--log_with", "none"]
+                ),
+            ),
+            (
+                "evaluate it on held-out ears",
+                ear(
+                    "evaluate.py", "--checkpoint", EAR_MODEL, "--manifest", os.path.join(EAR_DATA, "test_teacher.npy"),
+                    "--output", os.path.join(EAR, "evaluation"), "--num_workers", 0,
+                ),
+            ),
+            (
+                "eigenears: in what do ears differ?",
+                ear(
+                    os.path.join("eigenears", "create_eigenears.py"), "--checkpoint", EAR_MODEL, "--output",
+                    os.path.join(EAR, "eigenears"), "--num_workers", 0,
+                ),
+            ),
+            (
+                "train a detector on it",
+                ear("train_detector.py", "--teacher", EAR_MODEL, "--save_dir", TAUGHT, *DETECTOR),
+            ),
+            (
+                "train the same detector from scratch",
+                ear("train_detector.py", "--save_dir", SCRATCH, *EAR_SAM + DETECTOR),
+            ),
+            (
+                "evaluate both on held-out pictures",
+                ear(
+                    "evaluate_detector.py", "--checkpoint", os.path.join(TAUGHT, "best"), "--compare",
+                    os.path.join(SCRATCH, "best"), "--manifest", os.path.join(EAR_DATA, "test_detector.npy"),
+                    "--output", os.path.join(EAR, "detection"),
+                ),
+            ),
+        ],
+        [
+            os.path.join(EAR, "evaluation", "report.html"),
+            os.path.join(EAR, "eigenears", "report.html"),
+            os.path.join(EAR, "detection", "report.html"),
         ],
     ),
     "hyperspectral": (

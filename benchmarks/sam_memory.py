@@ -1,0 +1,108 @@
+"""What a training step of the ear VAE keeps in memory, by what is frozen and recomputed; its time at 448 and 1024 px.
+
+    python benchmarks/sam_memory.py
+
+Memory: the tensors that the forward pass of one crop keeps for the backward pass, each storage once, without the
+model's own; counted, so that it is the same on every machine. Targets: with gradient checkpointing at most half of what
+is kept without; with six blocks and the embeddings frozen at most 0.75 of what six frozen blocks alone keep, in the
+whole VAE at both sizes. Time: forward, loss without VGG16, backward and AdamW; steps of both sizes in turn, on a CPU in
+one thread. Target: at 448 px at least 4 times faster than at 1024 px.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "ear_teacher"), str(ROOT / "benchmarks")]
+
+import numpy as np
+import torch
+from sam_sizes import DEVICE, GPU, MACHINE, PRECISION, now
+
+from core.schedules import parameter_groups
+from ear_vae_loss import WEIGHTS, EarVAELoss
+from sam_vae import EarVAE
+
+CHECKPOINTED, FROZEN, FASTER = 0.5, 0.75, 4  # targets
+BATCH, ROUNDS = (4, 10) if GPU else (1, 1)
+FREEZE = {"freeze_layers": 6}
+VARIANTS = {
+    "nothing frozen": {"freeze_layers": 0},
+    "6 blocks frozen": FREEZE,
+    "6 blocks and embeddings frozen": FREEZE | {"freeze_embeddings": True},
+    "6 blocks frozen, checkpointing": FREEZE | {"gradient_checkpointing": True},
+    "6 blocks and embeddings frozen, checkpointing": FREEZE
+    | {"freeze_embeddings": True, "gradient_checkpointing": True},
+}
+
+
+class Training:
+    """A VAE with its optimizer; every `step` is one update on the same crops."""
+
+    def __init__(self, size: int, **arguments):
+        torch.manual_seed(0)
+        self.model = EarVAE("base", sam_image_size=size, **arguments).to(DEVICE).train()
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, 1e-6, 1e-4))
+        weights = {name: weight for name, (weight, _) in WEIGHTS.items()} | {"perceptual": 0.0}
+        self.criterion = EarVAELoss(weights)
+
+    def loss(self, batch: int) -> torch.Tensor:
+        crops = torch.zeros(batch, 3, 128, 128, device=DEVICE)
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
+            result = self.model(crops)
+        return self.criterion(result, crops)[0]
+
+    def step(self) -> float:
+        """Seconds of one step."""
+        start = now()
+        self.loss(BATCH).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return now() - start
+
+    def kept_bytes(self) -> int:
+        """What the forward pass of one crop keeps for the backward pass."""
+        own = {x.untyped_storage().data_ptr() for x in (*self.model.parameters(), *self.model.buffers())}
+        kept: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = self.loss(batch=1)  # holds them alive: no address is used twice
+        del loss
+        return sum(size for place, size in kept.items() if place not in own)
+
+
+def main() -> dict:
+    kept = {
+        size: {name: Training(size, **arguments).kept_bytes() for name, arguments in VARIANTS.items()}
+        for size in (224, 448)
+    }
+    large, small = (Training(size, **FREEZE) for size in (1024, 448))
+    for training in (large, small):
+        training.step()  # warms up, and gives AdamW its state
+    seconds = np.array([(large.step(), small.step()) for _ in range(ROUNDS)])
+    checkpointed, frozen = (
+        {size: round(by_name[name] / by_name["6 blocks frozen"], 3) for size, by_name in kept.items()}
+        for name in ("6 blocks frozen, checkpointing", "6 blocks and embeddings frozen")
+    )
+    faster = float(np.median(seconds[:, 0] / seconds[:, 1]))
+    ratio = {"memory, checkpointing": checkpointed, "memory, embeddings frozen": frozen}
+    result = {"benchmark": "sam_memory", "ratio": ratio | {"time, 448 px": round(faster, 2)}}
+    targets = (f"<= {CHECKPOINTED}", f"<= {FROZEN}", f">= {FASTER}")
+    result |= {"target": dict(zip(result["ratio"], targets, strict=True))}
+    result["megabytes_a_crop"] = {
+        size: {name: round(count / 1e6, 1) for name, count in by_name.items()} for size, by_name in kept.items()
+    }
+    result["seconds_a_step"] = dict(zip((1024, 448), np.median(seconds, axis=0).round(3).tolist(), strict=True))
+    result |= {"batch": BATCH, "steps": ROUNDS, "precision": PRECISION, "machine": MACHINE}
+    result |= {"threads": torch.get_num_threads()}
+    met = max(checkpointed.values()) <= CHECKPOINTED and max(frozen.values()) <= FROZEN and faster >= FASTER
+    return result | {"met": met}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(), indent=1))

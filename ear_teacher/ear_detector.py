@@ -1,0 +1,194 @@
+"""EarDetector: box and landmarks of an ear, on the encoder that the VAE has taught.
+
+One network for one kind of input, a square window with an ear somewhere in it. A picture is looked at twice: as a
+whole, which gives the box, and in the window around that box, which gives landmarks and the final box.
+
+A map says where the ear's centre is; what the features say there gives the box's size and a guess of all landmarks
+(Zhou et al. 2019, "Objects as Points"); a map for each landmark decides in the neighbourhood of its guess. Coordinates
+are expectations under the softmax of a map (Sun et al. 2018, "Integral Human Pose Regression").
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from core.args import UserError
+from core.checkpoints import load_model_folder
+from core.losses.landmarks import soft_argmax
+from core.unfreezing import frozen_context, set_frozen
+from ear_crops import cut, square_window, to_tensor
+from ear_windows import box_to, to_picture, whole
+from sam_encoder import SamEncoder
+
+MAP_SIDE = 32  # px at least: the encoder's grid is doubled until it is as fine
+SPREAD = 0.2  # of a guess, in shares of the box's mean side
+NEAR = 0.08  # of the window's side: how far from its peak a map's mass is taken to be at one place
+
+
+@dataclass(frozen=True)
+class Detection:
+    """An ear, in px of the picture."""
+
+    box: np.ndarray  # (4,) x0, y0, x1, y1
+    score: float  # 0-1: how much of the centre's map is at one place
+    landmarks: np.ndarray  # (K, 2)
+
+
+class EarDetector(nn.Module):
+    """Windows (B, 3, S, S) in [-1, 1], S = `image_size`, to a dict, all coordinates in window px:
+
+    - `points` (B, K, 2), `centre` (B, 2) and `box` (B, 4); `guess` (B, K, 2), the landmarks before their maps are read
+    - `maps` (B, K + 1, M, M), logits of where each landmark and the centre are; `score` (B,), 0-1
+
+    For `sam_config` to `gradient_checkpointing` see `SamEncoder`. With `freeze_encoder` the encoder takes no gradients
+    and keeps no activations. `margin` is that of the second look's window, in shares of the box's longer side; `width`
+    is the number of the head's channels.
+    """
+
+    def __init__(
+        self,
+        sam_config: str | dict = "base",
+        sam_model: str | Path | None = None,
+        sam_image_size: int = 1024,
+        num_landmarks: int = 17,
+        freeze_encoder: bool = False,
+        freeze_layers: int = 6,
+        freeze_embeddings: bool = False,
+        gradient_checkpointing: bool = False,
+        image_size: int = 128,
+        margin: float = 0.3,
+        width: int = 64,
+    ):
+        super().__init__()
+        self.encoder = SamEncoder(
+            sam_config, sam_model, sam_image_size, freeze_layers, freeze_embeddings, gradient_checkpointing
+        )
+        if freeze_encoder:
+            set_frozen([self.encoder], True)
+        self.head = DetectionHead(self.encoder.channels, self.encoder.grid, width, num_landmarks)
+        self.num_landmarks, self.image_size, self.margin = num_landmarks, image_size, margin
+        self.arguments = {
+            "sam_config": self.encoder.config, "sam_image_size": sam_image_size, "num_landmarks": num_landmarks,
+            "freeze_encoder": freeze_encoder, "freeze_layers": freeze_layers, "freeze_embeddings": freeze_embeddings,
+            "image_size": image_size, "margin": margin, "width": width,
+        }  # fmt: skip
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        with frozen_context(self.encoder):
+            features = self.encoder(images)
+        maps, guess, size = self.head(features)
+        points, centre = places(maps).split([self.num_landmarks, 1], dim=1)
+        box = torch.cat([centre[:, 0] - size / 2, centre[:, 0] + size / 2], dim=1)
+        shares = {"points": points, "centre": centre[:, 0], "box": box, "guess": guess}
+        result = {name: share * self.image_size - 0.5 for name, share in shares.items()}
+        return result | {"maps": maps, "score": peak_mass(maps[:, -1])}
+
+    @torch.no_grad()
+    def predict(self, pixels: np.ndarray) -> Detection:
+        """The ear in a picture (H, W, 3) uint8, found in two looks. Of several ears it finds one, and where there is
+        none it still names a place, with a low score. The model is in eval mode after it."""
+        self.eval()
+        device, window = next(self.parameters()).device, whole(pixels)
+        for _ in range(2):
+            image = to_tensor(cut(pixels, window, self.image_size))
+            found = {name: value[0].float().cpu().numpy() for name, value in self(image[None].to(device)).items()}
+            box = box_to(found["box"], to_picture, window, self.image_size)
+            landmarks = to_picture(found["points"], window, self.image_size)
+            window = square_window(box, self.margin)
+        return Detection(box, float(found["score"]), landmarks)
+
+    @classmethod
+    def from_vae_checkpoint(
+        cls, checkpoint_path: Path, num_landmarks: int = 17, freeze_encoder: bool = False, **options
+    ) -> "EarDetector":
+        """A detector to train, on the encoder of a VAE's run folder or `best/`; `options` as of `EarDetector`. What
+        they leave open is as in the VAE. Raises UserError if the folder holds something else."""
+        state, config = load_model_folder(checkpoint_path, "ear_teacher")
+        if config["kind"] != "vae":
+            raise UserError(
+                f"{checkpoint_path} holds a {config['kind']}, not a VAE; give the best/ folder of a run of train.py"
+            )
+        names = ("sam_config", "sam_image_size", "freeze_layers", "freeze_embeddings")
+        taught = {name: config["model"][name] for name in names}
+        encoder = SamEncoder(taught["sam_config"], sam_image_size=taught["sam_image_size"])
+        encoder.load_state_dict(
+            {name.removeprefix("encoder.sam."): x for name, x in state.items() if name.startswith("encoder.sam.")}
+        )
+        model = cls(**{**taught, **options}, num_landmarks=num_landmarks, freeze_encoder=freeze_encoder)
+        encoder.resize(model.encoder.size)
+        model.encoder.load_state_dict(encoder.state_dict())
+        return model
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> tuple["EarDetector", dict]:
+        """(model in eval mode, config) of a run of train_detector.py or its `best/`. Raises UserError if it is another
+        model's."""
+        state, config = load_model_folder(folder, "ear_teacher")
+        if config["kind"] != "detector":
+            raise UserError(
+                f"{folder} holds a {config['kind']}, not a detector; give the best/ folder of a run of "
+                "train_detector.py, or train one on it with --teacher"
+            )
+        model = cls(**config["model"])
+        model.load_state_dict(state)
+        return model.eval(), config
+
+
+class DetectionHead(nn.Module):
+    """Features (B, C, grid, grid) to logits (B, K + 1, M, M) of the landmarks' and, last, the centre's place, M >= 32;
+    guesses of the landmarks (B, K, 2) and width and height of the box (B, 2), in shares of the window's side."""
+
+    def __init__(self, channels: int, grid: int, width: int, num_landmarks: int):
+        super().__init__()
+        layers = [_layer(nn.Conv2d(channels, width, 3, padding=1, bias=False))]
+        while grid < MAP_SIDE:
+            layers.append(_layer(nn.ConvTranspose2d(width, width, 4, stride=2, padding=1, bias=False)))
+            grid *= 2
+        self.enlarge = nn.Sequential(*layers)
+        self.maps = nn.Conv2d(width, num_landmarks + 1, 1)
+        self.shape = nn.Sequential(
+            nn.Linear(channels + width, 128), nn.ReLU(inplace=True), nn.Linear(128, 2 + 2 * num_landmarks)
+        )
+        nn.init.constant_(self.shape[-1].bias[:2], np.log(0.5))  # an ear takes half of a window
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        fine = self.enlarge(features)
+        maps = self.maps(fine).float()  # (B, K + 1, M, M)
+        # The map of the centre says where to read; reading must not bend it.
+        where = maps[:, -1:].detach().flatten(2).softmax(-1).view_as(maps[:, -1:])
+        coarse = F.adaptive_avg_pool2d(where, features.shape[-1])
+        coarse = coarse / coarse.sum(dim=(2, 3), keepdim=True)
+        there = torch.cat([(features * coarse).sum(dim=(2, 3)), (fine * where).sum(dim=(2, 3))], dim=1)
+        size, offsets = self.shape(there).float().split([2, self.shape[-1].out_features - 2], dim=1)
+        size = size.exp()
+        guess = places(maps[:, -1:]) + size[:, None] * offsets.unflatten(1, (-1, 2))  # (B, K, 2)
+        prior = log_gaussians(guess.detach(), SPREAD * size.detach().mean(dim=1)[:, None, None], maps.shape[-1])
+        return maps + F.pad(prior, (0, 0, 0, 0, 0, 1)), guess, size
+
+
+def _layer(convolution: nn.Module) -> nn.Sequential:
+    return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU(inplace=True))
+
+
+def places(maps: torch.Tensor) -> torch.Tensor:
+    """Expected places (B, K, 2) xy of logits (B, K, M, M), 0-1 from edge to edge."""
+    return (soft_argmax(maps, beta=1.0) + 0.5) / maps.shape[-1]
+
+
+def log_gaussians(points: torch.Tensor, sigma: torch.Tensor | float, side: int) -> torch.Tensor:
+    """Logits (B, K, side, side) of Gaussians around points (B, K, 2), these and `sigma` in shares of the map's side."""
+    steps = (torch.arange(side, device=points.device) + 0.5) / side
+    across, down = (-0.5 * ((steps - points[..., axis, None]) / sigma) ** 2 for axis in (0, 1))  # (B, K, side)
+    return down[..., :, None] + across[..., None, :]
+
+
+def peak_mass(logits: torch.Tensor) -> torch.Tensor:
+    """(B,) largest share of a map (B, M, M) within a square of 2 · NEAR of its side: 1 for a single peak."""
+    reach = round(NEAR * logits.shape[-1])
+    probability = logits.detach().float().flatten(1).softmax(dim=1).view_as(logits)[:, None]
+    window = 2 * reach + 1
+    return F.avg_pool2d(probability, window, stride=1, padding=reach, divisor_override=1).amax(dim=(1, 2, 3))

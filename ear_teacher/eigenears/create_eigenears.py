@@ -1,0 +1,273 @@
+"""Draws eigenears: the principal components of a teacher's codes, decoded, and what each of them changes.
+
+    python ear_teacher/eigenears/create_eigenears.py --checkpoint runs/ear_teacher/best
+    python ear_teacher/eigenears/create_eigenears.py --checkpoint BEST --manifest DATA/val_teacher.npy --output val
+
+The ears are those that the model was trained on, unless --manifest names others. Writes pc_1.png … pc_16.png,
+eigenears_grid.png, explained_variance.png and .csv (one row a component), samples.png, eigenears.json,
+data_report.json and report.html to --output. README.md, beside this file, says how to read them.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+sys.path[:0] = [
+    str(folder) for folder in Path(__file__).resolve().parents[1:3]
+]  # the project, then the repository root
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from core import figures
+from core.args import ArgumentParser, UserError, positive_int, script
+from core.console import make_console
+from core.devices import make_accelerator
+from core.environment import environment
+from core.report import Report, plain
+from core.run_folder import evaluation_folder
+from core.validation import DataReport
+from ear_codes import encode_all, take_data_of_training
+from ear_crops import EarCrops, leave_out_unreadable, read_manifest, to_pixels
+from ear_manifest import BOX_FORMATS
+from ear_plots import Eigenear, eigenear_grid, eigenear_strip, explained_variance, picture_grid
+from latent_space import (
+    PCA,
+    STRUCTURE,
+    Mixture,
+    active_units,
+    along,
+    brightness_share,
+    fit_mixture,
+    principal_components,
+    sample,
+    verdict,
+)
+from sam_vae import EarVAE
+
+FIRST = 5  # components in the headline
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="best/ of a training run, or the run's folder")
+    parser.add_argument("--manifest", type=Path, help="ears: .npy, .csv or folder (default: those of the training)")
+    parser.add_argument("--data_root", type=Path, help="where the pictures' paths start (default: at their manifest)")
+    parser.add_argument("--box_format", choices=BOX_FORMATS, help="of the boxes, in px (default: xyxy)")
+    parser.add_argument("--components", type=positive_int, default=16, help="that are drawn, at most")
+    parser.add_argument("--steps", type=positive_int, default=7, help="pictures a component; odd: the mean is one")
+    parser.add_argument("--sigma", type=float, default=3.0, help="standard deviations from the mean to either end")
+    parser.add_argument("--samples", type=positive_int, default=16, help="new ears to draw")
+    parser.add_argument("--output", type=Path, help="folder of results (default: eigenears beside best/)")
+    parser.add_argument("--batch_size", type=positive_int, default=16, help="ears a process and step")
+    parser.add_argument("--num_workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples")
+    args = parser.parse_args(argv)
+    if args.steps < 3 or args.steps % 2 == 0:
+        parser.error(f"--steps {args.steps}: give 3, 5, 7 …, so that the middle one is the mean ear")
+    if not args.sigma > 0:
+        parser.error(f"--sigma {args.sigma:g}: give more than 0")
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    accelerator = make_accelerator()
+    console = make_console(quiet=not accelerator.is_main_process)
+    model, config = EarVAE.from_folder(args.checkpoint)
+    args.output = args.output or evaluation_folder(args.checkpoint, "eigenears")
+    take_data_of_training(args)
+    data_report = DataReport()
+    ears = read_manifest(args.manifest, args.data_root, args.box_format or "xyxy", data_report)
+    ears = leave_out_unreadable({"ears": ears}, data_report)["ears"]
+    crops = EarCrops(ears, model.image_size, **config["data"])
+    mu = encode_all(accelerator, console, model, crops, args.batch_size, args.num_workers)["mu"]
+    if accelerator.is_main_process:
+        data_report.print(console, args.output / "data_report.json")
+        pca = components_of(mu, args)
+        count = min(args.components, len(pca.explained))
+        if count < args.components:
+            console.print(f"{len(ears)} ears have {count} components, fewer than --components {args.components}")
+        eigenears = [decode_component(model, pca, number, args) for number in range(count)]
+        args.output.mkdir(parents=True, exist_ok=True)
+        mixture = fit_mixture(pca, mu)
+        pictures = write_figures(model, mixture, eigenears, mu, args)
+        results = summarise(mixture, eigenears, mu, model, args)
+        results["environment"] = environment(accelerator)
+        (args.output / "eigenears.json").write_text(json.dumps(plain(results), indent=1, ensure_ascii=False), "utf-8")
+        write_table(results["components"], args.output / "explained_variance.csv")
+        data_report.write(args.output / "data_report.json")
+        write_report(results, pictures, args)
+        print_summary(results, console)
+        console.print(f"report: {args.output / 'report.html'}", style="bold")
+    accelerator.end_training()
+
+
+def components_of(mu: np.ndarray, args) -> PCA:
+    try:
+        return principal_components(mu)
+    except ValueError as error:
+        way_out = "give two ears at least, or train a model that tells them apart"
+        raise UserError(f"{args.manifest}: {error}; {way_out}") from error
+
+
+@torch.no_grad()
+def decode(model: EarVAE, codes: np.ndarray) -> torch.Tensor:
+    """The pictures (N, 3, S, S) in [-1, 1] of codes (N, D)."""
+    device = next(model.parameters()).device
+    return model.decode(torch.from_numpy(codes.astype(np.float32)).to(device)).cpu()
+
+
+def decode_component(model: EarVAE, pca: PCA, number: int, args) -> Eigenear:
+    """What the component `number` (0 = the first) does to the mean ear. Its verdict is on the way from end to end."""
+    sigmas = np.linspace(-args.sigma, args.sigma, args.steps)
+    pictures = decode(model, along(pca, number, sigmas))
+    low, high = pictures[0].numpy(), pictures[-1].numpy()
+    share = brightness_share(low, high)
+    change = 127.5 * np.abs(high - low).mean(axis=0)
+    explained = float(pca.explained[number])
+    return Eigenear(f"PC {number + 1}", to_pixels(pictures), sigmas, change, explained, share, verdict(share))
+
+
+def write_figures(model: EarVAE, mixture: Mixture, eigenears: list[Eigenear], mu: np.ndarray, args) -> dict[str, Path]:
+    """Name -> file of every picture."""
+    rng = np.random.default_rng(args.seed)
+    some = mu[rng.permutation(len(mu))[: args.samples]]
+    samples = {
+        "the model's picture\nof real ears": decode(model, some),
+        "drawn from the\nfitted mixture": decode(model, sample(mixture, args.samples, rng)),
+        "drawn from N(0, I)": decode(model, rng.standard_normal((args.samples, mu.shape[1]))),
+    }
+    samples = {name: to_pixels(pictures) for name, pictures in samples.items()}
+    drawn = {
+        "eigenears_grid": eigenear_grid(eigenears),
+        "explained_variance": explained_variance(eigenears),
+        "samples": picture_grid(samples, inches=0.8),
+        **{f"pc_{number}": eigenear_strip(eigenear) for number, eigenear in enumerate(eigenears, 1)},
+    }
+    return {name: figures.save(fig, args.output / f"{name}.png") for name, fig in drawn.items()}
+
+
+def summarise(mixture: Mixture, eigenears: list[Eigenear], mu: np.ndarray, model: EarVAE, args) -> dict:
+    """Everything of eigenears.json but the machine."""
+    pca, rows = mixture.pca, []
+    for number, eigenear in enumerate(eigenears):
+        rows.append(
+            {
+                "component": number + 1,
+                "deviation": float(pca.deviations[number]),
+                "share": eigenear.explained,
+                "cumulative": float(pca.explained[: number + 1].sum()),
+                "brightness_share": eigenear.brightness_share,
+                "verdict": eigenear.verdict,
+                "change": float(eigenear.change.mean()),
+            }
+        )
+    first = rows[:FIRST]
+    return {
+        "checkpoint": args.checkpoint,
+        "manifest": args.manifest,
+        "ears": len(mu),
+        "latent_dim": model.latent_dim,
+        "active_units": active_units(mu),
+        "sigma": args.sigma,
+        "first": {
+            "components": len(first),
+            "share": first[-1]["cumulative"],
+            "structure": sum(row["verdict"] == STRUCTURE for row in first),
+        },
+        "components_for_90_percent": int(np.searchsorted(pca.explained.cumsum(), 0.9)) + 1,
+        "gaussians": len(mixture.weights),
+        "components": rows,
+    }
+
+
+def write_table(rows: list[dict], file: Path) -> None:
+    """One row a component; shares are of 1, `deviation` is in units of the code, `change` in grey levels of 255."""
+    with open(file, "w", encoding="utf-8", newline="") as text:
+        writer = csv.writer(text)
+        writer.writerow(rows[0])
+        for row in rows:
+            writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row.values())
+
+
+def headline(results: dict) -> str:
+    first = results["first"]
+    return (
+        f"first {first['components']} components explain {100 * first['share']:.1f} % of the variance; "
+        f"{first['structure']} of them change structure"
+    )
+
+
+def write_report(results: dict, pictures: dict[str, Path], args) -> None:
+    """The page that a person reads: headline, all components, how much each explains, new ears."""
+    first, count = results["first"], len(results["components"])
+    report = Report("Eigenears", f"{args.checkpoint}, {results['ears']} ears of {args.manifest}")
+    report.cards(
+        [
+            (f"First {first['components']} components", f"{100 * first['share']:.1f} %", "of the codes' variance"),
+            ("Change structure", f"{first['structure']} of {first['components']}", "not brightness or colour"),
+            ("Components for 90 %", str(results["components_for_90_percent"]), "of the codes' variance"),
+            ("Units in use", f"{results['active_units']} of {results['latent_dim']}", "variance of mu above 0.01"),
+        ]
+    )
+    report.text(
+        f"Each row goes along one principal component of the codes, from {args.sigma:g} standard deviations below the "
+        "mean ear to as many above it, and ends with a map of where the pixels change between the two, each map to its "
+        "own maximum (in levels of 255). "
+        "A component changes brightness or colour if one gain and one offset a colour channel, the same over the whole "
+        "picture, explain at least half of its squared change, and structure otherwise: shape, but also pose, hair and "
+        "shadows."
+    )
+    if not first["structure"]:
+        report.text("None of the first components changes structure: the README beside the script says what to try.")
+    report.section("All components")
+    report.figures([(pictures["eigenears_grid"], f"The first {count} components")])
+    report.section("How much each explains")
+    report.figures([(pictures["explained_variance"], "Variance of the codes by component, coloured by the verdict")])
+    rows = [
+        [row["component"], f"{row['deviation']:.3g}", f"{100 * row['share']:.1f} %", f"{100 * row['cumulative']:.1f} %",
+         f"{100 * row['brightness_share']:.0f} %", row["verdict"], f"{row['change']:.1f}"]
+        for row in results["components"]
+    ]  # fmt: skip
+    header = [
+        "component",
+        "deviation",
+        "variance",
+        "sum so far",
+        "brightness, colour",
+        "changes",
+        "mean change, of 255",
+    ]
+    report.table(header, rows)
+    report.section(
+        "New ears",
+        f"Codes drawn from a mixture that was fitted to those of the ears (Gaussians in it: {results['gaussians']}), "
+        "decoded. The last row shows what a VAE's prior would give, which the codes of this one do not follow: its KL "
+        "term weighs next to nothing.",
+    )
+    report.figures([(pictures["samples"], "Real ears as the model sees them, and ears that nobody has")])
+    report.section("The first ones, step by step", "Further ones are in the files pc_N.png.")
+    for number in range(1, first["components"] + 1):
+        report.figures([(pictures[f"pc_{number}"], "")])
+    report.section("Machine")
+    report.details("Software and machine", json.dumps(results["environment"], indent=1))
+    report.text("For research. Not a medical device.", note=True)
+    report.write(args.output / "report.html")
+
+
+def print_summary(results: dict, console: Console) -> None:
+    """The first components and the headline on the terminal."""
+    table = Table("component", "variance", "sum so far", "brightness, colour", "changes", box=None)
+    for row in results["components"][:FIRST]:
+        shares = [f"{100 * row[name]:.1f} %" for name in ("share", "cumulative", "brightness_share")]
+        table.add_row(f"PC {row['component']}", *shares, row["verdict"])
+    console.print(table, crop=False)
+    console.print(headline(results))
+
+
+if __name__ == "__main__":
+    script(main)

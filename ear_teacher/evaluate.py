@@ -1,0 +1,279 @@
+"""Evaluates a teacher on held-out ears: how well it reconstructs them, beside a pixel PCA with codes of the same size.
+
+    python ear_teacher/evaluate.py --checkpoint runs/ear_teacher/best --manifest DATA/val_teacher.npy
+
+The ears that it was trained on serve the baselines, and neighbours are sought among them. Writes metrics.json,
+predictions.csv (one row an ear), data_report.json, figures/ and report.html to --output.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from core import figures
+from core.args import ArgumentParser, UserError, positive_int, script
+from core.console import make_console
+from core.devices import make_accelerator
+from core.environment import environment
+from core.report import Report, plain
+from core.run_folder import evaluation_folder
+from core.uncertainty import Interval, bootstrap
+from core.validation import DataReport
+from ear_codes import encode_all, nearest, take_data_of_training
+from ear_crops import EarCrops, leave_out_unreadable, read_manifest, to_pixels, to_tensor
+from ear_manifest import BOX_FORMATS, refuse_shared_subjects
+from ear_plots import kl_bars, picture_grid, reconstruction_grid
+from latent_space import active_units, kl_by_dimension
+from reconstruction_quality import PixelPCA, pixel_pca, quality
+from sam_vae import EarVAE
+
+MODEL, PCA, MEAN = METHODS = ("model", "pixel PCA", "mean ear")
+METRICS = {"psnr": ("PSNR [dB]", "{:.2f}"), "ssim": ("SSIM", "{:.3f}")}
+MOST_PSNR = 20 * np.log10(255 * np.sqrt(12))  # 58.9 dB, that of rounding to 8 bit: nothing can be told above it
+STRIPS, STEPS, NEIGHBOURS = 3, 9, 6  # interpolations and their pictures; neighbours of an ear
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="best/ of a training run")
+    parser.add_argument("--manifest", type=Path, required=True, help="ears to evaluate: .npy, .csv or folder")
+    parser.add_argument("--train_manifest", type=Path, help="ears that it was trained on (default: the run's own)")
+    parser.add_argument("--data_root", type=Path, help="where the pictures' paths start (default: at their manifest)")
+    parser.add_argument("--box_format", choices=BOX_FORMATS, help="of the manifests' boxes, in px (default: xyxy)")
+    parser.add_argument("--pca_images", type=positive_int, default=4000, help="training ears for the PCA, at most")
+    parser.add_argument("--nb_to_plot", type=positive_int, default=6, help="ears in each picture")
+    parser.add_argument("--output", type=Path, help="folder of results (default: evaluation beside best/)")
+    parser.add_argument("--batch_size", type=positive_int, default=16, help="ears a process and step")
+    parser.add_argument("--num_workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--bootstrap", type=positive_int, default=1000, help="resamples for the intervals")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the choice of training ears")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    accelerator = make_accelerator()
+    console = make_console(quiet=not accelerator.is_main_process)
+    model, config = EarVAE.from_folder(args.checkpoint)
+    args.output = args.output or evaluation_folder(args.checkpoint, "evaluation")
+    take_data_of_training(args, "train_manifest")
+    data_report = DataReport()
+    files = {"train": args.train_manifest, "evaluated": args.manifest}
+    how = args.data_root, args.box_format or "xyxy"
+    splits = {name: read_manifest(file, *how, data_report) for name, file in files.items()}
+    refuse_shared_subjects(splits)
+    chosen = np.random.default_rng(args.seed).permutation(len(splits["train"]))[: args.pca_images]
+    splits["train"] = [splits["train"][i] for i in np.sort(chosen)]
+    splits = leave_out_unreadable(splits, data_report)
+    if len(splits["train"]) < 2:
+        raise UserError(f"{args.train_manifest}: the baselines need at least two training ears")
+    data = {name: EarCrops(ears, model.image_size, **config["data"]) for name, ears in splits.items()}
+    tables = {
+        name: encode_all(accelerator, console, model, ears, args.batch_size, args.num_workers, reconstruct=True)
+        for name, ears in data.items()
+    }
+    if accelerator.is_main_process:
+        args.output.mkdir(parents=True, exist_ok=True)
+        evaluated, train = tables["evaluated"], tables["train"]
+        pca = pixel_pca(train["original"], model.latent_dim)
+        pictures = reconstructions(evaluated, pca)
+        table = {m: measure(evaluated["original"], made) for m, made in pictures.items()}
+        metrics = summarise(table, evaluated, splits, model, len(pca.components), args)
+        metrics["environment"] = environment(accelerator)
+        (args.output / "metrics.json").write_text(json.dumps(plain(metrics), indent=1, ensure_ascii=False), "utf-8")
+        write_predictions(table, splits["evaluated"], args.output / "predictions.csv")
+        data_report.write(args.output / "data_report.json")
+        shown = draw(model, pictures, table, evaluated, train, splits, args)
+        write_report(metrics, shown, args, data_report)
+        data_report.print(console, args.output / "data_report.json")
+        print_summary(metrics, console)
+        console.print(f"report: {args.output / 'report.html'}", style="bold")
+    accelerator.end_training()
+
+
+def reconstructions(evaluated: dict, pca: PixelPCA) -> dict[str, np.ndarray]:
+    """What each method makes of the evaluated ears: (N, S, S, 3) uint8."""
+    mean = np.broadcast_to(pca.mean.round().astype(np.uint8), evaluated["original"].shape)
+    return {MODEL: evaluated["reconstruction"], PCA: pca.reconstruct(evaluated["original"]), MEAN: mean}
+
+
+def measure(originals: np.ndarray, made: np.ndarray) -> dict[str, np.ndarray]:
+    """PSNR and SSIM (N,) of pictures (N, S, S, 3) uint8. Equal ones get MOST_PSNR, not infinity."""
+    pairs = zip(originals, made, strict=True)
+    rows = [quality(to_tensor(ours)[None], to_tensor(truth)[None]) for truth, ours in pairs]
+    table = {name: np.array([row[name].item() for row in rows]) for name in METRICS}
+    return {**table, "psnr": table["psnr"].clip(max=MOST_PSNR)}
+
+
+def summarise(table: dict, evaluated: dict, splits: dict, model: EarVAE, components: int, args) -> dict:
+    """Everything of metrics.json but the machine."""
+    subjects, known = [ear.subject for ear in splits["evaluated"]], all(e.subject_known for e in splits["evaluated"])
+
+    def interval(values: np.ndarray) -> Interval:
+        return bootstrap(lambda rows: float(values[rows].mean()), subjects, args.bootstrap, seed=args.seed)
+
+    kl = kl_by_dimension(evaluated["mu"], evaluated["logvar"])
+    return {
+        "data": {
+            "manifest": args.manifest, "ears": len(subjects), "subjects": len(set(subjects)), "subjects_known": known,
+            "train_manifest": args.train_manifest, "pca_ears": len(splits["train"]),
+        },
+        "latent_dim": model.latent_dim,
+        "pca_components": components,
+        "methods": {m: {name: interval(values) for name, values in table[m].items()} for m in METHODS},
+        **{f"{name}_above_pca": interval(table[MODEL][name] - table[PCA][name]) for name in METRICS},
+        "active_units": active_units(evaluated["mu"]),
+        "kl": float(kl.sum()),
+        "kl_by_dimension": kl,
+        "checkpoint": args.checkpoint,
+    }  # fmt: skip
+
+
+def write_predictions(table: dict, ears: list, file: Path) -> None:
+    """One row an ear: id, subject, side, PSNR and SSIM of every method."""
+    names = [(method, metric) for method in METHODS for metric in METRICS]
+    with open(file, "w", encoding="utf-8", newline="") as text:
+        writer = csv.writer(text)
+        writer.writerow(["id", "subject", "side", *(f"{m.replace(' ', '_')}_{metric}" for m, metric in names)])
+        for i, ear in enumerate(ears):
+            writer.writerow([ear.id, ear.subject, ear.side, *(f"{table[m][metric][i]:.4f}" for m, metric in names)])
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def draw(model: EarVAE, pictures: dict, table: dict, evaluated: dict, train: dict, splits: dict, args) -> list:
+    """Writes the pictures; returns [(title, sentence, file, caption), …]."""
+    order, n = np.argsort(-table[MODEL]["psnr"]), min(args.nb_to_plot, len(splits["evaluated"]))
+    middle = (len(order) - n) // 2
+    choices = {"typical": order[middle : middle + n], "best": order[:n], "worst": order[::-1][:n]}
+    ids, shown = [ear.id for ear in splits["evaluated"]], []
+
+    def add(name: str, fig, title: str, sentence: str, caption: str) -> None:
+        shown.append((title, sentence, figures.save(fig, args.output / "figures" / f"{name}.png"), caption))
+
+    for name, rows in choices.items():
+        titles = [f"{table[MODEL]['psnr'][i]:.1f} dB" for i in rows]
+        others = {PCA: pictures[PCA][rows]} if name == "typical" else {}
+        fig = reconstruction_grid(evaluated["original"][rows], pictures[MODEL][rows], titles, others)
+        text = "Ears around the median, each under the model's PSNR." if others else ""
+        add(name, fig, f"{name.capitalize()} reconstructions", text, ", ".join(ids[i] for i in rows))
+    strips = interpolations(model, evaluated["mu"], ids, min(STRIPS, len(order) // 2))
+    titles = ["one ear", *[""] * (STEPS - 2), "another"]
+    text = "Codes on straight lines between the codes of two ears, decoded. No picture in between was ever seen."
+    if strips:
+        add("interpolation", picture_grid(strips, titles), "From one ear to another", text, "")
+    rows = choices["typical"]
+    near, _ = nearest(evaluated["mu"][rows], train["mu"], min(NEIGHBOURS, len(train["mu"])))
+    grid = {
+        ids[row]: np.concatenate([evaluated["original"][[row]], train["original"][neighbours]])
+        for row, neighbours in zip(rows, near, strict=True)
+    }
+    titles = ["asked for", *(f"nearest {i + 1}" for i in range(near.shape[1]))]
+    text = "Training ears whose codes are nearest to those of the typical ears."
+    add("neighbours", picture_grid(grid, titles), "Nearest neighbours", text, "")
+    add("kl_by_dimension", kl_bars(np.array(kl_by_dimension(evaluated["mu"], evaluated["logvar"])), evaluated["mu"]),
+        "What each dimension carries", "", "")  # fmt: skip
+    return shown
+
+
+@torch.no_grad()
+def interpolations(model: EarVAE, mu: np.ndarray, ids: list[str], count: int) -> dict[str, np.ndarray]:
+    """Pictures (STEPS, S, S, 3) along the lines between the most different of the first ears' codes, by their ids."""
+    first = mu[: 4 * count]
+    distances = np.linalg.norm(first[:, None] - first[None], axis=-1)
+    np.fill_diagonal(distances, -1)  # from an ear to itself is no way, also where all codes are the same
+    strips, device = {}, next(model.parameters()).device
+    for _ in range(count):
+        a, b = np.unravel_index(distances.argmax(), distances.shape)
+        distances[[a, b]] = distances[:, [a, b]] = -1
+        steps = np.linspace(0, 1, STEPS, dtype=np.float32)[:, None]
+        codes = torch.from_numpy((1 - steps) * first[a] + steps * first[b]).to(device)
+        strips[f"{ids[a]}\nto {ids[b]}"] = to_pixels(model.decode(codes))
+    return strips
+
+
+# -------------------------------------------------------------------------------------------------------------- report
+
+
+def write_report(metrics: dict, shown: list, args, data_report: DataReport) -> None:
+    """The page that a person reads: headline, table of methods, pictures."""
+    data, methods, gain = metrics["data"], metrics["methods"], metrics["psnr_above_pca"]
+    psnr, ssim = methods[MODEL]["psnr"], methods[MODEL]["ssim"]
+    guessed = "" if data["subjects_known"] else ", guessed from names of files"
+    ears = f"{data['ears']} ears of {data['subjects']} persons{guessed}"
+    report = Report("Teacher of ear anatomy", f"{args.checkpoint} on {args.manifest}: {ears}")
+    report.cards(
+        [
+            ("PSNR", f"{psnr.estimate:.2f} dB", f"95 % interval {psnr.low:.2f} to {psnr.high:.2f}"),
+            ("Above pixel PCA", f"{gain.estimate:+.2f} dB", f"95 % interval {gain.low:+.2f} to {gain.high:+.2f}"),
+            ("SSIM", f"{ssim.estimate:.3f}", f"95 % interval {ssim.low:.3f} to {ssim.high:.3f}"),
+            ("Units in use", f"{metrics['active_units']} of {metrics['latent_dim']}", f"KL {metrics['kl']:.0f} nats"),
+        ]
+    )
+    report.text(
+        "PSNR and SSIM are means over the ears, of pictures in [0, 1]. Intervals: bootstrap over persons, "
+        f"{args.bootstrap} resamples. The pixel PCA has {metrics['pca_components']} components, of {data['pca_ears']} "
+        "training ears; the mean ear is theirs.",
+        note=True,
+    )
+    report.text(compare(metrics))
+    rows = []
+    for name, (heading, form) in METRICS.items():
+        cells = [methods[method][name] for method in METHODS]
+        rows.append([heading, *("{} ({} to {})".format(*map(form.format, c)) for c in cells)])
+    report.table(["", *METHODS], rows)
+    for title, sentence, file, caption in shown:
+        report.section(title, sentence)
+        report.figures([(file, caption)])
+    if data_report.problems:
+        report.section("Data")
+        rows = [[reason, action, count] for (reason, action), count in data_report.counts().items()]
+        report.table(["problem", "what was done", "count"], rows)
+    report.section("Machine")
+    report.details("Software and machine", json.dumps(metrics["environment"], indent=1))
+    report.text("For research. Not a medical device.", note=True)
+    report.write(args.output / "report.html")
+
+
+def compare(metrics: dict) -> str:
+    """What the difference from the PCA means, in a sentence or two."""
+    gain, n = metrics["psnr_above_pca"], metrics["latent_dim"]
+    if gain.low >= 1:
+        return f"With {n} numbers an ear, the model keeps clearly more of it than a linear method does."
+    if gain.low > 0:
+        return f"With {n} numbers an ear, the model keeps more of it than a linear method does, if perhaps by less than 1 dB."
+    reasons = []
+    if metrics["pca_components"] >= 100:
+        reasons.append(f"{metrics['pca_components']} components are enough for a PCA to keep nearly every pixel")
+    reasons.append(
+        "the PCA is the best linear method for exactly this measure, whereas the model also minimises others"
+    )
+    reasons.append("a model that was trained for a short time, or on few ears, has not learnt to use its code")
+    in_ssim = metrics["ssim_above_pca"].low > 0
+    if gain.high < 0:
+        verdict = "The model does not beat the pixel PCA in PSNR" + (", though it does in SSIM" if in_ssim else "")
+    else:
+        verdict = "The model and the pixel PCA cannot be told apart by PSNR"
+        verdict += "; in SSIM the model is ahead" if in_ssim else ""
+    return f"{verdict}. Reasons to look at: {'; '.join(reasons)}."
+
+
+def print_summary(metrics: dict, console: Console) -> None:
+    """The headline on the terminal."""
+    table = Table("", *(heading for heading, _ in METRICS.values()), box=None)
+    for method, values in metrics["methods"].items():
+        table.add_row(method, *[form.format(values[name].estimate) for name, (_, form) in METRICS.items()])
+    console.print(table, crop=False)
+
+
+if __name__ == "__main__":
+    script(main)

@@ -1,0 +1,189 @@
+"""Draw synthetic side views of heads with known ears: pictures, boxes, landmarks, and manifests as ear_teacher reads.
+
+    python ear_teacher/make_demo_data.py --output demo/ears --images 700 --seed 0
+
+The ears are phantoms, drawn by formulas (ear_phantom.py, ear_scene.py); no person is behind them. They serve to try the
+programs and to test them: a score on phantoms says nothing about ears. Written are
+
+    OUTPUT/images/<person>_<R|L>.jpg           a side view; right ears have the face to the right, left ones to the left
+    OUTPUT/{train,val,test}_teacher.npy        all pictures, unlabelled: image_paths, bboxes, subjects, sides
+    OUTPUT/{train,val,test}_detector.npy       the same with landmarks (17, 2); in train a seventh of the persons only
+    OUTPUT/ibug/{train,test}/<id>.jpg, .pts    the detector's train and test pictures with 55 points, as iBUG has them
+    OUTPUT/truth.json                          shape, skin, light and pose of each picture; both sets of landmarks
+
+Boxes are x0, y0, x1, y1 in px with pixel centres at integers; .pts files count from 1, as theirs do. Both ears of a
+person are in one split; 70 / 15 / 15 % of the persons are in train, val and test. The same seed gives the same bytes,
+and a picture depends only on (seed, its number, size), not on how many are drawn.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.args import ArgumentParser, UserError, positive_int, script
+from core.console import make_console, progress
+from core.demo_data import dump, start, write
+from core.processes import cores, in_processes
+from ear_scene import SIDES, Scene, write_scene
+
+SPLITS = ("train", "val", "test")
+# Persons repeat this pattern of 20, 14 in train, 3 in val, 3 in test; * = their train pictures have landmarks.
+PATTERN = (
+    "train*", "val", "test", "train", "train", "train", "train", "train", "val", "train",
+    "train*", "test", "train", "train", "train", "val", "train", "train", "test", "train",
+)  # fmt: skip
+FEWEST, SMALLEST = 6, 96  # pictures; pixels
+TRUTH = "truth.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture; all of it follows from its number."""
+
+    number: int
+
+    @property
+    def subject(self) -> str:
+        return f"E{self.number // len(SIDES) + 1:04d}"
+
+    @property
+    def side(self) -> str:
+        return SIDES[self.number % len(SIDES)]
+
+    @property
+    def id(self) -> str:
+        return f"{self.subject}_{self.side[0].upper()}"
+
+    @property
+    def place(self) -> str:
+        """In PATTERN."""
+        return PATTERN[self.number // len(SIDES) % len(PATTERN)]
+
+    @property
+    def split(self) -> str:
+        return self.place.rstrip("*")
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the detector's manifests list it."""
+        return self.place != "train"
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The picture, and its copy and points in iBUG's form if it has them, relative to the output folder."""
+        files = {"image": Path("images", f"{self.id}.jpg")}
+        if self.labelled and self.split != "val":
+            files["ibug"] = Path("ibug", self.split, f"{self.id}.jpg")
+            files["pts"] = files["ibug"].with_suffix(".pts")
+        return files
+
+
+def parse_args(argv: list[str] | None = None):
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the data set to write")
+    parser.add_argument("--images", type=positive_int, default=700, help=f"number of pictures, at least {FEWEST}")
+    parser.add_argument("--size", type=positive_int, default=256, help=f"about height and width, px, >= {SMALLEST}")
+    parser.add_argument("--seed", type=int, default=0, help="of everything; a whole number from 0")
+    parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that draw")
+    parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
+    args = parser.parse_args(argv)
+    if args.images < FEWEST:
+        raise UserError(f"--images {args.images} cannot fill train, val and test; ask for at least {FEWEST}")
+    if args.size < SMALLEST:
+        raise UserError(f"--size {args.size} is too small to show an ear; ask for at least {SMALLEST}")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed} is negative; use 0 or more")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    recipe = {"images": args.images, "seed": args.seed, "size": args.size}
+    start(args.output, args.overwrite, recipe, files_of)
+    cases = [Case(number) for number in range(args.images)]
+    jobs = [
+        (
+            [args.output / file for file in case.files.values() if file.suffix == ".jpg"],
+            args.seed,
+            case.number,
+            args.size,
+        )
+        for case in cases
+    ]
+    scenes = {}
+    console = make_console()
+    with progress(console, "drawing", len(cases)) as advance:
+        for case, scene in zip(cases, in_processes(write_scene, jobs, args.workers), strict=True):
+            scenes[case] = scene
+            if "pts" in case.files:
+                write(args.output / case.files["pts"], pts(scene.ibug55))
+            advance()
+    for file, members in manifests(cases).items():
+        write(args.output / file, manifest(members, scenes, landmarks="detector" in file))
+    write(args.output / TRUTH, dump({case.id: truth(case, scene) for case, scene in scenes.items()}))
+    counts = ", ".join(f"{sum(case.split == split for case in cases)} {split}" for split in SPLITS)
+    console.print(
+        f"{len(cases)} synthetic ears ({counts}) of {cases[-1].number // 2 + 1} persons in {args.output}. They are "
+        "drawn, and show no person."
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def manifests(cases: list[Case]) -> dict[str, list[Case]]:
+    """File name -> the pictures that it lists."""
+    files = {}
+    for split in SPLITS:
+        files[f"{split}_teacher.npy"] = [case for case in cases if case.split == split]
+        files[f"{split}_detector.npy"] = [case for case in cases if case.split == split and case.labelled]
+    return files
+
+
+def manifest(cases: list[Case], scenes: dict[Case, Scene], landmarks: bool) -> bytes:
+    """A .npy file that holds a dict, as ear_teacher's data sets are stored."""
+    content = {
+        "image_paths": [case.files["image"].as_posix() for case in cases],
+        "bboxes": [scenes[case].box.round(3).tolist() for case in cases],
+        "subjects": [case.subject for case in cases],
+        "sides": [case.side for case in cases],
+    }
+    if landmarks:
+        content["landmarks"] = [np.array(scenes[case].ear17.tolist(), np.float32) for case in cases]
+    file = io.BytesIO()
+    np.save(file, content, allow_pickle=True)
+    return file.getvalue()
+
+
+def pts(points: np.ndarray) -> bytes:
+    """Points (K, 2) in iBUG's format, whose first pixel is 1."""
+    lines = ["version: 1", f"n_points: {len(points)}", "{", *(f"{x + 1:.3f} {y + 1:.3f}" for x, y in points), "}"]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def truth(case: Case, scene: Scene) -> dict:
+    return {
+        "subject": case.subject,
+        "side": case.side,
+        "split": case.split,
+        "box": scene.box.round(3).tolist(),
+        "ear17": scene.ear17.round(3).tolist(),
+        "ibug55": scene.ibug55.round(3).tolist(),
+        **scene.parameters,
+    }
+
+
+def files_of(recipe: dict) -> set[Path]:
+    """All files that a run with this recipe writes."""
+    cases = [Case(number) for number in range(int(recipe["images"]))]
+    return {file for case in cases for file in case.files.values()} | {Path(TRUTH), *map(Path, manifests([]))}
+
+
+if __name__ == "__main__":
+    script(main)

@@ -1,0 +1,204 @@
+"""Codes of your own ears from a trained teacher, what it makes of them, and the ears that look most alike.
+
+    python ear_teacher/predict.py --checkpoint runs/ear_teacher/best --input PICTURES --output codes --reconstruct
+    python ear_teacher/predict.py --checkpoint runs/ear_teacher/best --search QUERY.jpg --index FOLDER --output found
+
+An input is a picture of one ear, a folder of such, or a manifest as for training, whose boxes are then cut out. Writes
+to --output codes.safetensors (`mu` and `logvar` (N, latent_dim)), codes.csv (the row of each ear: id, file, subject,
+side), and with --reconstruct reconstructions/ID.png (the crop beside what the model makes of it). A search writes
+neighbours.csv and neighbours.png; --index is an --output of this script, whose codes are then not computed again, or an
+input. What cannot be used is listed in data_report.json.
+"""
+
+import csv
+import hashlib
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from core import figures
+from core.args import ArgumentParser, UserError, first_line, positive_int, script
+from core.console import make_console
+from core.devices import make_accelerator
+from core.files import distinct_names, whole_file
+from core.images import SUFFIXES, ImageError
+from core.tables import read_table
+from core.validation import DataReport
+from ear_codes import encode_all, nearest
+from ear_crops import EarCrops, leave_out_unreadable, read_manifest
+from ear_manifest import BOX_FORMATS, SIDES, Ear
+from ear_plots import picture_grid
+from sam_vae import EarVAE
+
+CODES, TABLE = "codes.safetensors", "codes.csv"
+GREY = 128  # in place of a neighbour whose picture is gone
+COLUMNS = ("id", "file", "subject", "side", "x0", "y0", "x1", "y1")
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="best/ of a training run")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", type=Path, nargs="+", help="pictures, folders or manifests: write their codes")
+    source.add_argument("--search", type=Path, nargs="+", metavar="QUERY", help="pictures to find the like of")
+    parser.add_argument("--index", type=Path, metavar="FOLDER", help="where to search: codes, pictures or a manifest")
+    parser.add_argument("--top", type=positive_int, default=5, help="ears that a search gives")
+    parser.add_argument("--output", type=Path, help="folder of results (default: codes; of a search, found)")
+    parser.add_argument("--data_root", type=Path, help="where a manifest's paths start (default: at the manifest)")
+    parser.add_argument("--box_format", choices=BOX_FORMATS, default="xyxy", help="of a manifest's boxes, in px")
+    parser.add_argument("--reconstruct", action="store_true", help="also write what the model makes of each ear")
+    parser.add_argument("--batch_size", type=positive_int, default=16, help="ears a step")
+    parser.add_argument("--num_workers", type=int, default=2, help="loader processes")
+    args = parser.parse_args(argv)
+    if bool(args.search) != bool(args.index):
+        parser.error("--search QUERY and --index FOLDER go together")
+    if args.search and args.reconstruct:
+        parser.error("--reconstruct goes with --input")
+    args.output = args.output or Path("found" if args.search else "codes")
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    console, accelerator = make_console(), make_accelerator()
+    model, config = EarVAE.from_folder(args.checkpoint)
+    report, owner = DataReport(), fingerprint(model)
+
+    def encode(paths: list[Path], name: str, reconstruct: bool = False) -> tuple[list[Ear], dict]:
+        ears = leave_out_unreadable({name: find_ears(paths, args, report)}, report)[name]
+        crops = EarCrops(ears, model.image_size, **config["data"])
+        return ears, encode_all(accelerator, console, model, crops, args.batch_size, args.num_workers, reconstruct)
+
+    ears, table = encode(args.search or args.input, "ears", reconstruct=args.reconstruct or bool(args.search))
+    args.output.mkdir(parents=True, exist_ok=True)
+    if args.input:
+        write_codes(ears, table, owner, args.output)
+        if args.reconstruct:
+            write_reconstructions(ears, table, args.output / "reconstructions")
+    else:
+        if (args.index / CODES).is_file():
+            others, codes = read_codes(args.index, owner)
+        else:
+            others, found = encode([args.index], "index")
+            codes = found["mu"]
+        search(ears, table, others, codes, EarCrops(others, model.image_size, **config["data"]), args, report, console)
+    report.write(args.output / "data_report.json")
+    report.print(console, args.output / "data_report.json")
+    console.print(f"results in {args.output}", style="bold")
+
+
+def fingerprint(model: EarVAE) -> str:
+    """Of its weights: a code means something to the model that made it, and to no other."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def find_ears(paths: list[Path], args, report: DataReport) -> list[Ear]:
+    """The ears of pictures, folders and manifests; a picture named twice counts once. Of ears of one name, as 1.jpg of
+    two folders, the second is 1_2."""
+    ears, taken = {}, set()
+    for path in paths:
+        if path.suffix.lower() in SUFFIXES and not path.is_dir():
+            named = re.fullmatch(r".+[_-](l|r|left|right)", path.stem, re.IGNORECASE)  # as in a folder of pictures
+            side = SIDES[named[1].lower()] if named else ""
+            found = [Ear(path.stem, path, None, None, path.stem, side, False)]
+        else:
+            found = read_manifest(path, args.data_root, args.box_format, report)
+        for ear in found:
+            if (place := (ear.image.resolve(), ear.box)) in ears:
+                continue
+            name, number = ear.id, 1
+            while name in taken:
+                number += 1
+                name = f"{ear.id}_{number}"
+            taken.add(name)
+            ears[place] = replace(ear, id=name)
+    return list(ears.values())
+
+
+def write_codes(ears: list[Ear], table: dict[str, np.ndarray], owner: str, folder: Path) -> None:
+    with whole_file(folder / CODES) as unfinished:
+        codes = {name: np.ascontiguousarray(table[name]) for name in ("mu", "logvar")}
+        save_file(codes, unfinished, {"model": owner})
+    with whole_file(folder / TABLE) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as text:
+        writer = csv.writer(text)
+        writer.writerow(COLUMNS)
+        for ear in ears:
+            writer.writerow([ear.id, ear.image.resolve(), ear.subject, ear.side, *(ear.box or [""] * 4)])
+
+
+def read_codes(folder: Path, owner: str) -> tuple[list[Ear], np.ndarray]:
+    """What `write_codes` wrote: ears, and mu (N, latent_dim). Raises UserError if the codes are not whole, or not of
+    the model whose fingerprint is `owner`."""
+    again = "write it again with --input"
+    rows = read_table(folder / TABLE, COLUMNS, again)
+    try:
+        with safe_open(folder / CODES, "numpy") as file:
+            mu, model = file.get_tensor("mu"), (file.metadata() or {}).get("model")
+        boxes = [tuple(float(row[name]) for name in COLUMNS[4:]) if row["x0"] else None for _, row in rows]
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{folder} is damaged ({first_line(error)}); {again}") from error
+    if model != owner:
+        raise UserError(f"{folder} holds codes of another model; {again}")
+    if len(mu) != len(rows):
+        raise UserError(f"{folder} is damaged ({len(mu)} codes, {len(rows)} rows in {TABLE}); {again}")
+    texts = [[row[name] for name in COLUMNS[:4]] for _, row in rows]
+    return [Ear(i, Path(f), box, None, s, side) for (i, f, s, side), box in zip(texts, boxes, strict=True)], mu
+
+
+def write_reconstructions(ears: list[Ear], table: dict[str, np.ndarray], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, *pair in zip(distinct_names(e.id for e in ears), table["original"], table["reconstruction"], strict=True):
+        Image.fromarray(np.concatenate(pair, axis=1)).save(folder / f"{name}.png")
+
+
+def search(
+    ears: list[Ear],
+    table: dict[str, np.ndarray],
+    others: list[Ear],
+    codes: np.ndarray,
+    crops: EarCrops,
+    args,
+    report: DataReport,
+    console: Console,
+) -> None:
+    """The ears of the index that are nearest to each query, by the Euclidean distance of their codes."""
+    rows, distances = nearest(table["mu"], codes, min(args.top, len(others)))
+    with open(args.output / "neighbours.csv", "w", encoding="utf-8", newline="") as text:
+        writer, shown = csv.writer(text), Table("query", "nearest", "distance", box=None)
+        writer.writerow(["query", "rank", "id", "file", "subject", "distance"])
+        for ear, found, far in zip(ears, rows, distances, strict=True):
+            for rank, (row, distance) in enumerate(zip(found, far, strict=True), 1):
+                other = others[row]
+                writer.writerow([ear.id, rank, other.id, other.image, other.subject, f"{distance:.4f}"])
+            shown.add_row(ear.id, others[found[0]].id, f"{far[0]:.3g}")
+    console.print(shown)
+    pictures = {}
+    for row in np.unique(rows[:10]):
+        try:
+            pictures[row] = crops.pixels(row)
+        except ImageError as error:  # codes outlive pictures
+            report.add("picture unreadable", others[row].id, "found by its code, not shown", error)
+            pictures[row] = np.full_like(table["original"][0], GREY)
+    grid = {
+        ear.id: np.stack([original, *(pictures[row] for row in found)])
+        for ear, original, found in zip(ears[:10], table["original"], rows, strict=False)
+    }
+    titles = ["asked for", *(f"{rank}" for rank in range(1, rows.shape[1] + 1))]
+    figures.save(picture_grid(grid, titles), args.output / "neighbours.png")
+
+
+if __name__ == "__main__":
+    script(main)

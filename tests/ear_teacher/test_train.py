@@ -1,0 +1,293 @@
+"""train.py of the ears as users run it: results, arguments, one process and two, kills, bad data."""
+
+import json
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+
+from conftest import ROOT, load_script
+from core.args import UserError
+from ear_crops import EarCrops, read_manifest
+from ear_vae_loss import WEIGHTS
+from files import logged, read_csv, read_json, write_csv
+from latent_space import active_units, kl_by_dimension
+from launch import Launched, run
+from reconstruction_quality import quality
+from sam_vae import EarVAE
+
+
+def parse(*arguments):
+    return load_script("ear_teacher/train.py").parse_args(list(arguments))
+
+
+def assert_same_run(folder, reference):
+    """The same weights to the bit in every place, and the same logged numbers."""
+    names = sorted(path.name for path in reference.iterdir() if path.name == "last" or path.name.startswith("best"))
+    assert sorted(p.name for p in folder.iterdir() if p.name == "last" or p.name.startswith("best")) == names
+    for name in names:
+        ours, theirs = (load_file(place / name / "model.safetensors") for place in (folder, reference))
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[key], theirs[key]) for key in ours), name
+    assert logged(folder) == logged(reference)
+
+
+# ------------------------------------------------------------------------------------------------ results
+
+
+def test_training_leaves_its_results(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert names == {"args.json", "environment.json", "metrics.jsonl", "data_report.json", "best", "best_2", "best_3",
+                     "last", "previous", "figures"}  # fmt: skip
+    rows = logged(trained)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert {f"train/{name}" for name in ("loss", "grad_norm", *WEIGHTS)} - set(row) == {"train/perceptual"}
+        assert {f"val/{name}" for name in ("loss", "psnr", "ssim", "kl", "active_units")} <= set(row)
+        assert all(np.isfinite(value) for value in row.values())
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+    assert read_json(trained / "data_report.json") == {"cases": {"train": 12, "val": 5}, "counts": [], "problems": []}
+    pictures = {path.relative_to(trained / "figures").as_posix() for path in (trained / "figures").rglob("*.png")}
+    assert pictures == {"training.png"} | {
+        f"epoch_{epoch:04d}/{name}.png" for epoch in range(1, 5) for name in ("reconstructions", "kl_by_dimension")
+    }
+    for picture in pictures:
+        with Image.open(trained / "figures" / picture) as pixels:
+            assert np.asarray(pixels.convert("L")).std() > 5
+
+
+def test_the_three_best_are_in_order(trained):
+    losses = {row["epoch"]: row["val/loss"] for row in logged(trained)}
+    order = sorted(losses, key=losses.get)
+    for name, epoch in zip(("best", "best_2", "best_3"), order, strict=False):
+        assert read_json(trained / name / "config.json")["best"] == {"epoch": epoch, "loss": losses[epoch]}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["best", "best_3"])
+def test_the_logged_numbers_are_those_of_the_stored_model(trained, pictures, name):
+    """All but the loss, which needs no second look: its terms have their own tests."""
+    model, config = EarVAE.from_folder(trained / name)
+    assert config["data"] == {"crop": True, "margin": 0.1, "mirror_left": True}
+    crops = EarCrops(read_manifest(pictures / "val.csv"), model.image_size, **config["data"])
+    images = torch.stack([crops[i]["image"] for i in range(len(crops))])
+    result = model(images)
+    row = logged(trained)[config["best"]["epoch"] - 1]
+    for metric, values in quality(result["reconstruction"], images).items():
+        assert values.mean().item() == pytest.approx(row[f"val/{metric}"], rel=1e-3)
+    mu, logvar = result["mu"].numpy(), result["logvar"].numpy()
+    assert kl_by_dimension(mu, logvar).sum() == pytest.approx(row["val/kl"], rel=1e-3)
+    assert active_units(mu) == row["val/active_units"]
+
+
+def test_the_parameters_are_printed_with_the_frozen_ones(launch, tmp_path, vgg_file):
+    """Also with VGG16 from a file, two views, bf16 and checkpointing: the flags that no other run here has."""
+    done = launch(tmp_path, "--epochs", 1, "--perceptual_weight", 1.5, "--vgg_weights", vgg_file, "--contrastive_views",
+                  2, "--precision", "bf16-mixed", "--gradient_checkpointing", "--freeze_embeddings")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    model = EarVAE.from_pretrained(tmp_path)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    text = " ".join(done.stdout.split())
+    for number in (total, frozen, total - frozen):
+        assert f"{number / 1e6:.1f} M" in text
+    assert "frozen" in text
+    assert "bf16" in done.stdout
+    (row,) = logged(tmp_path)
+    assert row["train/perceptual"] > 0
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert "Warning" not in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ interruptions
+
+
+def test_killed_after_an_epoch_and_resumed_equals_uninterrupted(launch, trained, tmp_path):
+    folder = tmp_path / "run"
+    launched = launch(folder, "--epochs", 4, start=Launched)
+    deadline = time.monotonic() + 120
+    while not (folder / "last" / "state.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    launched.processes[0].kill()
+    assert launched.wait().returncode == -signal.SIGKILL
+    assert len(logged(folder)) < 4
+    done = launch(folder, "--epochs", 4, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(folder, trained)
+
+
+def test_workers_do_not_matter(train, trained, tmp_path):
+    train(tmp_path, "--epochs", 4, "--num_workers", 2)
+    ours, theirs = (load_file(folder / "last" / "model.safetensors") for folder in (tmp_path, trained))
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_two_processes_hold_the_same_weights_and_count_every_ear_once(launch, pictures, tmp_path):
+    """One process with a batch of 4 and two of 2 see the same ears, but on CPUs each normalises by its own half of the
+    batch, and each draws its own noise: the weights differ from those of one process, and the ranks' do not. What is
+    equal: the number of updates, and every metric of the stored model on each ear once, 5 in batches of 2 × 2."""
+    done = launch(tmp_path, "--epochs", 2, "--batch_size", 2, processes=2)
+    assert done.returncode == 0, done.stderr
+    rows = logged(tmp_path)
+    assert [row["update"] for row in rows] == [3, 6]  # 12 ears, 2 × 2 an update
+    epoch = read_json(tmp_path / "best" / "config.json")["best"]["epoch"]
+    model, config = EarVAE.from_folder(tmp_path)
+    crops = EarCrops(read_manifest(pictures / "val.csv"), model.image_size, **config["data"])
+    images = torch.stack([crops[i]["image"] for i in range(5)])
+    with torch.no_grad():
+        found = quality(model(images)["reconstruction"], images)
+    for metric in ("psnr", "ssim"):
+        assert found[metric].mean().item() == pytest.approx(rows[epoch - 1][f"val/{metric}"], rel=1e-3)
+
+
+def test_the_ranks_agree_after_training(launch, tmp_path):
+    """The script itself, with a last line that compares the weights of both processes."""
+    text = (ROOT / "ear_teacher" / "train.py").read_text(encoding="utf-8")
+    check = (
+        "    state = torch.cat([x.detach().double().flatten() for x in run.model.parameters()])\n"
+        "    both = run.accelerator.gather(state[None])\n"
+        "    run.console.print(f'ranks agree: {bool((both == both[0]).all())} ({len(both)})')\n"
+        "    run.finish()\n"
+    )
+    assert text.count("    run.finish()\n") == 1
+    project = tmp_path / "copy" / "ears"
+    shutil.copytree(ROOT / "ear_teacher", project, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "core", tmp_path / "copy" / "core", ignore=shutil.ignore_patterns("__pycache__"))
+    (project / "train.py").write_text(text.replace("    run.finish()\n", check), encoding="utf-8")
+    done = launch(tmp_path / "run", "--epochs", 1, "--batch_size", 2, processes=2, script=project / "train.py")
+    assert done.returncode == 0, done.stderr
+    assert "ranks agree: True (2)" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------ arguments
+
+
+def test_defaults_are_those_of_the_reference():
+    args = parse()
+    assert {name: getattr(args, f"{name}_weight") for name in WEIGHTS} == {n: w for n, (w, _) in WEIGHTS.items()}
+    names = ("epochs", "batch_size", "lr", "latent_dim", "image_size", "freeze_layers", "num_workers", "sam_image_size")
+    assert [getattr(args, name) for name in names] == [60, 4, 3e-4, 1024, 128, 6, 4, 1024]
+    assert (args.sam_model, args.mixed_precision) == ("facebook/sam-vit-base", None)
+
+
+REFERENCE = "--lr 3e-4 --kl-weight 1e-6 --perceptual-weight 1.5 --ssim-weight 0.6 --edge-weight 0.3"
+REFERENCE += " --contrastive-weight 0.1 --center-weight 3.0 --latent-dim 1024 --image-size 128 --freeze-layers 6"
+REFERENCE += " --num-workers 4 --epochs 60 --batch-size 4"
+
+
+def test_the_commands_of_the_reference_are_understood():
+    assert vars(parse(*REFERENCE.split())) == vars(parse())
+    for dashes in ("--sam-image-size 448", "--freeze-embeddings", "--gradient-checkpointing", "--vgg-weights f.pth"):
+        assert vars(parse(*dashes.split())) != vars(parse())
+    assert parse("--sam-config", "tiny").sam_model is None
+    assert parse("--resume").resume == "latest"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--precision 32", "no"),
+        ("--precision 16-mixed", "fp16"),
+        ("--precision bf16-mixed", "bf16"),
+        ("--mixed_precision", "fp16"),
+        ("--mixed_precision bf16 --precision bf16-mixed", "bf16"),
+        ("", None),
+    ],
+)
+def test_both_names_of_the_precision(flags, expected):
+    assert parse(*flags.split()).mixed_precision == expected
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--precision 16", "--precision 32 --mixed_precision fp16", "--sam_image_size 100", "--sam_config huge",
+     "--latent_dim 0", "--batch_size 0", "--margin -1", "--box_format corners", "--contrastive_views 3",
+     "--nb_to_plot 0", "--weight 1", "--kl_weight much"],
+)  # fmt: skip
+def test_impossible_arguments_are_refused(flags, capsys):
+    with pytest.raises((SystemExit, UserError)):
+        parse(*flags.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "texts"),
+    [
+        ("--image_size 100", ["--image_size 100"]),
+        ("--freeze_layers 5", ["--freeze_layers 5", "4 blocks"]),
+        ("--freeze_layers -1", ["--freeze_layers -1"]),
+        ("--batch_size 16", ["12 training cases do not fill one update of 16", "lower --batch_size"]),
+        ("--train_manifest nowhere.npy", ["nowhere.npy"]),
+        ("--val_manifest nowhere", ["nowhere"]),
+        ("--data_root nowhere", ["--data_root"]),
+        ("--perceptual_weight 1 --vgg_weights nowhere.pth", ["nowhere.pth", "--vgg_weights", "--perceptual_weight 0"]),
+        ("--resume nowhere", ["nowhere", "no training state there"]),
+    ],
+)
+def test_mistakes_are_one_line(train, tmp_path, flags, texts):
+    with pytest.raises(UserError) as caught:
+        train(tmp_path / "run", *flags.split())
+    assert "\n" not in str(caught.value)
+    assert all(text in str(caught.value) for text in texts), caught.value
+    assert not (tmp_path / "run" / "last").exists()
+
+
+def test_a_sam_that_cannot_be_had_ends_the_script_with_one_line(pictures, tmp_path):
+    manifests = ["--train_manifest", pictures / "train.csv", "--val_manifest", pictures / "val.csv"]
+    done = run(
+        "ear_teacher/train.py", *manifests, "--save_dir", tmp_path / "run", "--perceptual_weight", 0, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    for text in ("error: ", "facebook/sam-vit-base", "--sam_model", "--sam_config"):
+        assert text in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+@pytest.fixture
+def spoilt(pictures, tmp_path):
+    """A copy of the pictures that a test may spoil."""
+    return shutil.copytree(pictures, tmp_path / "spoilt")
+
+
+def test_broken_pictures_are_left_out_and_listed(train, spoilt, tmp_path):
+    (spoilt / "train_3.png").write_bytes((spoilt / "train_3.png").read_bytes()[:700])
+    (spoilt / "train_5.png").unlink()
+    (spoilt / "val_1.png").write_text("no picture")
+    manifests = ["--train_manifest", spoilt / "train.csv", "--val_manifest", spoilt / "val.csv"]
+    train(tmp_path / "run", *manifests, "--epochs", 1)
+    report = read_json(tmp_path / "run" / "data_report.json")
+    assert report["cases"] == {"train": 10, "val": 4}
+    listed = json.dumps(report["problems"])
+    assert len(report["problems"]) == 3
+    assert all(name in listed for name in ("train_3", "train_5", "val_1"))
+
+
+def test_a_subject_in_both_splits_is_refused(train, spoilt, tmp_path):
+    rows = read_csv(spoilt / "val.csv")
+    write_csv(spoilt / "val.csv", [row | {"subject": "train2"} for row in rows])
+    with pytest.raises(UserError, match="train2") as caught:
+        train(tmp_path / "run", "--train_manifest", spoilt / "train.csv", "--val_manifest", spoilt / "val.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_npy_and_a_folder_as_manifests(train, pictures, tmp_path):
+    """The reference's .npy, a pickled dict, and a plain folder of pictures."""
+    rows = read_csv(pictures / "train.csv")
+    content = {
+        "image_paths": [row["image"] for row in rows],
+        "bboxes": np.array([[float(row[name]) for name in ("x0", "y0", "x1", "y1")] for row in rows]),
+    }
+    np.save(tmp_path / "train.npy", content, allow_pickle=True)
+    (tmp_path / "val").mkdir()
+    for file in pictures.glob("val_*.png"):
+        shutil.copy(file, tmp_path / "val")
+    train(tmp_path / "run", "--train_manifest", tmp_path / "train.npy", "--data_root", pictures, "--epochs", 1,
+          "--val_manifest", tmp_path / "val")  # fmt: skip
+    assert read_json(tmp_path / "run" / "data_report.json")["cases"] == {"train": 12, "val": 5}
