@@ -250,7 +250,7 @@ def compare(metrics: dict) -> str:
     if gain.low >= 1:
         return f"With {n} numbers an ear, the model keeps clearly more of it than a linear method does."
     if gain.low > 0:
-        return f"With {n} numbers an ear, the model keeps more of it than a linear method does, if perhaps by less than 1 dB."
+        return f"With {n} numbers an ear, the model keeps more of it than a linear method, perhaps by less than 1 dB."
     reasons = []
     if metrics["pca_components"] >= 100:
         reasons.append(f"{metrics['pca_components']} components are enough for a PCA to keep nearly every pixel")

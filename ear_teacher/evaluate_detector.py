@@ -9,6 +9,7 @@ data_report.json, figures/ and report.html to --output.
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
@@ -122,14 +123,10 @@ def read_data(args, schema: Schema, config: dict) -> tuple[list[Ear], DataReport
         raise UserError(
             f"{args.manifest} has {count} landmarks an ear, the detector finds {len(schema.names)} ({schema.name})"
         )
-    pictures = [ear.image for ear in ears]
+    pictures = Counter(ear.image for ear in ears)
     for ear in ears:
-        if pictures.count(ear.image) > 1:
-            report.add(
-                "several ears in one picture",
-                ear.id,
-                "kept; the detector finds one of them, the others count as missed",
-            )
+        if pictures[ear.image] > 1:
+            report.add("several ears in one picture", ear.id, "kept; all but the one that is found count as missed")
     return ears, report
 
 
@@ -221,8 +218,10 @@ def write_report(metrics: dict, evaluations: dict[str, Evaluation], args, data_r
     ]
     report.table(["", *titles[:3]], rows)
     curves = figures.cumulative_errors(
-        {m: e.errors for m, e in evaluations.items() if m != MEAN_IN_PICTURE}, "%", (2, 5, FAILURE)
-    )
+        {method: evaluation.errors for method, evaluation in evaluations.items() if method != MEAN_IN_PICTURE},
+        "%", (FAILURE / 2, FAILURE),
+    )  # fmt: skip
+    curves.axes[0].set_xlim(0, 3 * FAILURE)  # a single ear that was missed has errors of 100 %
     bars = figures.interval_bars(
         dict(sorted(metrics["by_landmark"][name].items(), key=lambda row: row[1].estimate)),
         "NME [%] with 95 % interval",

@@ -132,7 +132,7 @@ class AttentiveLayer(nn.Module):
             _conv(outer, outer), nn.BatchNorm2d(outer), nn.ReLU(inplace=True),
             _conv(outer, outer), nn.BatchNorm2d(outer),
         )  # fmt: skip
-        nn.init.zeros_(self.residual[-1].weight)
+        nn.init.constant_(self.residual[-1].weight, 0.1)
         self.shortcut = nn.Sequential(nn.AvgPool2d(stride, ceil_mode=True), nn.Conv2d(inner, outer, 1, bias=False))
         nn.init.orthogonal_(self.shortcut[1].weight)
         self.attention = SpatialAttention()

@@ -109,7 +109,9 @@ def check_training_step(model: EarVAE, images: torch.Tensor, accelerator, args) 
     assert not bad, f"not finite: {', '.join(bad)}"
     accelerator.backward(loss)
     named = list(accelerator.unwrap_model(model).named_parameters())
-    deaf = [name for name, p in named if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())]
+    may_overflow = accelerator.scaler is not None  # fp16 finds its scale in the first steps
+    learns = [(name, p.grad) for name, p in named if p.requires_grad]
+    deaf = [name for name, grad in learns if grad is None or not (may_overflow or grad.isfinite().all())]
     assert not deaf, f"{len(deaf)} parameters have no finite gradient, {deaf[0]} first"
     woken = [name for name, p in named if not p.requires_grad and p.grad is not None]
     assert not woken, f"{len(woken)} frozen parameters have a gradient, {woken[0]} first"

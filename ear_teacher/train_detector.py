@@ -66,12 +66,15 @@ def parse_args(argv=None):
     group.add_argument("--freeze_encoder", action="store_true", help="train the head alone")
     group.add_argument("--freeze_layers", type=int,
                        help="of SAM's blocks, the first ones (default: the teacher's; 6; 0 if random)")  # fmt: skip
-    group.add_argument("--encoder_lr_scale", type=float, default=1.0, help="the encoder's learning rate over --lr")
+    group.add_argument("--encoder_lr_scale", type=float,
+                       help="the encoder's learning rate over --lr (default: 0.1; 1 if random)")  # fmt: skip
     group.add_argument("--gradient_checkpointing", action="store_true", help="less memory, a third more time")
     add_training_arguments(parser, epochs=60, batch_size=16, lr=1e-3, warmup_epochs=1, num_workers=4)
     args = parser.parse_args(argv)
     if args.margin < 0:
         parser.error("--margin must not be negative")
+    if args.encoder_lr_scale is None:
+        args.encoder_lr_scale = 1.0 if args.sam_config else 0.1
     return args
 
 

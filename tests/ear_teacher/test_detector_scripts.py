@@ -1,6 +1,8 @@
 """train_detector.py and evaluate_detector.py as users run them, on the taught encoder and without."""
 
 import json
+import re
+import shlex
 import signal
 
 import numpy as np
@@ -10,12 +12,13 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.numpy import load_file
 
-from conftest import load_script, loads_nothing
+from conftest import ROOT, load_script, loads_nothing
 from core.args import UserError
 from core.checkpoints import save_model
 from ear_detector import EarDetector
 from ear_windows import RandomWindows
 from files import logged, read_csv, read_json
+from launch import run
 from sam_vae import EarVAE
 
 SIZE = (72, 60)  # px of the pictures, width and height
@@ -55,9 +58,9 @@ def draw(folder, split, count, seed, modes=("RGB",)):
 
 @pytest.fixture(scope="module")
 def ears(tmp_path_factory):
-    """A folder with train.npy (12 pictures, some grey or CMYK), val.npy (4) and test.npy (6). Not to be written to."""
+    """A folder with train.npy (12 pictures, some grey or CMYK), val.npy (4) and test.npy (7). Not to be written to."""
     folder = tmp_path_factory.mktemp("ears")
-    for seed, (split, count) in enumerate((("train", 12), ("val", 4), ("test", 6))):
+    for seed, (split, count) in enumerate((("train", 12), ("val", 4), ("test", 7))):
         np.save(folder / f"{split}.npy", draw(folder, split, count, seed, ("RGB", "L", "CMYK")), allow_pickle=True)
     return folder
 
@@ -224,7 +227,7 @@ def test_an_ibug_folder_keeps_its_test_part(ears, tmp_path):
 def test_evaluation_compares_detectors_and_the_mean_ear(evaluation):
     metrics = read_json(evaluation / "metrics.json")
     assert metrics["data"] | {"manifest": ""} == {
-        "manifest": "", "split": "all", "ears": 6, "subjects": 3, "schema": "ear17",
+        "manifest": "", "split": "all", "ears": 7, "subjects": 4, "schema": "ear17",
     }  # fmt: skip
     names = ["taught", "scratch", "mean ear in the mean box", "mean ear in the detected box"]
     assert list(metrics["methods"]) == names
@@ -241,7 +244,7 @@ def test_evaluation_compares_detectors_and_the_mean_ear(evaluation):
 
 def test_predictions_are_those_of_the_detector(evaluation, ears, runs):
     rows = read_csv(evaluation / "predictions.csv")
-    assert len(rows) == 12
+    assert len(rows) == 14
     row = rows[0]
     model, _ = EarDetector.from_folder(runs / "taught")
     found = model.predict(np.asarray(Image.open(ears / "test_0.png").convert("RGB")))
@@ -251,6 +254,15 @@ def test_predictions_are_those_of_the_detector(evaluation, ears, runs):
     assert float(row["score"]) == pytest.approx(found.score, abs=2e-3)
 
 
+def test_two_processes_find_what_one_finds(evaluation, ears, runs, tmp_path):
+    """Seven ears: one has four, the other three."""
+    done = run(EVALUATE, "--checkpoint", runs / "taught", "--compare", runs / "scratch", "--manifest",
+               ears / "test.npy", "--output", tmp_path, "--bootstrap", 50, processes=2)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert read_csv(tmp_path / "predictions.csv") == read_csv(evaluation / "predictions.csv")
+    assert done.stdout.count("report:") == 1
+
+
 def test_the_report_stands_alone(evaluation):
     page = (evaluation / "report.html").read_text(encoding="utf-8")
     assert loads_nothing(page)
@@ -258,6 +270,26 @@ def test_the_report_stands_alone(evaluation):
         assert text in page
     figures = {path.name for path in (evaluation / "figures").iterdir()}
     assert figures == {"cumulative_error.png", "by_landmark.png", "typical.png", "worst.png", "best.png"}
+
+
+def test_several_ears_in_one_picture_are_told(ears, runs, tmp_path):
+    content = draw(tmp_path, "two", 4, 5)
+    content["image_paths"][1] = content["image_paths"][0]
+    np.save(tmp_path / "two.npy", content, allow_pickle=True)
+    evaluate("--checkpoint", runs / "taught", "--manifest", tmp_path / "two.npy", "--output", tmp_path / "out")
+    report = read_json(tmp_path / "out" / "data_report.json")
+    assert [(row["reason"], row["count"]) for row in report["counts"]] == [("several ears in one picture", 2)]
+    boxes = [(row["x0"], row["y0"]) for row in read_csv(tmp_path / "out" / "predictions.csv")]
+    assert boxes[0] == boxes[1] != boxes[2]
+
+
+def test_the_guides_commands_are_understood():
+    text = (ROOT / "ear_teacher" / "DETECTION_GUIDE.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    commands = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
+    assert [words[:2] for words in commands] == [["python", TRAIN], ["python", TRAIN], ["python", EVALUATE]]
+    for _, script, *arguments in commands:
+        assert load_script(script).parse_args(arguments)
 
 
 # ---------------------------------------------------------------------------------------------------------- mistakes

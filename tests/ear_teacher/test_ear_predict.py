@@ -1,5 +1,6 @@
 """predict.py of the teacher, on random models and pictures of coloured blobs: codes, reconstructions, search."""
 
+import functools
 import shutil
 
 import numpy as np
@@ -21,6 +22,8 @@ PREDICT = "ear_teacher/predict.py"
 DATA = {"crop": True, "margin": 0.1, "mirror_left": True}
 SIZE, LATENT = 32, 8
 
+stored = functools.cache(EarVAE.from_folder)  # half a second each time: random weights, then those of the file
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
@@ -39,6 +42,7 @@ def predict(models, tmp_path, monkeypatch):
     """`predict(*flags, output="results")` gives the folder of the results, without neighbours.png: what would be drawn
     is in `predict.grids`."""
     script, grids = load_script(PREDICT), []
+    monkeypatch.setattr(script.EarVAE, "from_folder", stored)
     monkeypatch.setattr(script.figures, "save", lambda *_: None)
     monkeypatch.setattr(script, "picture_grid", lambda grid, titles: grids.append((grid, titles)))
 

@@ -225,7 +225,7 @@ def test_every_grid_becomes_a_code_of_a_4_by_4_map(make_vae, grid):
     mu, logvar = model.encode(images(1))
     assert mu.shape == logvar.shape == (1, 16)
     side = {64: 8, 42: 6, 28: 4, 14: 4, 8: 4}[grid]
-    assert seen == [((1, 128, side, side), (1, 128, 4, 4))]
+    assert seen == [((1, 96, side, side), (1, 96, 4, 4))]
 
 
 # ------------------------------------------------------------------------------------------------ on the disk
