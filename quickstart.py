@@ -64,8 +64,8 @@ EAR_MODEL = os.path.join(EAR_RUN, "best")
 EAR_SAM = ["--sam_config", "tiny", "--sam_image_size", 128]
 DETECTOR = [
     "--train_manifest", os.path.join(EAR_DATA, "train_detector.npy"),
-    "--val_manifest", os.path.join(EAR_DATA, "val_detector.npy"), "--overwrite", "--epochs", 6, "--windows", 5,
-    "--batch_size", 8, "--warmup_epochs", 0.3, "--num_workers", 0, "--log_with", "none",
+    "--val_manifest", os.path.join(EAR_DATA, "val_detector.npy"), "--overwrite", "--epochs", 4, "--windows", 5,
+    "--batch_size", 8, "--encoder_lr_scale", 1, "--warmup_epochs", 0.3, "--num_workers", 0, "--log_with", "none",
 ]  # fmt: skip
 TAUGHT, SCRATCH = os.path.join(EAR, "detector_taught"), os.path.join(EAR, "detector_scratch")
 PROJECTS = {
@@ -152,8 +152,8 @@ PROJECTS = {
                 ear(
                     "train.py", "--train_manifest", os.path.join(EAR_DATA, "train_teacher.npy"), "--val_manifest",
                     os.path.join(EAR_DATA, "val_teacher.npy"), "--save_dir", EAR_RUN, "--overwrite", *EAR_SAM +
-                    ["--image_size", 64, "--latent_dim", 8, "--perceptual_weight", 0, "--no-augment", "--epochs", 18,
-                     "--valid_interval", 6, "--batch_size", 16, "--lr", 2e-3, "--warmup_epochs", 1,
+                    ["--image_size", 64, "--latent_dim", 8, "--perceptual_weight", 0, "--no-augment", "--epochs", 14,
+                     "--valid_interval", 7, "--batch_size", 16, "--lr", 2e-3, "--warmup_epochs", 1,
                      "--num_workers", 0, "--log_with", "none"]
                 ),
             ),

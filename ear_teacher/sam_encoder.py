@@ -25,7 +25,7 @@ SAM_CONFIGS = {
         "num_attention_heads": 2,
         "mlp_dim": 256,
         "output_channels": 64,
-        "window_size": 7,
+        "window_size": 8,  # divides the grids of 128 and 1024 px
         "global_attn_indexes": [1, 3],
     },
 }
