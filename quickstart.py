@@ -145,15 +145,15 @@ PROJECTS = {
     ),
     "ear_teacher": (
         [
-            ("draw demo ears", ear("make_demo_data.py", "--output", EAR_DATA, "--images", 1200, "--overwrite")),
+            ("draw demo ears", ear("make_demo_data.py", "--output", EAR_DATA, "--images", 1000, "--overwrite")),
             ("check the model", ear("test_sam_model.py", *EAR_SAM)),
             (
                 "train the teacher",
                 ear(
                     "train.py", "--train_manifest", os.path.join(EAR_DATA, "train_teacher.npy"), "--val_manifest",
                     os.path.join(EAR_DATA, "val_teacher.npy"), "--save_dir", EAR_RUN, "--overwrite", *EAR_SAM +
-                    ["--image_size", 64, "--latent_dim", 8, "--perceptual_weight", 0, "--no-augment", "--epochs", 14,
-                     "--valid_interval", 7, "--batch_size", 16, "--lr", 2e-3, "--warmup_epochs", 1,
+                    ["--image_size", 64, "--latent_dim", 8, "--perceptual_weight", 0, "--no-augment", "--epochs", 15,
+                     "--valid_interval", 5, "--batch_size", 16, "--lr", 2e-3, "--warmup_epochs", 1,
                      "--num_workers", 0, "--log_with", "none"]
                 ),
             ),
