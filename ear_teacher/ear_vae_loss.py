@@ -43,8 +43,9 @@ class EarVAELoss(nn.Module):
             try:
                 self.perceptual = PerceptualLoss(vgg_weights, RANGE)
             except (OSError, ValueError) as error:
+                reason = str(error).rstrip(".")
                 raise UserError(
-                    f"perceptual loss: {error} Give a file with --vgg_weights, or do without: --perceptual_weight 0"
+                    f"perceptual loss: {reason}; give --vgg_weights FILE, or do without: --perceptual_weight 0"
                 ) from error
 
     def forward(
