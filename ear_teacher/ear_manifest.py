@@ -442,12 +442,17 @@ def _subject_folders(images: list[Path], root: Path) -> dict[Path, str]:
 
 def _side_and_stem(entry: Entry, image: Path, report: DataReport) -> tuple[str, str]:
     """left, right or "", and the name of the picture without it."""
-    named = re.fullmatch(r"(.+)[_-](l|r|left|right)", image.stem, re.IGNORECASE)
-    stem, side = named.groups() if named else (image.stem, "")
+    side, stem = side_in_name(image)
     if entry.side.lower() not in SIDES:
         report.add("side is neither left nor right", entry.where, "kept, side unknown", entry.side)
         return "", stem
-    return SIDES[(entry.side or side).lower()], stem
+    return SIDES[entry.side.lower()] or side, stem
+
+
+def side_in_name(image: Path) -> tuple[str, str]:
+    """("left", "ear") of ear_L.png and the like; "" and the whole stem where the name says no side."""
+    named = re.fullmatch(r"(.+)[_-](l|r|left|right)", image.stem, re.IGNORECASE)
+    return (SIDES[named[2].lower()], named[1]) if named else ("", image.stem)
 
 
 def _id(image: Path, root: Path, taken: set[str]) -> str:

@@ -12,7 +12,6 @@ input. What cannot be used is listed in data_report.json.
 
 import csv
 import hashlib
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +35,7 @@ from core.tables import read_table
 from core.validation import DataReport
 from ear_codes import encode_all, nearest
 from ear_crops import EarCrops, leave_out_unreadable, read_manifest
-from ear_manifest import BOX_FORMATS, SIDES, Ear
+from ear_manifest import BOX_FORMATS, Ear, side_in_name
 from ear_plots import picture_grid
 from sam_vae import EarVAE
 
@@ -111,9 +110,8 @@ def find_ears(paths: list[Path], args, report: DataReport) -> list[Ear]:
     ears, taken = {}, set()
     for path in paths:
         if path.suffix.lower() in SUFFIXES and not path.is_dir():
-            named = re.fullmatch(r".+[_-](l|r|left|right)", path.stem, re.IGNORECASE)  # as in a folder of pictures
-            side = SIDES[named[1].lower()] if named else ""
-            found = [Ear(path.stem, path, None, None, path.stem, side, False)]
+            side, subject = side_in_name(path)
+            found = [Ear(path.stem, path, None, None, subject, side, False)]
         else:
             found = read_manifest(path, args.data_root, args.box_format, report)
         for ear in found:

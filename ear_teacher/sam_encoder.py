@@ -65,7 +65,7 @@ class SamEncoder(nn.Module):
             self.vision.patch_embed.requires_grad_(False)
             self.vision.pos_embed.requires_grad_(False)
         if gradient_checkpointing:
-            # transformers 5.21 took another name for it
+            # transformers has renamed it
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # SAM's, in [0, 1]

@@ -62,7 +62,7 @@ def parse_args(argv=None):
     group.add_argument("--freeze_embeddings", action=argparse.BooleanOptionalAction, default=False,
                        help="of patches and positions: the frozen blocks then keep nothing in memory")  # fmt: skip
     group.add_argument("--gradient_checkpointing", action=argparse.BooleanOptionalAction, default=False,
-                       help="of SAM's blocks: less memory, a third more time")  # fmt: skip
+                       help="of SAM's blocks: less memory, more time")  # fmt: skip
     group = parser.add_argument_group("loss")
     for name, (weight, meaning) in WEIGHTS.items():
         group.add_argument(f"--{name}_weight", type=float, default=weight, help=meaning)

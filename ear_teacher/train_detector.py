@@ -68,7 +68,7 @@ def parse_args(argv=None):
                        help="of SAM's blocks, the first ones (default: the teacher's; 6; 0 if random)")  # fmt: skip
     group.add_argument("--encoder_lr_scale", type=float,
                        help="the encoder's learning rate over --lr (default: 0.1; 1 if random)")  # fmt: skip
-    group.add_argument("--gradient_checkpointing", action="store_true", help="less memory, a third more time")
+    group.add_argument("--gradient_checkpointing", action="store_true", help="of SAM's blocks: less memory, more time")
     add_training_arguments(parser, epochs=60, batch_size=16, lr=1e-3, warmup_epochs=1, num_workers=4)
     args = parser.parse_args(argv)
     if args.margin < 0:

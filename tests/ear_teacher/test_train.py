@@ -121,12 +121,14 @@ def test_killed_after_an_epoch_and_resumed_equals_uninterrupted(launch, trained,
     assert_same_run(folder, trained)
 
 
-def test_workers_do_not_matter(train, trained, tmp_path):
-    train(tmp_path, "--epochs", 4, "--num_workers", 2)
-    ours, theirs = logged(tmp_path), logged(trained)
-    # Batches of workers lie elsewhere in memory, which changes roundings; AdamW makes them larger step by step.
-    assert ours[0]["train/loss"] == pytest.approx(theirs[0]["train/loss"], rel=1e-4)
-    assert ours[-1]["val/psnr"] == pytest.approx(theirs[-1]["val/psnr"], abs=0.05)
+def test_workers_do_not_matter(train, tmp_path):
+    """The batches are equal to the bit (test_ear_crops.py), but lie elsewhere in memory, which changes roundings, and
+    AdamW makes these larger with every update: after one epoch the weights must still agree."""
+    for workers in (0, 2):
+        train(tmp_path / str(workers), "--epochs", 1, "--num_workers", workers)
+    ours, theirs = (load_file(tmp_path / workers / "last" / "model.safetensors") for workers in "20")
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-3, atol=1e-3, err_msg=name)
 
 
 def test_two_processes_hold_the_same_weights_and_count_every_ear_once(launch, pictures, tmp_path):
