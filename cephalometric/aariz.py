@@ -12,12 +12,11 @@ import math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ceph_landmarks import LANDMARKS
 from cephalograms import PIXEL_SIZES, Cephalogram
 from core.args import UserError
-from core.images import SUFFIXES, ImageError
+from core.images import SUFFIXES, ImageError, picture_size
 from core.validation import DataReport, content_keys, find_leaks
 
 SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
@@ -124,8 +123,8 @@ def _read_split(folder: Path, machines: dict, ground_truth: str, report: DataRep
             report.add("picture without annotation", image, "case left out")
             continue
         try:
-            size = _picture_size(image)
-        except ImageError as error:
+            size = picture_size(image)
+        except (ImageError, FileNotFoundError) as error:
             report.add("picture unreadable", image, "case left out", error)
             continue
         readings = {reader: _read_points(file, size, report) for reader, file in files.items()}
@@ -149,18 +148,6 @@ def _read_split(folder: Path, machines: dict, ground_truth: str, report: DataRep
             report.add("no CVM stage", image, "kept, stage unknown")
         cases.append(Cephalogram(identity, image, size, points, mm_per_px, device, stage))
     return cases
-
-
-def _picture_size(file: Path) -> tuple[int, int]:
-    """(width, height) as displayed, from the header alone."""
-    try:
-        with Image.open(file) as image:
-            # Asked for EXIF that is not in its header, Pillow decodes the whole of a PNG in search of it.
-            in_header = image.format != "PNG" or "exif" in image.info
-            turned = in_header and image.getexif().get(0x0112, 1) >= 5  # orientations 5-8 exchange the sides
-            return image.size[::-1] if turned else image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(str(error)) from error
 
 
 def _read_points(file: Path, size: tuple[int, int], report: DataReport) -> np.ndarray | None:

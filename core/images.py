@@ -42,11 +42,12 @@ def read_image(path: Path, mode: str = "L") -> Picture:
     try:
         if path.suffix.lower() in DICOM_SUFFIXES:
             return _read_dicom(path, mode)
-        with warnings.catch_warnings():
+        # Given a path, Pillow (11 to 13, at least) maps an uncompressed TIFF into memory by the turned size, where an
+        # EXIF orientation exchanges the sides: a scrambled picture. Given an open file, it does not map.
+        with path.open("rb") as file, warnings.catch_warnings():
             # Pillow warns above 89 megapixels, where scanned cephalograms still are, and refuses above 179.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
-            image = ImageOps.exif_transpose(image)
+            image = ImageOps.exif_transpose(Image.open(file))
         if image.mode.startswith(("I", "F")):
             pixels = _to_8_bit(np.asarray(image), path)
             return Picture(pixels if mode == "L" else np.repeat(pixels[..., None], 3, axis=2), None)
@@ -61,6 +62,27 @@ def read_image(path: Path, mode: str = "L") -> Picture:
     except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
         if isinstance(error, ImageError):
             raise
+        raise ImageError(f"{path}: {first_line(error)}") from error
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height) in px of a PNG, JPEG, BMP or TIFF as `read_image` shows it, from the header alone.
+
+    Raises FileNotFoundError if there is no such file, and ImageError for a header that cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        with image:
+            # Asked for EXIF that is not in its header, Pillow decodes the whole of a PNG in search of it. The size of a
+            # TIFF is that of the turned picture already.
+            in_header = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
+            turned = in_header and image.getexif().get(0x0112, 1) >= 5  # orientations 5-8 exchange the sides
+            return image.size[::-1] if turned else image.size
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(str(path)) from error
+    except Exception as error:  # a damaged header, or EXIF in it, fails in any way
         raise ImageError(f"{path}: {first_line(error)}") from error
 
 

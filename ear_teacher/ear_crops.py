@@ -52,7 +52,7 @@ def cut(pixels: np.ndarray, window: Window, size: int) -> np.ndarray:
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:
     """uint8 (H, W, 3) to float32 (3, H, W) in [-1, 1]."""
-    return torch.tensor(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def to_pixels(images: torch.Tensor) -> np.ndarray:

@@ -7,7 +7,6 @@ picture spans [-0.5, width - 0.5]. A box is (x0, y0, x1, y1).
 import os
 import re
 import reprlib
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from core.args import UserError, first_line
-from core.images import SUFFIXES
+from core.images import SUFFIXES, ImageError, picture_size
 from core.splits import position, refuse_shared_patients
 from core.tables import read_table
 from core.validation import DataReport, find_leaks
@@ -338,25 +336,17 @@ def _or_raise(value):
 def _sizes(images: list[Path]) -> dict[Path, tuple[int, int] | Fault]:
     """(width, height) of each picture as shown, from its header alone."""
     distinct = list(dict.fromkeys(images))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # as core.images does: large is not broken
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # most of the time goes to waiting for the disk
-            return dict(zip(distinct, pool.map(lambda image: _or_fault(lambda: _size(image)), distinct), strict=True))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # most of the time goes to waiting for the disk
+        return dict(zip(distinct, pool.map(lambda image: _or_fault(lambda: _size(image)), distinct), strict=True))
 
 
 def _size(image: Path) -> tuple[int, int]:
     try:
-        with Image.open(image) as picture:
-            width, height = picture.size
-            # Asked for EXIF that is not in its header, Pillow decodes the whole of a PNG in search of it. The size of a
-            # TIFF is that of the turned picture already.
-            in_header = picture.format != "TIFF" and (picture.format != "PNG" or "exif" in picture.info)
-            if in_header and picture.getexif().get(0x0112, 1) >= 5:  # orientations 5-8 exchange the sides
-                width, height = height, width
-    except (FileNotFoundError, NotADirectoryError):
+        width, height = picture_size(image)
+    except FileNotFoundError:
         raise Fault(NO_PICTURE, image) from None
-    except Exception as error:  # a damaged header, or EXIF in it, fails in any way
-        raise Fault("picture unreadable", f"{image}: {first_line(error)}") from error
+    except ImageError as error:
+        raise Fault("picture unreadable", error) from error
     if min(width, height) < SMALLEST_PICTURE:
         raise Fault(f"picture smaller than {SMALLEST_PICTURE} px", f"{image}: {width}×{height}")
     return width, height

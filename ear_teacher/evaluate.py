@@ -180,8 +180,8 @@ def draw(model: EarVAE, pictures: dict, table: dict, evaluated: dict, train: dic
     titles = ["asked for", *(f"nearest {i + 1}" for i in range(near.shape[1]))]
     text = "Training ears whose codes are nearest to those of the typical ears."
     add("neighbours", picture_grid(grid, titles), "Nearest neighbours", text, "")
-    add("kl_by_dimension", kl_bars(np.array(kl_by_dimension(evaluated["mu"], evaluated["logvar"])), evaluated["mu"]),
-        "What each dimension carries", "", "")  # fmt: skip
+    kl = kl_bars(kl_by_dimension(evaluated["mu"], evaluated["logvar"]), evaluated["mu"])
+    add("kl_by_dimension", kl, "What each dimension carries", "", "")
     return shown
 
 

@@ -25,7 +25,7 @@ from core.args import ArgumentParser, UserError, positive_int, script
 from core.console import make_console, progress
 from core.devices import make_accelerator
 from core.environment import environment
-from core.images import read_image
+from core.images import picture_size, read_image
 from core.report import Report, plain
 from core.run_folder import evaluation_folder
 from core.uncertainty import Interval
@@ -80,7 +80,7 @@ def main(argv=None):
     schema = make_schema(config["schema"], f"{args.checkpoint}: ")
     args.output = args.output or evaluation_folder(args.checkpoint, f"evaluation_{args.manifest.stem}")
     ears, data_report = read_data(args, schema, config)
-    sizes = [read_image(ear.image, "RGB").pixels.shape[1::-1] for ear in ears]
+    sizes = [picture_size(ear.image) for ear in ears]
     predictions = {name: predict_all(accelerator, console, name, model, ears) for name, (model, _) in detectors.items()}
     if accelerator.is_main_process:
         evaluations = {

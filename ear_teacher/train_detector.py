@@ -19,7 +19,7 @@ import torch
 
 from core.args import ArgumentParser, UserError, add_training_arguments, positive_int, script
 from core.cases import Cases
-from core.images import read_image
+from core.images import picture_size
 from core.run import Run
 from core.schedules import parameter_groups
 from core.validation import DataReport
@@ -86,7 +86,7 @@ def main(argv=None):
     criterion = DetectionLoss(model.image_size)
     train_set = RandomWindows(splits["train"], model.image_size, model.margin, schema.flip, args.windows, args.seed)
     val_set = TwoLooks(splits["val"], model.image_size, model.margin)
-    sizes = [read_image(ear.image, "RGB").pixels.shape[1::-1] for ear in splits["train"]]
+    sizes = [picture_size(ear.image) for ear in splits["train"]]
     config = {
         "project": "ear_teacher",
         "kind": "detector",

@@ -8,7 +8,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from core.images import ImageError, Letterbox, read_image
+from core.images import ImageError, Letterbox, picture_size, read_image
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (40, 60), dtype=np.uint8)
@@ -46,6 +46,35 @@ def test_floating_point_tiff(tmp_path):
     broken = np.full((4, 4), np.nan, np.float32)
     with pytest.raises(ImageError, match="not numbers"):
         read_image(saved(tmp_path / "nan.tif", Image.fromarray(broken)))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_and_the_header_tells_the_size(tmp_path, suffix, orientation):
+    smooth = np.add.outer(np.arange(40) * 2, np.arange(60)).astype(np.uint8)  # no corner like another; JPEG keeps it
+    image = Image.fromarray(smooth)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path / f"a.{suffix}", image, exif=exif)
+    # The EXIF standard: what the first row and the first column of the file are in the shown picture.
+    shown = {
+        1: smooth, 2: smooth[:, ::-1], 3: smooth[::-1, ::-1], 4: smooth[::-1],
+        5: smooth.T, 6: smooth[::-1].T, 7: smooth[::-1, ::-1].T, 8: smooth[:, ::-1].T,
+    }[orientation]  # fmt: skip
+    pixels = read_image(path).pixels
+    assert pixels.shape == shown.shape
+    assert np.abs(pixels.astype(int) - shown).max() <= (3 if suffix == "jpg" else 0)
+    assert picture_size(path) == shown.shape[::-1]
+
+
+def test_a_header_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        picture_size(tmp_path / "nowhere.png")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ImageError, match=r"text\.png"):
+        picture_size(tmp_path / "text.png")
+    with pytest.raises(ImageError):
+        picture_size(tmp_path)
 
 
 def test_transparency_is_put_on_black(tmp_path):
