@@ -29,6 +29,7 @@ class Predictions(NamedTuple):
     boxes: np.ndarray  # (N, 4)
     scores: np.ndarray  # (N,)
     points: np.ndarray  # (N, K, 2)
+    sides: np.ndarray  # (N,) of texts: left, right or ""
 
 
 # ---------------------------------------------------------------------------------------------------------- baselines
@@ -159,6 +160,12 @@ class Evaluation:
             "iou": self.mean(self.iou - other.iou),
         }
 
+    def sides_right(self) -> Interval:
+        """Share of the ears whose side is found, where it is known and looked for; not a number if nowhere."""
+        told = np.array([bool(ear.side and side) for ear, side in zip(self.ears, self.predictions.sides, strict=True)])
+        right = np.array([ear.side for ear in self.ears]) == self.predictions.sides
+        return self.mean(np.where(told, right, np.nan))
+
     def by_landmark(self) -> dict[str, Interval]:
         return {name: self.mean(self.errors[:, i]) for i, name in enumerate(self.schema.names)}
 
@@ -173,10 +180,11 @@ def write_predictions(file: Path, evaluations: Mapping[str, Evaluation]) -> None
     with open(file, "w", encoding="utf-8", newline="") as text:
         writer = csv.writer(text)
         writer.writerow(
-            ["detector", "id", "subject", "side", "nme_percent", "iou", "score", "x0", "y0", "x1", "y1", *coordinates]
-        )
+            ["detector", "id", "subject", "side", "side_found", "nme_percent", "iou", "score", "x0", "y0", "x1", "y1",
+             *coordinates]
+        )  # fmt: skip
         for name, evaluation in evaluations.items():
             for i, ear in enumerate(evaluation.ears):
-                boxes, scores, points = (column[i] for column in evaluation.predictions)
+                boxes, scores, points, side = (column[i] for column in evaluation.predictions)
                 numbers = [evaluation.nme[i], evaluation.iou[i], scores, *boxes, *points.ravel()]
-                writer.writerow([name, ear.id, ear.subject, ear.side, *(f"{number:.3f}" for number in numbers)])
+                writer.writerow([name, ear.id, ear.subject, ear.side, side, *(f"{number:.3f}" for number in numbers)])

@@ -1,13 +1,16 @@
 """EarDetector: box and landmarks of an ear, on the encoder that the VAE has taught.
 
 One network for one kind of input, a square window with an ear somewhere in it. A picture is looked at twice: as a
-whole, which gives the box, and in the window around that box, which gives landmarks and the final box.
+whole, which gives the box and the side, and in the window around that box, mirrored if the ear is a left one, which
+gives landmarks and the final box. So the second look sees what the VAE has seen: right ears that fill the window.
 
-A map says where the ear's centre is; what the features say there gives the box's size and a guess of all landmarks
-(Zhou et al. 2019, "Objects as Points"); a map for each landmark decides in the neighbourhood of its guess. Coordinates
-are expectations under the softmax of a map (Sun et al. 2018, "Integral Human Pose Regression").
+A map says where the ear's centre is; what the features say there, and the code of the window, give the box's size and
+a guess of all landmarks (Zhou et al. 2019, "Objects as Points"); a map for each landmark decides in the neighbourhood
+of its guess. Coordinates are expectations under the softmax of a map (Sun et al. 2018, "Integral Human Pose
+Regression").
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +22,11 @@ from torch import nn
 from core.args import UserError
 from core.checkpoints import load_model_folder
 from core.losses.landmarks import soft_argmax
-from core.unfreezing import frozen_context, set_frozen
+from core.unfreezing import frozen_context, is_frozen, set_frozen
 from ear_crops import cut, square_window, to_tensor
-from ear_windows import box_to, to_picture, whole
+from ear_windows import box_to, mirrored, to_picture, whole
 from sam_encoder import SamEncoder
+from sam_vae import EarEncoder
 
 MAP_SIDE = 32  # px at least: the encoder's grid is doubled until it is as fine
 SPREAD = 0.2  # of a guess, in shares of the box's mean side
@@ -36,6 +40,7 @@ class Detection:
     box: np.ndarray  # (4,) x0, y0, x1, y1
     score: float  # 0-1: how much of the centre's map is at one place
     landmarks: np.ndarray  # (K, 2)
+    side: str  # "left" or "right"; "" from a detector that does not tell them apart
 
 
 class EarDetector(nn.Module):
@@ -43,10 +48,12 @@ class EarDetector(nn.Module):
 
     - `points` (B, K, 2), `centre` (B, 2) and `box` (B, 4); `guess` (B, K, 2), the landmarks before their maps are read
     - `maps` (B, K + 1, M, M), logits of where each landmark and the centre are; `score` (B,), 0-1
+    - `left` (B,), logit of a left ear
 
     For `sam_config` to `gradient_checkpointing` see `SamEncoder`. With `freeze_encoder` the encoder takes no gradients
     and keeps no activations. `margin` is that of the second look's window, in shares of the box's longer side; `width`
-    is the number of the head's channels.
+    is the number of the head's channels; for `latent_dim` and `size` see `EarVAE`. `flip` is the order into which a
+    mirror puts the landmarks (see `Schema`); None, where nobody knows the ears' sides: nothing is mirrored then.
     """
 
     def __init__(
@@ -62,44 +69,62 @@ class EarDetector(nn.Module):
         image_size: int = 128,
         margin: float = 0.3,
         width: int = 64,
+        latent_dim: int = 1024,
+        size: str | None = None,
+        flip: Sequence[int] | None = None,
     ):
         super().__init__()
-        self.encoder = SamEncoder(
+        size = size or (sam_config if isinstance(sam_config, str) else "base")
+        sam = SamEncoder(
             sam_config, sam_model, sam_image_size, freeze_layers, freeze_embeddings, gradient_checkpointing
         )
+        self.encoder = EarEncoder(sam, size, latent_dim)
         if freeze_encoder:
             set_frozen([self.encoder], True)
-        self.head = DetectionHead(self.encoder.channels, self.encoder.grid, width, num_landmarks)
-        self.num_landmarks, self.image_size, self.margin = num_landmarks, image_size, margin
+        self.head = DetectionHead(sam.channels, sam.grid, latent_dim, width, num_landmarks)
+        self.num_landmarks, self.image_size, self.margin, self.flip = num_landmarks, image_size, margin, flip
         self.arguments = {
-            "sam_config": self.encoder.config, "sam_image_size": sam_image_size, "num_landmarks": num_landmarks,
+            "sam_config": sam.config, "sam_image_size": sam_image_size, "num_landmarks": num_landmarks,
             "freeze_encoder": freeze_encoder, "freeze_layers": freeze_layers, "freeze_embeddings": freeze_embeddings,
             "image_size": image_size, "margin": margin, "width": width,
+            "latent_dim": latent_dim, "size": size, "flip": flip,
         }  # fmt: skip
+
+    def train(self, mode: bool = True) -> "EarDetector":
+        super().train(mode)
+        if is_frozen(self.encoder):
+            self.encoder.eval()  # its batch norms keep the statistics that they came with
+        return self
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         with frozen_context(self.encoder):
-            features = self.encoder(images)
-        maps, guess, size = self.head(features)
+            features, _, code = self.encoder(images)
+        maps, guess, size, left = self.head(features, code)
         points, centre = places(maps).split([self.num_landmarks, 1], dim=1)
         box = torch.cat([centre[:, 0] - size / 2, centre[:, 0] + size / 2], dim=1)
         shares = {"points": points, "centre": centre[:, 0], "box": box, "guess": guess}
         result = {name: share * self.image_size - 0.5 for name, share in shares.items()}
-        return result | {"maps": maps, "score": peak_mass(maps[:, -1])}
+        return result | {"maps": maps, "score": peak_mass(maps[:, -1]), "left": left}
 
     @torch.no_grad()
     def predict(self, pixels: np.ndarray) -> Detection:
         """The ear in a picture (H, W, 3) uint8, found in two looks. Of several ears it finds one, and where there is
         none it still names a place, with a low score. The model is in eval mode after it."""
         self.eval()
-        device, window = next(self.parameters()).device, whole(pixels)
-        for _ in range(2):
-            image = to_tensor(cut(pixels, window, self.image_size))
+        device, window, left = next(self.parameters()).device, whole(pixels), False
+        for look in (1, 2):
+            crop = cut(pixels, window, self.image_size)
+            image = to_tensor(crop[:, ::-1] if left else crop)
             found = {name: value[0].float().cpu().numpy() for name, value in self(image[None].to(device)).items()}
-            box = box_to(found["box"], to_picture, window, self.image_size)
-            landmarks = to_picture(found["points"], window, self.image_size)
-            window = square_window(box, self.margin)
-        return Detection(box, float(found["score"]), landmarks)
+            points, box = found["points"], found["box"]
+            if left:
+                _, points, box = mirrored(crop, points, box, self.flip)
+            box = box_to(box, to_picture, window, self.image_size)
+            landmarks = to_picture(points, window, self.image_size)
+            if look == 1:
+                window, left = square_window(box, self.margin), self.flip is not None and bool(found["left"] > 0)
+        side = "" if self.flip is None else "left" if left else "right"
+        return Detection(box, float(found["score"]), landmarks, side)
 
     @classmethod
     def from_vae_checkpoint(
@@ -112,15 +137,15 @@ class EarDetector(nn.Module):
             raise UserError(
                 f"{checkpoint_path} holds a {config['kind']}, not a VAE; give the best/ folder of a run of train.py"
             )
-        names = ("sam_config", "sam_image_size", "freeze_layers", "freeze_embeddings")
+        names = ("sam_config", "sam_image_size", "freeze_layers", "freeze_embeddings", "latent_dim", "size")
         taught = {name: config["model"][name] for name in names}
-        encoder = SamEncoder(taught["sam_config"], sam_image_size=taught["sam_image_size"])
-        encoder.load_state_dict(
-            {name.removeprefix("encoder.sam."): x for name, x in state.items() if name.startswith("encoder.sam.")}
-        )
         model = cls(**{**taught, **options}, num_landmarks=num_landmarks, freeze_encoder=freeze_encoder)
-        encoder.resize(model.encoder.size)
-        model.encoder.load_state_dict(encoder.state_dict())
+        sam, side = model.encoder.sam, model.encoder.sam.size
+        sam.resize(taught["sam_image_size"])
+        model.encoder.load_state_dict(
+            {name.removeprefix("encoder."): x for name, x in state.items() if name.startswith("encoder.")}
+        )
+        sam.resize(side)
         return model
 
     @classmethod
@@ -139,10 +164,12 @@ class EarDetector(nn.Module):
 
 
 class DetectionHead(nn.Module):
-    """Features (B, C, grid, grid) to logits (B, K + 1, M, M) of the landmarks' and, last, the centre's place, M >= 32;
-    guesses of the landmarks (B, K, 2) and width and height of the box (B, 2), in shares of the window's side."""
+    """Features (B, C, grid, grid) and codes (B, latent_dim) to logits (B, K + 1, M, M) of the landmarks' and, last, the
+    centre's place, M >= 32;
+    guesses of the landmarks (B, K, 2) and width and height of the box (B, 2), in shares of the window's side; logits
+    of a left ear (B,)."""
 
-    def __init__(self, channels: int, grid: int, width: int, num_landmarks: int):
+    def __init__(self, channels: int, grid: int, latent_dim: int, width: int, num_landmarks: int):
         super().__init__()
         layers = [_layer(nn.Conv2d(channels, width, 3, padding=1, bias=False))]
         while grid < MAP_SIDE:
@@ -151,23 +178,23 @@ class DetectionHead(nn.Module):
         self.enlarge = nn.Sequential(*layers)
         self.maps = nn.Conv2d(width, num_landmarks + 1, 1)
         self.shape = nn.Sequential(
-            nn.Linear(channels + width, 128), nn.ReLU(inplace=True), nn.Linear(128, 2 + 2 * num_landmarks)
+            nn.Linear(channels + width + latent_dim, 128), nn.ReLU(inplace=True), nn.Linear(128, 3 + 2 * num_landmarks)
         )
         nn.init.constant_(self.shape[-1].bias[:2], np.log(0.5))  # an ear takes half of a window
 
-    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, features: torch.Tensor, code: torch.Tensor) -> tuple[torch.Tensor, ...]:
         fine = self.enlarge(features)
         maps = self.maps(fine).float()  # (B, K + 1, M, M)
         # The map of the centre says where to read; reading must not bend it.
         where = maps[:, -1:].detach().flatten(2).softmax(-1).view_as(maps[:, -1:])
         coarse = F.adaptive_avg_pool2d(where, features.shape[-1])
         coarse = coarse / coarse.sum(dim=(2, 3), keepdim=True)
-        there = torch.cat([(features * coarse).sum(dim=(2, 3)), (fine * where).sum(dim=(2, 3))], dim=1)
-        size, offsets = self.shape(there).float().split([2, self.shape[-1].out_features - 2], dim=1)
+        there = torch.cat([(features * coarse).sum(dim=(2, 3)), (fine * where).sum(dim=(2, 3)), code], dim=1)
+        size, left, offsets = self.shape(there).float().tensor_split([2, 3], dim=1)
         size = size.exp()
         guess = places(maps[:, -1:]) + size[:, None] * offsets.unflatten(1, (-1, 2))  # (B, K, 2)
         prior = log_gaussians(guess.detach(), SPREAD * size.detach().mean(dim=1)[:, None, None], maps.shape[-1])
-        return maps + F.pad(prior, (0, 0, 0, 0, 0, 1)), guess, size
+        return maps + F.pad(prior, (0, 0, 0, 0, 0, 1)), guess, size, left[:, 0]
 
 
 def _layer(convolution: nn.Module) -> nn.Sequential:

@@ -23,6 +23,7 @@ WHOLE, CLOSE = 0.3, 0.5  # shares of the training windows that are as in the fir
 SHARES = (0.2, 0.95)  # of the other windows' side that the ear's longer side takes
 LARGEST = 1.25  # their side over the picture's longer one, at most: further out there is nothing to see
 TURN = 20.0  # degrees at most, either way; small turns more often
+LEFT = {"left": 1.0, "right": 0.0, "": float("nan")}  # what a window shows, by the side of its ear
 
 
 def whole(pixels: np.ndarray) -> Window:
@@ -63,22 +64,24 @@ def read_labelled(path: Path, data_root: Path | None, box_format: str, report: D
 # ------------------------------------------------------------------------------------------------------ augmentation
 
 
-def random_window(box: tuple[float, ...], pixels: np.ndarray, margin: float, rng: np.random.Generator) -> Window:
-    """The whole picture; or about what the second look sees, whose first box is not quite right; or a square with the
-    box anywhere in it, a tenth of it outside at most."""
+def random_window(
+    box: tuple[float, ...], pixels: np.ndarray, margin: float, rng: np.random.Generator
+) -> tuple[Window, bool]:
+    """(The whole picture, False); or (about what the second look sees, whose first box is not quite right, True); or
+    (a square with the box anywhere in it, a tenth of it outside at most, False)."""
     everything, kind = whole(pixels), rng.random()
     if kind < WHOLE:
-        return everything
+        return everything, False
     low, high = np.array(box[:2]), np.array(box[2:])
-    longer = (high - low).max()
-    if kind < WHOLE + CLOSE:
+    longer, close = (high - low).max(), kind < WHOLE + CLOSE
+    if close:
         side = longer * (1 + margin) * rng.uniform(0.85, 1.2)
         x, y = (low + high - side) / 2 + longer * rng.uniform(-0.08, 0.08, 2)
     else:
         side = min(longer / rng.uniform(*SHARES), LARGEST * everything[2])
         room, overhang = side - (high - low), 0.1 * (high - low)
         x, y = low - rng.uniform(-overhang, room + overhang)
-    return x, y, side
+    return (x, y, side), close
 
 
 def turned(pixels: np.ndarray, window: Window, size: int, degrees: float) -> tuple[np.ndarray, np.ndarray]:
@@ -134,15 +137,26 @@ def photometric() -> albumentations.Compose:
 class RandomWindows(Dataset):
     """`draws` random windows of each ear an epoch, for training; a window depends on (seed, epoch, index) alone.
 
-    `margin` is that of the second look, `flip` the landmarks' order in a mirror.
+    `margin` is that of the second look, `flip` the landmarks' order in a mirror. Half of the windows are mirrored. With
+    `mirror_left`, those that are about what the second look sees show a right ear instead, where the side is known.
 
     Each is a dict: `image` float32 (3, size, size) in [-1, 1]; `points` float32 (K, 2), NaN = unknown, and `box` (4,),
-    both window px and possibly outside; `index`; `id`.
+    both window px and possibly outside; `left`, 1.0 where the window shows a left ear, 0.0 a right one, NaN = unknown;
+    `index`; `id`.
     """
 
-    def __init__(self, ears: list[Ear], size: int, margin: float, flip: tuple[int, ...], draws: int = 1, seed: int = 0):
+    def __init__(
+        self,
+        ears: list[Ear],
+        size: int,
+        margin: float,
+        flip: tuple[int, ...],
+        mirror_left: bool = True,
+        draws: int = 1,
+        seed: int = 0,
+    ):
         self.ears, self.size, self.margin, self.flip = ears, size, margin, flip
-        self.draws, self.seed, self.epoch = draws, seed, 0
+        self.mirror_left, self.draws, self.seed, self.epoch = mirror_left, draws, seed, 0
         self.photometric = photometric()
 
     def __len__(self) -> int:
@@ -155,26 +169,31 @@ class RandomWindows(Dataset):
         ear = self.ears[index % len(self.ears)]
         rng = sample_rng(self.seed, self.epoch, index)
         pixels = read_image(ear.image, "RGB").pixels
-        window = random_window(ear.box, pixels, self.margin, rng)
+        window, close = random_window(ear.box, pixels, self.margin, rng)
         image, affine = turned(pixels, window, self.size, rng.triangular(-TURN, 0, TURN))
         points = to_window(ear.landmarks, window, self.size) @ affine[:, :2].T + affine[:, 2]
         box = turned_box(box_to(ear.box, to_window, window, self.size), affine)
-        if rng.random() < 0.5:
+        left, mirror = LEFT[ear.side], rng.random() < 0.5
+        if self.mirror_left and close and ear.side:
+            mirror = ear.side == "left"
+        if mirror:
             image, points, box = mirrored(image, points, box, self.flip)
+            left = 1 - left
         self.photometric.set_random_seed(int(rng.integers(2**32)))
         image = self.photometric(image=np.ascontiguousarray(image))["image"]
-        return sample(image, points, box) | {"index": index, "id": ear.id}
+        return sample(image, points, box, left) | {"index": index, "id": ear.id}
 
 
 class TwoLooks(Dataset):
-    """The whole picture, and the window around the true box with `margin`, for validation.
+    """The whole picture, and the window around the true box with `margin`, for validation. With `mirror_left`, the
+    latter shows a right ear, where the side is known.
 
-    Each is a dict as of `RandomWindows`, whose `image` (2, 3, size, size), `points` (2, K, 2) and `box` (2, 4) hold the
-    two looks.
+    Each is a dict as of `RandomWindows`, whose `image` (2, 3, size, size), `points` (2, K, 2), `box` (2, 4) and `left`
+    (2,) hold the two looks.
     """
 
-    def __init__(self, ears: list[Ear], size: int, margin: float):
-        self.ears, self.size, self.margin = ears, size, margin
+    def __init__(self, ears: list[Ear], size: int, margin: float, flip: tuple[int, ...], mirror_left: bool = True):
+        self.ears, self.size, self.margin, self.flip, self.mirror_left = ears, size, margin, flip, mirror_left
 
     def __len__(self) -> int:
         return len(self.ears)
@@ -182,12 +201,18 @@ class TwoLooks(Dataset):
     def __getitem__(self, index: int) -> dict:
         ear = self.ears[index]
         pixels = read_image(ear.image, "RGB").pixels
-        looks = []
-        for window in (whole(pixels), square_window(ear.box, self.margin)):
-            points = to_window(ear.landmarks, window, self.size)
-            looks.append(sample(cut(pixels, window, self.size), points, box_to(ear.box, to_window, window, self.size)))
+        looks, left = [], LEFT[ear.side]
+        for window, mirror in (
+            (whole(pixels), False), (square_window(ear.box, self.margin), self.mirror_left and ear.side == "left")
+        ):  # fmt: skip
+            image, points = cut(pixels, window, self.size), to_window(ear.landmarks, window, self.size)
+            box = box_to(ear.box, to_window, window, self.size)
+            if mirror:
+                image, points, box = mirrored(image, points, box, self.flip)
+            looks.append(sample(image, points, box, 1 - left if mirror else left))
         return {name: torch.stack([look[name] for look in looks]) for name in looks[0]} | {"index": index, "id": ear.id}
 
 
-def sample(image: np.ndarray, points: np.ndarray, box: np.ndarray) -> dict[str, torch.Tensor]:
-    return {"image": to_tensor(image), "points": torch.tensor(points).float(), "box": torch.tensor(box).float()}
+def sample(image: np.ndarray, points: np.ndarray, box: np.ndarray, left: float) -> dict[str, torch.Tensor]:
+    numbers = {"points": points, "box": box, "left": left}
+    return {"image": to_tensor(image)} | {name: torch.tensor(value).float() for name, value in numbers.items()}

@@ -142,17 +142,17 @@ def predict_all(
             advance()
     found = gather_object(found)
     return Predictions(
-        *(np.array(column) for column in zip(*((d.box, d.score, d.landmarks) for d in found), strict=True))
+        *(np.array(column) for column in zip(*((d.box, d.score, d.landmarks, d.side) for d in found), strict=True))
     )
 
 
 def baselines(ears: list[Ear], sizes, first: Predictions, config: dict, schema: Schema) -> dict[str, Predictions]:
     """What the mean ear of the training split gives: without a network, and in the boxes of the first detector."""
     box, shape = np.array(config["mean_ear"]["box"]), np.array(config["mean_ear"]["shape"], float)
-    boxes, scores = mean_boxes(ears, sizes, box), np.ones(len(ears))
+    boxes, scores, sides = mean_boxes(ears, sizes, box), np.ones(len(ears)), np.array([ear.side for ear in ears])
     return {
-        MEAN_IN_PICTURE: Predictions(boxes, scores, place_mean_ear(ears, boxes, shape, schema)),
-        MEAN_IN_BOX: Predictions(first.boxes, first.scores, place_mean_ear(ears, first.boxes, shape, schema)),
+        MEAN_IN_PICTURE: Predictions(boxes, scores, place_mean_ear(ears, boxes, shape, schema), sides),
+        MEAN_IN_BOX: Predictions(first.boxes, first.scores, place_mean_ear(ears, first.boxes, shape, schema), sides),
     }
 
 
@@ -172,6 +172,7 @@ def write_results(
         "methods": {name: evaluation.summary() for name, evaluation in evaluations.items()},
         "differences": {name: first.differences(evaluation) for name, evaluation in evaluations.items()
                         if evaluation is not first},
+        "sides_right": {name: evaluations[name].sides_right() for name in detectors},
         "by_landmark": {name: evaluations[name].by_landmark() for name in detectors},
         "by_contour": {name: evaluations[name].by_contour() for name in detectors},
         "checkpoints": dict(zip(detectors, [args.checkpoint, *args.compare], strict=True)),
@@ -211,6 +212,10 @@ def write_report(metrics: dict, evaluations: dict[str, Evaluation], args, data_r
         for method, values in methods.items()
     ]
     report.table(["", *titles], rows)
+    told = {name: share for name, share in metrics["sides_right"].items() if np.isfinite(share.estimate)}
+    if told:
+        shares = ", ".join(f"{100 * share.estimate:.1f} % by {name}" for name, share in told.items())
+        report.text(f"Sides, left or right, found in the first look: {shares}.", note=True)
     report.section("Differences", f"{name} minus the other, on the same ears. An interval without 0 is a difference.")
     rows = [
         [other, *(_interval(values[key], COLUMNS[key][1].replace(":", ":+")) for key in values)]
@@ -269,7 +274,7 @@ def draw_cases(evaluation: Evaluation, folder: Path, number: int) -> list[tuple[
     ):
         shown = []
         for row in rows:
-            ear, (boxes, _, points) = evaluation.ears[row], evaluation.predictions
+            ear, (boxes, _, points, _) = evaluation.ears[row], evaluation.predictions
             title = f"{Path(ear.id).name}   NME {evaluation.nme[row]:.1f} %"
             shown.append((read_image(ear.image, "RGB").pixels, ear, boxes[row], points[row], title))
         file = figures.save(overlays(shown, evaluation.schema), folder / f"{kind}.png")

@@ -48,7 +48,10 @@ class EarVAE(nn.Module):
         sam = SamEncoder(
             sam_config, sam_model, sam_image_size, freeze_layers, freeze_embeddings, gradient_checkpointing
         )
-        self.encoder = EarEncoder(sam, LAYERS[size], latent_dim)
+        self.encoder = EarEncoder(sam, size, latent_dim)
+        self.logvar = nn.Linear(self.encoder.mu.in_features, latent_dim)
+        nn.init.zeros_(self.logvar.weight)  # starts with little noise for every picture
+        nn.init.constant_(self.logvar.bias, -4.0)
         self.decoder = EarDecoder(DECODER_WIDTHS[size], latent_dim, image_size)
         self.latent_dim, self.image_size = latent_dim, image_size
         self.arguments = {
@@ -59,7 +62,8 @@ class EarVAE(nn.Module):
 
     def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and log-variance (B, latent_dim) of the codes of pictures (B, 3, S, S)."""
-        return self.encoder(images)
+        _, pooled, mu = self.encoder(images)
+        return mu, self.logvar(pooled).clamp(*LOGVAR_RANGE)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """The pictures (B, 3, S, S) in [-1, 1] of codes (B, latent_dim)."""
@@ -93,12 +97,13 @@ class EarVAE(nn.Module):
 
 
 class EarEncoder(nn.Module):
-    """SAM, three layers that halve the grid while it is above the code's, and two linear heads: (B, 3, H, W) in [-1, 1]
-    -> mu, logvar, each (B, latent_dim)."""
+    """SAM, three layers that halve the grid while it is above the code's, and a linear head: pictures (B, 3, H, W) in
+    [-1, 1] to SAM's features (B, `sam.channels`, `sam.grid`, `sam.grid`), those of the layers pooled to 4×4 and flat
+    (B, P), and the means of the codes (B, latent_dim). `size`: "base" or "tiny", the layers' widths."""
 
-    def __init__(self, sam: SamEncoder, widths: tuple[int, ...], latent_dim: int):
+    def __init__(self, sam: SamEncoder, size: str, latent_dim: int):
         super().__init__()
-        self.sam = sam
+        self.sam, widths = sam, LAYERS[size]
         grid, layers = sam.grid, []
         for inner, outer in pairwise((sam.channels, *widths)):
             stride = 2 if grid > CODE_GRID else 1
@@ -108,13 +113,11 @@ class EarEncoder(nn.Module):
         # Grids of 64, 42, 28 and 14 have become 8, 6, 4 and 4. Attention and pooling shrink features: bring them back.
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(CODE_GRID), nn.BatchNorm2d(widths[-1], affine=False))
         self.mu = nn.Linear(widths[-1] * CODE_GRID**2, latent_dim)
-        self.logvar = nn.Linear(widths[-1] * CODE_GRID**2, latent_dim)
-        nn.init.zeros_(self.logvar.weight)  # starts with little noise for every picture
-        nn.init.constant_(self.logvar.bias, -4.0)
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = self.pool(self.layers(self.sam(images))).flatten(1)
-        return self.mu(features), self.logvar(features).clamp(*LOGVAR_RANGE)
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        features = self.sam(images)
+        pooled = self.pool(self.layers(features)).flatten(1)
+        return features, pooled, self.mu(pooled)
 
 
 class AttentiveLayer(nn.Module):

@@ -82,10 +82,12 @@ def main(argv=None):
     args = parse_args(argv)
     run = Run(args, "ear_detector")
     splits, schema = read_data(run, args)
-    model = make_model(args, len(schema.names))
+    sided = sum(bool(ear.side) for ear in splits["train"]) > 0.5 * len(splits["train"])
+    model = make_model(args, len(schema.names), schema.flip if sided else None)
     criterion = DetectionLoss(model.image_size)
-    train_set = RandomWindows(splits["train"], model.image_size, model.margin, schema.flip, args.windows, args.seed)
-    val_set = TwoLooks(splits["val"], model.image_size, model.margin)
+    looks = (model.image_size, model.margin, schema.flip, sided)
+    train_set = RandomWindows(splits["train"], *looks, args.windows, args.seed)
+    val_set = TwoLooks(splits["val"], *looks)
     sizes = [picture_size(ear.image) for ear in splits["train"]]
     config = {
         "project": "ear_teacher",
@@ -113,10 +115,12 @@ def main(argv=None):
     run.finish()
 
 
-def make_model(args, num_landmarks: int) -> EarDetector:
+def make_model(args, num_landmarks: int, flip: tuple[int, ...] | None) -> EarDetector:
     """The detector with the encoder that the arguments ask for."""
-    options = {"image_size": args.image_size, "margin": args.margin, "freeze_encoder": args.freeze_encoder}
-    options["gradient_checkpointing"] = args.gradient_checkpointing
+    options = {
+        "image_size": args.image_size, "margin": args.margin, "flip": flip, "freeze_encoder": args.freeze_encoder,
+        "gradient_checkpointing": args.gradient_checkpointing,
+    }  # fmt: skip
     if args.freeze_layers is not None:
         options["freeze_layers"] = args.freeze_layers
     if args.teacher:
@@ -163,11 +167,12 @@ def read_data(run: Run, args) -> tuple[dict[str, list[Ear]], Schema]:
 @torch.no_grad()
 def validate(run: Run, loader, criterion: DetectionLoss) -> dict[str, float]:
     """Loss over both looks; `nme` [% of the true box's diagonal] in windows around the true boxes, as the second look
-    is when the first was right; IoU of the boxes found there, and in whole pictures."""
+    is when the first was right; IoU of the boxes found there, and in whole pictures; share of sides that the first look
+    tells rightly, if they are known."""
     run.model.eval()
     cases = Cases(run.accelerator, len(loader.dataset))
     for batch in run.batches(loader):
-        looks = {name: batch[name].flatten(0, 1) for name in ("image", "points", "box")}
+        looks = {name: batch[name].flatten(0, 1) for name in ("image", "points", "box", "left")}
         prediction = run.model(looks["image"])
         # Ear by ear, two looks each: the last batch may hold some twice, which `Cases` leaves out.
         pairs = [slice(i, i + 2) for i in range(0, len(looks["image"]), 2)]
@@ -175,12 +180,14 @@ def validate(run: Run, loader, criterion: DetectionLoss) -> dict[str, float]:
         diagonal = (looks["box"][:, 2:] - looks["box"][:, :2]).norm(dim=1)
         nme = 100 * (prediction["points"] - looks["points"]).norm(dim=2).nanmean(dim=1) / diagonal
         iou = torch.from_numpy(intersection_over_union(prediction["box"].cpu(), looks["box"].cpu())).to(nme)
-        cases.add(
-            batch["index"], loss=torch.stack(losses), nme=nme.unflatten(0, (-1, 2)), iou=iou.unflatten(0, (-1, 2)),
-        )  # fmt: skip
+        side = torch.where(looks["left"].isnan(), torch.nan, ((prediction["left"] > 0) == (looks["left"] > 0)).float())
+        by_look = {name: x.unflatten(0, (-1, 2)) for name, x in (("nme", nme), ("iou", iou), ("side", side))}
+        cases.add(batch["index"], loss=torch.stack(losses), **by_look)
     table = cases.table()
     whole, close = range(2)
-    return {
+    sides = table["side"][:, whole]
+    known = {"side_whole": float(sides.nanmean())} if not sides.isnan().all() else {}
+    return known | {
         "loss": float(table["loss"].mean()),
         "nme": float(table["nme"][:, close].mean()),
         "iou": float(table["iou"][:, close].mean()),

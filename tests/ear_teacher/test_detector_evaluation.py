@@ -32,11 +32,12 @@ def make_ear(number=0, box=BOX, shape=SHAPE, side="right", subject=None):
     return Ear(f"ear{number}", f"ear{number}.png", box, points.astype(np.float32), subject or f"s{number}", side)
 
 
-def predictions(ears, shift=(0.0, 0.0), scores=None):
-    """The truth, moved by `shift` px."""
+def predictions(ears, shift=(0.0, 0.0), scores=None, sides=None):
+    """The truth, moved by `shift` px; every ear called a right one, or `sides`."""
     boxes = np.array([ear.box for ear in ears]) + np.tile(shift, 2)
     points = np.stack([ear.landmarks for ear in ears]) + np.array(shift)
-    return Predictions(boxes, np.ones(len(ears)) if scores is None else np.array(scores), points)
+    scores = np.ones(len(ears)) if scores is None else np.array(scores)
+    return Predictions(boxes, scores, points, np.array(sides or ["right"] * len(ears)))
 
 
 def evaluate(ears, found):
@@ -156,9 +157,16 @@ def test_predictions_are_written_with_their_errors(tmp_path):
     assert [(row["detector"], row["id"]) for row in rows] == [
         ("one", "ear0"), ("one", "ear1"), ("other", "ear0"), ("other", "ear1"),
     ]  # fmt: skip
-    assert rows[1]["side"] == "left"
+    assert [(row["side"], row["side_found"]) for row in rows[:2]] == [("right", "right"), ("left", "right")]
     assert [float(rows[1][name]) for name in ("nme_percent", "score", "x0", "y0")] == [10, 0.25, 13, 24]
     assert float(rows[0]["lobe_y"]) == 64
+
+
+def test_sides_count_where_they_are_known_and_looked_for():
+    ears = [make_ear(0), make_ear(1, side="left"), make_ear(2, side=""), make_ear(3, side="left")]
+    found = predictions(ears, sides=["right", "right", "left", "left"])
+    assert evaluate(ears, found).sides_right().estimate == pytest.approx(2 / 3)
+    assert np.isnan(evaluate(ears, predictions(ears, sides=[""] * 4)).sides_right().estimate)
 
 
 # ----------------------------------------------------------------------------------------------------------- baselines

@@ -120,8 +120,10 @@ def test_training_leaves_its_results(runs):
                      "figures"}  # fmt: skip
     rows = logged(runs / "taught")
     assert [row["update"] for row in rows] == [3, 6]
-    assert {f"train/{name}" for name in ("loss", "heatmap", "wing", "guess", "box", "grad_norm")} <= set(rows[0])
-    assert {f"val/{name}" for name in ("loss", "nme", "iou", "iou_whole")} <= set(rows[0])
+    assert {f"train/{name}" for name in ("loss", "heatmap", "wing", "guess", "box", "side", "grad_norm")} <= set(
+        rows[0]
+    )
+    assert {f"val/{name}" for name in ("loss", "nme", "iou", "iou_whole", "side_whole")} <= set(rows[0])
     assert rows[1]["train/loss"] < rows[0]["train/loss"]
     assert read_json(runs / "taught" / "data_report.json")["cases"] == {"train": 12, "val": 4}
 
@@ -142,10 +144,10 @@ def test_a_frozen_encoder_stays_as_it_was_taught(ears, vae_folder, tmp_path):
     train(ears, tmp_path, "--teacher", vae_folder, "--freeze_encoder", "--epochs", 1)
     state = load_file(tmp_path / "last" / "model.safetensors")
     taught = load_file(vae_folder / "best" / "model.safetensors")
-    encoder = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
-    assert encoder
+    encoder = {name: value for name, value in state.items() if name.startswith("encoder.")}
+    assert encoder.keys() == {name for name in taught if name.startswith("encoder.")}
     for name, value in encoder.items():
-        np.testing.assert_array_equal(value, taught[f"encoder.sam.{name}"])
+        np.testing.assert_array_equal(value, taught[name])
 
 
 def test_the_encoder_may_learn_more_slowly(ears, vae_folder, tmp_path):
@@ -153,9 +155,10 @@ def test_the_encoder_may_learn_more_slowly(ears, vae_folder, tmp_path):
     state = load_file(tmp_path / "last" / "model.safetensors")
     taught = load_file(vae_folder / "best" / "model.safetensors")
     np.testing.assert_array_equal(
-        state["encoder.vision.patch_embed.projection.weight"],
+        state["encoder.sam.vision.patch_embed.projection.weight"],
         taught["encoder.sam.vision.patch_embed.projection.weight"],
     )
+    assert (state["encoder.mu.weight"] == taught["encoder.mu.weight"]).all()
 
 
 def test_stopped_within_an_epoch_and_resumed_equals_uninterrupted(ears, runs, tmp_path, monkeypatch):
@@ -218,7 +221,9 @@ def test_an_ibug_folder_keeps_its_test_part(ears, tmp_path):
     )
     cases = read_json(tmp_path / "run" / "data_report.json")["cases"]
     assert cases["train"] + cases["val"] == 24
-    assert read_json(tmp_path / "run" / "best" / "config.json")["schema"]["name"] == "ibug55"
+    config = read_json(tmp_path / "run" / "best" / "config.json")
+    assert config["schema"]["name"] == "ibug55"
+    assert config["model"]["flip"] is None  # nobody knows the sides of these
 
 
 # -------------------------------------------------------------------------------------------------------- evaluation
@@ -252,6 +257,7 @@ def test_predictions_are_those_of_the_detector(evaluation, ears, runs):
     np.testing.assert_allclose([float(row[name]) for name in ("x0", "y0", "x1", "y1")], found.box, atol=2e-3)
     assert float(row["tragus_x"]) == pytest.approx(found.landmarks[16, 0], abs=2e-3)
     assert float(row["score"]) == pytest.approx(found.score, abs=2e-3)
+    assert row["side_found"] == found.side != ""
 
 
 def test_two_processes_find_what_one_finds(evaluation, ears, runs, tmp_path):

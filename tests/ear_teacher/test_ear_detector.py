@@ -7,7 +7,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from core.args import UserError
 from core.checkpoints import save_model
-from detection_loss import SIGMA, DetectionLoss, map_divergence
+from detection_loss import SIGMA, DetectionLoss, map_divergence, side_loss
 from ear_detector import NEAR, EarDetector, log_gaussians, peak_mass, places
 from sam_vae import EarVAE
 
@@ -16,24 +16,27 @@ SIDE = 32  # px of the windows here
 
 def make_detector(**arguments) -> EarDetector:
     torch.manual_seed(0)
-    tiny = {"sam_config": "tiny", "sam_image_size": 64, "num_landmarks": 5, "freeze_layers": 0, "image_size": SIDE}
+    tiny = {"sam_config": "tiny", "sam_image_size": 64, "num_landmarks": 5, "freeze_layers": 0, "image_size": SIDE,
+            "latent_dim": 4}  # fmt: skip
     return EarDetector(**tiny | arguments)
 
 
 def make_batch(count=4):
-    """Windows with an ellipse of bright noise, its box and five points on it."""
+    """Windows with an ellipse of bright noise, its box and five points on it; every other one is called a left ear, and
+    is lighter at its left."""
     rng = np.random.default_rng(0)
     x, y = np.meshgrid(np.arange(SIDE), np.arange(SIDE))
     images, points, boxes = [], [], []
-    for _ in range(count):
+    for number in range(count):
         centre, half = rng.uniform(12, 20, 2), rng.uniform(5, 9, 2)
         inside = ((x - centre[0]) / half[0]) ** 2 + ((y - centre[1]) / half[1]) ** 2 < 1
-        images.append(np.where(inside, rng.uniform(0, 1, (3, SIDE, SIDE)), -0.8))
+        lighter = 0.5 * ((x < centre[0]) == (number % 2 == 1))
+        images.append(np.where(inside, rng.uniform(0, 0.5, (3, SIDE, SIDE)) + lighter, -0.8))
         angle = np.arange(5) * 2 * np.pi / 5
         points.append(centre + 0.8 * half * np.stack([np.cos(angle), np.sin(angle)], axis=1))
         boxes.append([*(centre - half), *(centre + half)])
-    names = ("image", "points", "box")
-    return {n: torch.tensor(np.array(c)).float() for n, c in zip(names, (images, points, boxes), strict=True)}
+    columns = {"image": images, "points": points, "box": boxes, "left": np.arange(count) % 2}
+    return {name: torch.tensor(np.array(column)).float() for name, column in columns.items()}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def test_shapes(sam_image_size, side):
     result = model(torch.rand(2, 3, SIDE, SIDE) * 2 - 1)
     shapes = {name: tuple(value.shape) for name, value in result.items()}
     assert shapes == {"points": (2, 5, 2), "centre": (2, 2), "box": (2, 4), "guess": (2, 5, 2),
-                      "maps": (2, 6, side, side), "score": (2,)}  # fmt: skip
+                      "maps": (2, 6, side, side), "score": (2,), "left": (2,)}  # fmt: skip
     assert (result["box"][:, 2:] > result["box"][:, :2]).all()
     torch.testing.assert_close((result["box"][:, :2] + result["box"][:, 2:]) / 2, result["centre"])
 
@@ -74,11 +77,11 @@ def test_every_parameter_learns_unless_it_is_frozen():
 def test_a_frozen_encoder_keeps_no_activations():
     model, kept = make_detector(freeze_encoder=True), []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
-        features = model.encoder(make_batch()["image"])
+        code = model.encoder(make_batch()["image"])[2]
         assert kept == []  # its parameters take no gradients,
         model(make_batch()["image"])
         assert kept
-    assert not features.requires_grad
+    assert not code.requires_grad
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,7 @@ def test_one_batch_can_be_learnt_by_heart(learnt):
         result = model(batch["image"])
     assert (result["points"] - batch["points"]).norm(dim=2).mean() < 1.0  # px
     assert (result["box"] - batch["box"]).abs().mean() < 1.5
+    assert ((result["left"] > 0) == (batch["left"] > 0)).all()
 
 
 def test_the_score_tells_an_ear_from_none(learnt):
@@ -127,7 +131,7 @@ def find_white(model, images):
         low, high = torch.stack([x.min(), y.min()]).float() - 0.5, torch.stack([x.max(), y.max()]).float() + 0.5
         results.append((torch.cat([low, high]), torch.stack([low, high, (low + high) / 2])))
     box, points = (torch.stack(column) for column in zip(*results, strict=True))
-    return {"box": box, "points": points, "score": torch.tensor([0.25])}
+    return {"box": box, "points": points, "score": torch.tensor([0.25]), "left": torch.tensor([1.0])}
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (256, 256)])
@@ -141,7 +145,28 @@ def test_two_looks_find_a_place_in_the_picture(monkeypatch, size):
     one_px = 82 * 1.3 / 128  # of the second window
     np.testing.assert_allclose(found.box, box, atol=one_px)
     np.testing.assert_allclose(found.landmarks, [box[:2], box[2:], (box[:2] + box[2:]) / 2], atol=one_px)
-    assert found.score == 0.25
+    assert (found.score, found.side) == (0.25, "")
+
+
+def test_left_ears_are_looked_at_in_a_mirror(monkeypatch):
+    """The second look sees the white bar at the other end; box, points and their order come back to the picture."""
+    seen = []
+
+    def watch(model, images):
+        seen.append((images[0, 0] > 0.5).float().mean(dim=0))  # white over the columns
+        return find_white(model, images)
+
+    monkeypatch.setattr(EarDetector, "forward", watch)
+    pixels = np.full((200, 200, 3), 100, np.uint8)
+    pixels[80:120, 60:120] = 255
+    found = make_detector(image_size=128, margin=1.0, num_landmarks=3, flip=(1, 0, 2)).predict(pixels)
+    first, second = (np.flatnonzero(columns.numpy()) for columns in seen)
+    assert abs(first.mean() - (89.5 + 0.5) * 128 / 200 + 0.5) < 1
+    assert abs(second.mean() - 63.5) < 1
+    np.testing.assert_allclose(found.box, [59.5, 79.5, 119.5, 119.5], atol=1)
+    # The network's order is low, high, middle: in the mirror, low and high exchange their x, and the flip their places.
+    np.testing.assert_allclose(found.landmarks, [[59.5, 119.5], [119.5, 79.5], [89.5, 99.5]], atol=1)
+    assert found.side == "left"
 
 
 def test_the_second_look_has_the_margin(monkeypatch):
@@ -164,8 +189,8 @@ def test_the_second_look_has_the_margin(monkeypatch):
 
 
 def test_the_encoder_comes_from_the_vae(vae_folder):
-    taught = EarVAE.from_pretrained(vae_folder).encoder.sam
-    model = EarDetector.from_vae_checkpoint(checkpoint_path=vae_folder, num_landmarks=7, freeze_encoder=True)
+    taught = EarVAE.from_pretrained(vae_folder).encoder
+    model = EarDetector.from_vae_checkpoint(checkpoint_path=vae_folder, num_landmarks=7, freeze_encoder=True).eval()
     for name, value in taught.state_dict().items():
         torch.testing.assert_close(model.encoder.state_dict()[name], value, rtol=0, atol=0)
     assert model.arguments["num_landmarks"] == 7
@@ -177,15 +202,16 @@ def test_the_encoder_comes_from_the_vae(vae_folder):
 
 def test_the_encoder_may_be_resized_and_unfrozen(vae_folder):
     model = EarDetector.from_vae_checkpoint(vae_folder, sam_image_size=128, freeze_layers=0)
-    taught = EarVAE.from_pretrained(vae_folder).encoder.sam
-    taught.resize(128)
-    torch.testing.assert_close(model.encoder.vision.pos_embed, taught.vision.pos_embed)
-    assert model.encoder.grid == 8
+    taught = EarVAE.from_pretrained(vae_folder).encoder
+    taught.sam.resize(128)
+    torch.testing.assert_close(model.encoder.sam.vision.pos_embed, taught.sam.vision.pos_embed)
+    torch.testing.assert_close(model.encoder.mu.weight, taught.mu.weight, rtol=0, atol=0)
+    assert model.encoder.sam.grid == 8
     assert all(p.requires_grad for p in model.encoder.parameters())
 
 
 def test_a_saved_detector_comes_back(tmp_path):
-    model = make_detector(margin=0.4, width=32).eval()
+    model = make_detector(margin=0.4, width=32, flip=(1, 0, 2, 3, 4)).eval()
     save_model(tmp_path / "best", model, {"project": "ear_teacher", "kind": "detector", "model": model.arguments})
     for folder in (tmp_path / "best", tmp_path):  # a run stands for its best/
         again, config = EarDetector.from_folder(folder)
@@ -195,6 +221,7 @@ def test_a_saved_detector_comes_back(tmp_path):
         ours, theirs = model.predict(pixels), again.predict(pixels)
         np.testing.assert_array_equal(ours.landmarks, theirs.landmarks)
         np.testing.assert_array_equal(ours.box, theirs.box)
+        assert ours.side == theirs.side != ""
 
 
 def test_vae_and_detector_are_not_mistaken_for_each_other(vae_folder, tmp_path):
@@ -241,18 +268,19 @@ def perfect(batch):
     """The prediction that the loss asks for."""
     centre = (batch["box"][:, :2] + batch["box"][:, 2:]) / 2
     target = torch.cat([batch["points"], centre[:, None]], dim=1)
-    maps = log_gaussians((target + 0.5) / SIDE, SIGMA, 32)
-    return {"points": batch["points"], "guess": batch["points"], "centre": centre, "box": batch["box"], "maps": maps}
+    maps, left = log_gaussians((target + 0.5) / SIDE, SIGMA, 32), 40 * (2 * batch["left"] - 1)
+    return {"points": batch["points"], "guess": batch["points"], "centre": centre, "box": batch["box"], "maps": maps,
+            "left": left}  # fmt: skip
 
 
 def test_the_right_answer_costs_nothing_and_every_part_counts():
     batch = make_batch()
     loss, parts = DetectionLoss(SIDE)(perfect(batch), batch)
     assert loss == pytest.approx(0, abs=1e-4)
-    assert set(parts) == {"heatmap", "wing", "guess", "box"}
-    for name, part in (("maps", "heatmap"), ("points", "wing"), ("guess", "guess"), ("box", "box")):
+    assert set(parts) == {"heatmap", "wing", "guess", "box", "side"}
+    for name, part in (("maps", "heatmap"), ("points", "wing"), ("guess", "guess"), ("box", "box"), ("left", "side")):
         worse = perfect(batch)
-        worse[name] = worse[name] + (torch.randn_like(worse[name]) if name == "maps" else 1.0)
+        worse[name] = worse[name] + (torch.randn_like(worse[name]) if name == "maps" else 50.0 if name == "left" else 1)
         loss, parts = DetectionLoss(SIDE)(worse, batch)
         assert parts[part] > 0.05
         assert sum(parts.values()) == loss
@@ -261,10 +289,20 @@ def test_the_right_answer_costs_nothing_and_every_part_counts():
 
 def test_the_box_part_is_giou_and_distance():
     """Two boxes of 4×4, one px apart: intersection 12, union 20, hull 20."""
-    batch = {"points": torch.full((1, 1, 2), torch.nan), "box": torch.tensor([[8.0, 8.0, 12.0, 12.0]])}
+    batch = {"points": torch.full((1, 1, 2), torch.nan), "box": torch.tensor([[8.0, 8.0, 12.0, 12.0]]),
+             "left": torch.zeros(1)}  # fmt: skip
     prediction = perfect(batch) | {"box": torch.tensor([[9.0, 8.0, 13.0, 12.0]])}
     _, parts = DetectionLoss(SIDE)(prediction, batch)
     assert parts["box"].item() == pytest.approx(1 - 12 / 20 + 4 * (0.5 / SIDE), abs=1e-5)
+
+
+def test_the_side_part_is_the_cross_entropy_of_known_sides():
+    logits = torch.tensor([2.0, -1.0, 7.0], requires_grad=True)
+    loss = side_loss(logits, torch.tensor([1.0, 1.0, torch.nan]))
+    assert loss.item() == pytest.approx((np.log1p(np.exp(-2)) + np.log1p(np.exp(1))) / 2)
+    loss.backward()
+    assert logits.grad[2] == 0
+    assert side_loss(logits, torch.full((3,), torch.nan)) == 0
 
 
 @pytest.mark.parametrize("place", [[torch.nan, torch.nan], [-3.0, 10.0], [10.0, SIDE + 2.0]])

@@ -109,9 +109,13 @@ def test_a_mirror_exchanges_what_the_scheme_says():
 
 def test_random_windows_hold_the_ear_in_every_size():
     pixels, rng = np.zeros((400, 300, 3), np.uint8), np.random.default_rng(0)
-    windows = np.array([random_window(BOX, pixels, 0.3, rng) for _ in range(2000)])
+    windows, close = (
+        np.array(column) for column in zip(*(random_window(BOX, pixels, 0.3, rng) for _ in range(2000)), strict=True)
+    )
     wholes = (windows == whole(pixels)).all(axis=1)
     assert abs(wholes.mean() - ear_windows.WHOLE) < 0.03
+    assert abs(close.mean() - ear_windows.CLOSE) < 0.04
+    assert (abs(windows[close, 2] / (60 * 1.3) - 1) <= 0.201).all()
     others = windows[~wholes]
     low, high = others[:, :2], others[:, :2] + others[:, 2:]
     size = np.array([40, 60])
@@ -124,7 +128,7 @@ def test_random_windows_hold_the_ear_in_every_size():
 
 def test_windows_are_no_larger_than_what_there_is_to_see():
     pixels, rng = np.zeros((80, 70, 3), np.uint8), np.random.default_rng(0)
-    sides = [random_window((10.0, 10.0, 50.0, 60.0), pixels, 0.3, rng)[2] for _ in range(500)]
+    sides = [random_window((10.0, 10.0, 50.0, 60.0), pixels, 0.3, rng)[0][2] for _ in range(500)]
     assert max(sides) <= ear_windows.LARGEST * 80
 
 
@@ -159,14 +163,15 @@ def test_unknown_landmarks_stay_unknown(ear):
     points = POINTS.copy()
     points[1] = np.nan
     ears = [Ear(ear.id, ear.image, BOX, points, "someone", "")]
-    for windows in (RandomWindows(ears, 32, 0.3, (0, 1, 2)), TwoLooks(ears, 32, 0.3)):
+    for windows in (RandomWindows(ears, 32, 0.3, (0, 1, 2)), TwoLooks(ears, 32, 0.3, (0, 1, 2))):
+        assert windows[0]["left"].isnan().all()
         unknown = windows[0]["points"].isnan()
         assert unknown[..., 1, :].all()
         assert not unknown[..., [0, 2], :].any()
 
 
 def test_two_looks_are_the_picture_and_the_window_around_the_box(ear):
-    looks = TwoLooks([ear], 48, 0.25)[0]
+    looks = TwoLooks([ear], 48, 0.25, FLIP)[0]
     windows = whole(spot(POINTS)), square_window(BOX, 0.25)
     for image, points, box, window in zip(looks["image"], looks["points"], looks["box"], windows, strict=True):
         np.testing.assert_allclose(spots(to_pixels(image)), points, atol=0.2)
@@ -175,6 +180,41 @@ def test_two_looks_are_the_picture_and_the_window_around_the_box(ear):
     close = looks["box"][1]
     np.testing.assert_allclose((close[:2] + close[2:]) / 2, [23.5, 23.5], atol=1e-4)
     assert close[3] - close[1] == pytest.approx(48 / 1.25)
+    assert looks["left"].tolist() == [0, 0]
+
+
+def test_the_second_look_shows_a_left_ear_in_a_mirror(ear):
+    left = Ear(ear.id, ear.image, BOX, POINTS, "someone", "left")
+    for mirror_left in (True, False):
+        ours, right = (TwoLooks([one], 48, 0.25, FLIP, mirror_left)[0] for one in (left, ear))
+        assert ours["left"].tolist() == [1, 0 if mirror_left else 1]
+        assert (ours["image"][0] == right["image"][0]).all()
+        second = ours["image"][1].flip(-1) if mirror_left else ours["image"][1]
+        assert (second == right["image"][1]).all()
+        places = spots(to_pixels(ours["image"][1]))
+        np.testing.assert_allclose(places[list(FLIP)] if mirror_left else places, ours["points"][1], atol=0.2)
+
+
+@pytest.mark.parametrize(("side", "as_drawn"), [("right", 0.0), ("left", 1.0)])
+def test_training_windows_know_their_side_and_show_close_ones_as_right(ear, no_light, monkeypatch, side, as_drawn):
+    ears = [Ear(ear.id, ear.image, BOX, POINTS, "someone", side)]
+    monkeypatch.setattr(ear_windows, "TURN", 0.001)
+
+    def mirrored_and_left(windows):
+        items = [windows[index] for index in range(60)]
+        red = [spots(to_pixels(item["image"])) for item in items]
+        return [places[0, 0] > places[1, 0] for places in red], [item["left"].item() for item in items]
+
+    for kind in ("WHOLE", "CLOSE"):
+        monkeypatch.setattr(ear_windows, "WHOLE", float(kind == "WHOLE"))
+        monkeypatch.setattr(ear_windows, "CLOSE", float(kind == "CLOSE"))
+        for mirror_left in (True, False):
+            mirrors, left = mirrored_and_left(RandomWindows(ears, 64, 0.3, FLIP, mirror_left, draws=60))
+            assert left == [abs(as_drawn - mirror) for mirror in mirrors]
+            if kind == "CLOSE" and mirror_left:
+                assert set(left) == {0.0}
+            else:
+                assert 15 < sum(left) < 45
 
 
 def test_labelled_ears_need_landmarks_and_a_box(ear, tmp_path):
