@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,12 +33,16 @@ def flush(path: Path) -> None:
 
 def distinct_names(names: Iterable[str]) -> list[str]:
     """Names that files may have, no two alike even where case does not count: LEFT after left becomes LEFT_2."""
-    result = {}  # what file systems compare -> the name
+    return distinct((re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", name) for name in names), str.casefold)
+
+
+def distinct(names: Iterable[str], compared: Callable[[str], str] = str) -> list[str]:
+    """The names, with a number where one comes again: a, a, b become a, a_2, b. `compared` gives what must differ."""
+    result = {}  # what is compared -> the name
     for name in names:
-        name = free = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", name)
-        number = 1
-        while free.casefold() in result:
+        free, number = name, 1
+        while compared(free) in result:
             number += 1
             free = f"{name}_{number}"
-        result[free.casefold()] = free
+        result[compared(free)] = free
     return list(result.values())

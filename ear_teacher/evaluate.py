@@ -29,9 +29,10 @@ from core.uncertainty import Interval, bootstrap
 from core.validation import DataReport
 from ear_codes import encode_all, nearest, take_data_of_training
 from ear_crops import EarCrops, leave_out_unreadable, read_manifest, to_pixels, to_tensor
-from ear_manifest import BOX_FORMATS, refuse_shared_subjects
 from ear_plots import kl_bars, picture_grid, reconstruction_grid
+from ear_splits import refuse_shared_subjects
 from latent_space import active_units, kl_by_dimension
+from manifest_entries import BOX_FORMATS
 from reconstruction_quality import PixelPCA, pixel_pca, quality
 from sam_vae import EarVAE
 

@@ -44,8 +44,10 @@ from detector_plots import overlays
 from ear_crops import leave_out_unreadable
 from ear_detector import EarDetector
 from ear_landmarks import Schema, make_schema
-from ear_manifest import BOX_FORMATS, Ear, split_by_subject
+from ear_manifest import Ear
+from ear_splits import split_by_subject
 from ear_windows import read_labelled
+from manifest_entries import BOX_FORMATS
 
 COLUMNS = {  # measure -> title, digits
     "nme": ("NME [%]", "{:.2f}"),

@@ -29,14 +29,15 @@ from core import figures
 from core.args import ArgumentParser, UserError, first_line, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
-from core.files import distinct_names, whole_file
+from core.files import distinct, distinct_names, whole_file
 from core.images import SUFFIXES, ImageError
 from core.tables import read_table
 from core.validation import DataReport
 from ear_codes import encode_all, nearest
 from ear_crops import EarCrops, leave_out_unreadable, read_manifest
-from ear_manifest import BOX_FORMATS, Ear, side_in_name
+from ear_manifest import Ear, side_in_name
 from ear_plots import picture_grid
+from manifest_entries import BOX_FORMATS
 from sam_vae import EarVAE
 
 CODES, TABLE = "codes.safetensors", "codes.csv"
@@ -107,7 +108,7 @@ def fingerprint(model: EarVAE) -> str:
 def find_ears(paths: list[Path], args, report: DataReport) -> list[Ear]:
     """The ears of pictures, folders and manifests; a picture named twice counts once. Of ears of one name, as 1.jpg of
     two folders, the second is 1_2."""
-    ears, taken = {}, set()
+    ears = {}
     for path in paths:
         if path.suffix.lower() in SUFFIXES and not path.is_dir():
             side, subject = side_in_name(path)
@@ -115,15 +116,9 @@ def find_ears(paths: list[Path], args, report: DataReport) -> list[Ear]:
         else:
             found = read_manifest(path, args.data_root, args.box_format, report)
         for ear in found:
-            if (place := (ear.image.resolve(), ear.box)) in ears:
-                continue
-            name, number = ear.id, 1
-            while name in taken:
-                number += 1
-                name = f"{ear.id}_{number}"
-            taken.add(name)
-            ears[place] = replace(ear, id=name)
-    return list(ears.values())
+            ears.setdefault((ear.image.resolve(), ear.box), ear)
+    names = distinct(ear.id for ear in ears.values())
+    return [replace(ear, id=name) for ear, name in zip(ears.values(), names, strict=True)]
 
 
 def write_codes(ears: list[Ear], table: dict[str, np.ndarray], owner: str, folder: Path) -> None:

@@ -25,10 +25,11 @@ from core.run import Run
 from core.schedules import parameter_groups
 from core.validation import DataReport
 from ear_crops import EarCrops, leave_out_unreadable, read_manifest, to_pixels
-from ear_manifest import BOX_FORMATS, refuse_shared_subjects
 from ear_plots import kl_bars, reconstruction_grid
+from ear_splits import refuse_shared_subjects
 from ear_vae_loss import WEIGHTS, EarVAELoss
 from latent_space import active_units, kl_by_dimension
+from manifest_entries import BOX_FORMATS
 from reconstruction_quality import quality
 from sam_encoder import SAM_CONFIGS, SAM_MODEL
 from sam_vae import EarVAE

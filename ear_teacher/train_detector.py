@@ -28,8 +28,10 @@ from detector_evaluation import intersection_over_union, mean_ear
 from ear_crops import leave_out_unreadable
 from ear_detector import EarDetector
 from ear_landmarks import Schema, schema_for, schema_from
-from ear_manifest import BOX_FORMATS, Ear, refuse_shared_subjects, split_by_subject
+from ear_manifest import Ear
+from ear_splits import refuse_shared_subjects, split_by_subject
 from ear_windows import RandomWindows, TwoLooks, read_labelled
+from manifest_entries import BOX_FORMATS
 from sam_encoder import SAM_CONFIGS
 
 DATA = Path("data/preprocessed")

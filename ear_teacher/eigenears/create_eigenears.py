@@ -32,7 +32,6 @@ from core.run_folder import evaluation_folder
 from core.validation import DataReport
 from ear_codes import encode_all, take_data_of_training
 from ear_crops import EarCrops, leave_out_unreadable, read_manifest, to_pixels
-from ear_manifest import BOX_FORMATS
 from ear_plots import Eigenear, eigenear_grid, eigenear_strip, explained_variance, picture_grid
 from latent_space import (
     PCA,
@@ -46,6 +45,7 @@ from latent_space import (
     sample,
     verdict,
 )
+from manifest_entries import BOX_FORMATS
 from sam_vae import EarVAE
 
 FIRST = 5  # components in the headline

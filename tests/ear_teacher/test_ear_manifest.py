@@ -15,7 +15,9 @@ from core.args import UserError
 from core.images import ImageError, read_image
 from core.validation import DataReport
 from ear_landmarks import SCHEMAS
-from ear_manifest import BOX_FORMATS, Ear, read_manifest, refuse_shared_subjects, split_by_subject
+from ear_manifest import Ear, read_manifest
+from ear_splits import refuse_shared_subjects, split_by_subject
+from manifest_entries import BOX_FORMATS
 
 SIZE = (60, 80)  # width, height
 BOX = (10.0, 20.0, 40.0, 70.0)
