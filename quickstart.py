@@ -64,7 +64,7 @@ EAR_MODEL = os.path.join(EAR_RUN, "best")
 EAR_SAM = ["--sam_config", "tiny", "--sam_image_size", 128]
 DETECTOR = [
     "--train_manifest", os.path.join(EAR_DATA, "train_detector.npy"),
-    "--val_manifest", os.path.join(EAR_DATA, "val_detector.npy"), "--overwrite", "--epochs", 4, "--windows", 5,
+    "--val_manifest", os.path.join(EAR_DATA, "val_detector.npy"), "--overwrite", "--epochs", 4, "--windows", 4,
     "--batch_size", 8, "--encoder_lr_scale", 1, "--warmup_epochs", 0.3, "--num_workers", 0, "--log_with", "none",
 ]  # fmt: skip
 TAUGHT, SCRATCH = os.path.join(EAR, "detector_taught"), os.path.join(EAR, "detector_scratch")
@@ -177,7 +177,7 @@ PROJECTS = {
             ),
             (
                 "train the same detector from scratch",
-                ear("train_detector.py", "--save_dir", SCRATCH, *EAR_SAM + DETECTOR),
+                ear("train_detector.py", "--save_dir", SCRATCH, "--latent_dim", 8, *EAR_SAM + DETECTOR),
             ),
             (
                 "evaluate both on held-out pictures",

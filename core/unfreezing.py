@@ -10,12 +10,15 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+Part = nn.Module | nn.Parameter  # a transformer's position embedding belongs to no module of its own
 
-def set_frozen(modules: Iterable[nn.Module], frozen: bool) -> None:
-    """Turns the gradients of all parameters below `modules` off or on, and the modules to eval or train mode."""
-    for module in modules:
-        module.requires_grad_(not frozen)
-        module.train(not frozen)
+
+def set_frozen(parts: Iterable[Part], frozen: bool) -> None:
+    """Turns the gradients of `parts` and of all parameters below them off or on, and modules to eval or train mode."""
+    for part in parts:
+        part.requires_grad_(not frozen)
+        if isinstance(part, nn.Module):
+            part.train(not frozen)
 
 
 def is_frozen(module: nn.Module) -> bool:
@@ -30,9 +33,9 @@ def frozen_context(module: nn.Module) -> AbstractContextManager:
 
 
 class UnfreezingSchedule:
-    """Which modules learn from which epoch on.
+    """Which modules and parameters learn from which epoch on.
 
-    `stages` is a list of (first epoch, modules): the modules are frozen before that epoch and learn from it on.
+    `stages` is a list of (first epoch, parts): the parts are frozen before that epoch and learn from it on.
     What no stage names learns from the start. For example, head first, the upper half at 20, everything at 40:
 
         UnfreezingSchedule([(20, blocks[6:]), (40, [*blocks[:6], embedding])])
@@ -42,13 +45,18 @@ class UnfreezingSchedule:
     unfreeze) and calls `apply` at the start of every epoch.
     """
 
-    def __init__(self, stages: Sequence[tuple[int, Iterable[nn.Module]]]):
-        self.stages = [(epoch, list(modules)) for epoch, modules in stages]
-        named = [id(parameter) for _, modules in self.stages for module in modules for parameter in module.parameters()]
+    def __init__(self, stages: Sequence[tuple[int, Iterable[Part]]]):
+        self.stages = [(epoch, list(parts)) for epoch, parts in stages]
+        parameters = (_parameters(part) for _, parts in self.stages for part in parts)
+        named = [id(parameter) for below in parameters for parameter in below]
         if len(named) != len(set(named)):
             raise ValueError("a parameter stands in two stages")
 
     def apply(self, epoch: int) -> None:
         """Freezes and unfreezes for `epoch`. To be called after `model.train()`, which would wake frozen BatchNorm."""
-        for first_epoch, modules in self.stages:
-            set_frozen(modules, frozen=epoch < first_epoch)
+        for first_epoch, parts in self.stages:
+            set_frozen(parts, frozen=epoch < first_epoch)
+
+
+def _parameters(part: Part) -> Iterable[nn.Parameter]:
+    return part.parameters() if isinstance(part, nn.Module) else [part]

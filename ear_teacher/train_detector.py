@@ -35,7 +35,6 @@ from manifest_entries import BOX_FORMATS
 from sam_encoder import SAM_CONFIGS
 
 DATA = Path("data/preprocessed")
-SAM_SIZE = 1024  # px, where no teacher says it
 
 
 def parse_args(argv=None):
@@ -60,7 +59,8 @@ def parse_args(argv=None):
     group.add_argument("--sam_config", choices=tuple(SAM_CONFIGS), help="random weights")
     group = parser.add_argument_group("model")
     group.add_argument("--sam_image_size", type=int, choices=(1024, 672, 448, 224, 128),
-                       help=f"px to which SAM's input is enlarged (default: the teacher's, or {SAM_SIZE})")  # fmt: skip
+                       help="px to which SAM's input is enlarged (default: the teacher's, or 1024)")  # fmt: skip
+    group.add_argument("--latent_dim", type=positive_int, help="numbers in the code (default: the teacher's, or 1024)")
     group.add_argument("--image_size", type=positive_int, default=128, help="px of the windows")
     group.add_argument(
         "--margin", type=float, default=0.3, help="of the second look around the box, of its longer side"
@@ -75,6 +75,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.margin < 0:
         parser.error("--margin must not be negative")
+    if args.teacher and args.latent_dim:
+        parser.error("--latent_dim is the teacher's: leave it out")
     if args.encoder_lr_scale is None:
         args.encoder_lr_scale = 1.0 if args.sam_config else 0.1
     return args
@@ -123,17 +125,13 @@ def make_model(args, num_landmarks: int, flip: tuple[int, ...] | None) -> EarDet
         "image_size": args.image_size, "margin": args.margin, "flip": flip, "freeze_encoder": args.freeze_encoder,
         "gradient_checkpointing": args.gradient_checkpointing,
     }  # fmt: skip
-    if args.freeze_layers is not None:
-        options["freeze_layers"] = args.freeze_layers
+    asked = {name: getattr(args, name) for name in ("freeze_layers", "latent_dim", "sam_image_size")}
+    options |= {name: value for name, value in asked.items() if value is not None}
     if args.teacher:
-        if args.sam_image_size:
-            options["sam_image_size"] = args.sam_image_size
         return EarDetector.from_vae_checkpoint(args.teacher, num_landmarks, **options)
     if args.sam_config:
         options.setdefault("freeze_layers", 0)  # random blocks have nothing to keep
-    return EarDetector(
-        args.sam_config or "base", args.sam_model, args.sam_image_size or SAM_SIZE, num_landmarks, **options
-    )
+    return EarDetector(args.sam_config or "base", args.sam_model, num_landmarks=num_landmarks, **options)
 
 
 def read_data(run: Run, args) -> tuple[dict[str, list[Ear]], Schema]:

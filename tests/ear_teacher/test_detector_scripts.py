@@ -322,6 +322,14 @@ def test_an_encoder_is_named_once(flags, capsys):
     assert "--teacher" in capsys.readouterr().err or "not allowed with" in capsys.readouterr().err
 
 
+def test_the_code_is_as_long_as_the_teachers(ears, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        load_script(TRAIN).parse_args("--teacher a --latent_dim 16".split())
+    assert "--latent_dim is the teacher's" in capsys.readouterr().err
+    train(ears, tmp_path, "--sam_config", "tiny", "--latent_dim", 8, "--epochs", 1)
+    assert read_json(tmp_path / "best" / "config.json")["model"]["latent_dim"] == 8
+
+
 def test_a_detector_is_no_teacher_and_a_teacher_no_detector(ears, runs, vae_folder, tmp_path):
     with pytest.raises(UserError, match="holds a detector, not a VAE"):
         train(ears, tmp_path, "--teacher", runs / "taught")
