@@ -1,4 +1,4 @@
-"""One reader for every kind of picture, and the letterbox that keeps its geometry.
+"""One reader for every kind of picture; square windows and the letterbox, which keep its geometry.
 
 Pixel centres are at integers: the picture spans [-0.5, width - 0.5]. A resize by `scale` therefore takes x to
 (x + 0.5) · scale - 0.5; leaving the halves out shifts everything by up to half a pixel of the coarser grid.
@@ -17,6 +17,7 @@ from core.args import first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 DICOM_SUFFIXES = (".dcm", ".dicom")
+Window = tuple[float, float, float]  # a square in px: x, y of the upper left corner, side; x = -0.5 is the left edge
 
 
 class ImageError(ValueError):
@@ -128,6 +129,28 @@ def _dicom_spacing(dataset) -> tuple[float, float] | None:
     """PixelSpacing (calibrated) before ImagerPixelSpacing (at the detector); DICOM gives row spacing first."""
     spacing = dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing")
     return (float(spacing[1]), float(spacing[0])) if spacing and all(float(s) > 0 for s in spacing) else None
+
+
+def square_window(box: tuple[float, float, float, float], margin: float) -> Window:
+    """The square around the centre of a box (x0, y0, x1, y1) whose side is `1 + margin` times the box's longer one."""
+    x0, y0, x1, y1 = box
+    side = max(x1 - x0, y1 - y0) * (1 + margin)
+    return (x0 + x1 - side) / 2, (y0 + y1 - side) / 2, side
+
+
+def cut(pixels: np.ndarray, window: Window, size: int) -> np.ndarray:
+    """A window of the picture (H, W[, 3]) uint8 as (size, size[, 3]); low-pass filtered where it shrinks. Beyond the
+    picture's border its outermost pixels go on."""
+    x, y, side = window
+    corners = np.array([x, y, x + side, y + side]) + 0.5  # the first pixel spans [0, 1] here
+    reach = math.ceil(max(1, side / size))  # of the filter, beyond the window
+    left, top = np.floor(corners[:2]).astype(int) - reach
+    right, bottom = np.ceil(corners[2:]).astype(int) + reach
+    rows = np.arange(top, bottom).clip(0, pixels.shape[0] - 1)
+    columns = np.arange(left, right).clip(0, pixels.shape[1] - 1)
+    region = Image.fromarray(pixels[rows[:, None], columns])
+    box = tuple(corners - (left, top, left, top))
+    return np.asarray(region.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,21 @@
 
 import hashlib
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
+
+from core.args import UserError
+from core.images import ImageError, read_image
+
+Shown = TypeVar("Shown")  # a case with its `id` and its picture, the file `image`
 
 
 @dataclass(frozen=True)
@@ -80,3 +88,28 @@ def content_keys(files: Iterable[Path]) -> dict[Path, str | None]:
         for file in same_size:
             keys[file] = hashlib.sha256(file.read_bytes()).hexdigest() if len(same_size) > 1 else None
     return keys
+
+
+def leave_out_unreadable(splits: Mapping[str, list[Shown]], report: DataReport) -> dict[str, list[Shown]]:
+    """Decodes the picture of every case once, and leaves out those whose picture is broken. Raises UserError if a split
+    has no case left."""
+
+    def problem(case: Shown) -> ImageError | None:
+        try:
+            read_image(case.image)
+        except ImageError as error:
+            return error
+        return None
+
+    kept = {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding runs outside Python's lock
+        for split, cases in splits.items():
+            problems = list(pool.map(problem, cases))
+            kept[split] = [case for case, error in zip(cases, problems, strict=True) if error is None]
+            for case, error in zip(cases, problems, strict=True):
+                if error is not None:
+                    report.add("picture unreadable", case.id, "left out", error)
+            report.cases[split] = len(kept[split])
+            if not kept[split]:
+                raise UserError(f"no readable picture in {split}, for example: {problems[0] if problems else 'empty'}")
+    return kept

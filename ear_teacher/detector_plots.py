@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from core.figures import figure
-from ear_crops import cut, square_window
+from core.images import cut, square_window
 from ear_landmarks import Schema
 from ear_manifest import Ear
 from ear_windows import to_window

@@ -1,53 +1,23 @@
 """Pictures of ears as the VAE sees them: square crops around the box, in [-1, 1].
 
-Points and boxes are in px, x before y, with pixel centres at integers: a window (x, y, side) spans [x, x + side] with
-x = -0.5 at the left edge of the picture.
+Points and boxes are in px, x before y, with pixel centres at integers.
 """
 
-import math
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version at import otherwise
 import albumentations
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from core.args import UserError
-from core.images import ImageError, read_image
+from core.images import cut, read_image, square_window
 from core.seeding import sample_rng
-from core.validation import DataReport
 from ear_manifest import Ear
 from ear_manifest import read_manifest as read_manifest
 
 cv2.setNumThreads(0)  # the loader's processes fill the cores already
-
-Window = tuple[float, float, float]  # x, y of the upper left corner, side
-
-
-def square_window(box: tuple[float, float, float, float], margin: float) -> Window:
-    """The square around the centre of a box (x0, y0, x1, y1) whose side is `1 + margin` times the box's longer one."""
-    x0, y0, x1, y1 = box
-    side = max(x1 - x0, y1 - y0) * (1 + margin)
-    return (x0 + x1 - side) / 2, (y0 + y1 - side) / 2, side
-
-
-def cut(pixels: np.ndarray, window: Window, size: int) -> np.ndarray:
-    """A window of the picture (H, W, 3) uint8 as (size, size, 3); low-pass filtered where it shrinks. Beyond the
-    picture's border its outermost pixels go on."""
-    x, y, side = window
-    corners = np.array([x, y, x + side, y + side]) + 0.5  # the first pixel spans [0, 1] here
-    reach = math.ceil(max(1, side / size))  # of the filter, beyond the window
-    left, top = np.floor(corners[:2]).astype(int) - reach
-    right, bottom = np.ceil(corners[2:]).astype(int) + reach
-    rows = np.arange(top, bottom).clip(0, pixels.shape[0] - 1)
-    columns = np.arange(left, right).clip(0, pixels.shape[1] - 1)
-    region = Image.fromarray(pixels[rows[:, None], columns])
-    box = tuple(corners - (left, top, left, top))
-    return np.asarray(region.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:
@@ -58,31 +28,6 @@ def to_tensor(pixels: np.ndarray) -> torch.Tensor:
 def to_pixels(images: torch.Tensor) -> np.ndarray:
     """(..., 3, H, W) in [-1, 1] to uint8 (..., H, W, 3)."""
     return ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().movedim(-3, -1).numpy()
-
-
-def leave_out_unreadable(splits: dict[str, list[Ear]], report: DataReport) -> dict[str, list[Ear]]:
-    """Decodes every picture once, and leaves out the ears whose picture is broken. Raises UserError if a split has no
-    ear left."""
-
-    def problem(ear: Ear) -> ImageError | None:
-        try:
-            read_image(ear.image, "RGB")
-        except ImageError as error:
-            return error
-        return None
-
-    kept = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding runs outside Python's lock
-        for split, ears in splits.items():
-            problems = list(pool.map(problem, ears))
-            kept[split] = [ear for ear, error in zip(ears, problems, strict=True) if error is None]
-            for ear, error in zip(ears, problems, strict=True):
-                if error is not None:
-                    report.add("picture unreadable", ear.id, "ear left out", error)
-            report.cases[split] = len(kept[split])
-            if not kept[split]:
-                raise UserError(f"no readable picture in {split}, for example: {problems[0] if problems else 'empty'}")
-    return kept
 
 
 def augmentation() -> albumentations.Compose:

@@ -21,9 +21,10 @@ from torch import nn
 
 from core.args import UserError
 from core.checkpoints import load_model_folder
+from core.images import cut, square_window
 from core.losses.landmarks import soft_argmax
 from core.unfreezing import frozen_context, is_frozen, set_frozen
-from ear_crops import cut, square_window, to_tensor
+from ear_crops import to_tensor
 from ear_windows import box_to, mirrored, to_picture, whole
 from sam_encoder import SamEncoder
 from sam_vae import EarEncoder

@@ -1,7 +1,7 @@
 """Windows of pictures as the detector sees them: square, resized, with one ear somewhere in them.
 
 Points and boxes are in px, x before y, with pixel centres at integers: of the picture, or of a window that is resized
-to (size, size). A `Window` is x, y of the upper left corner and side, in px of the picture (see ear_crops.py).
+to (size, size).
 """
 
 from pathlib import Path
@@ -13,10 +13,10 @@ import torch
 from torch.utils.data import Dataset
 
 from core.args import UserError
-from core.images import read_image
+from core.images import Window, cut, read_image, square_window
 from core.seeding import sample_rng
 from core.validation import DataReport
-from ear_crops import Window, cut, square_window, to_tensor
+from ear_crops import to_tensor
 from ear_manifest import Ear, read_manifest
 
 WHOLE, CLOSE = 0.3, 0.5  # shares of the training windows that are as in the first look, and as in the second
@@ -54,7 +54,7 @@ def read_labelled(path: Path, data_root: Path | None, box_format: str, report: D
     ears = read_manifest(path, data_root, box_format, report, landmarks=True)
     for ear in ears:
         if not ear.box:
-            report.add("no box, and landmarks that make none", ear.id, "ear left out")
+            report.add("no box, and landmarks that make none", ear.id, "left out")
     ears = [ear for ear in ears if ear.box]
     if not ears:
         raise UserError(f"{path}: no ear has a box, or landmarks that make one; give the boxes")

@@ -26,9 +26,9 @@ from core.environment import environment
 from core.report import Report, plain
 from core.run_folder import evaluation_folder
 from core.uncertainty import Interval, bootstrap
-from core.validation import DataReport
+from core.validation import DataReport, leave_out_unreadable
 from ear_codes import encode_all, nearest, take_data_of_training
-from ear_crops import EarCrops, leave_out_unreadable, read_manifest, to_pixels, to_tensor
+from ear_crops import EarCrops, read_manifest, to_pixels, to_tensor
 from ear_plots import kl_bars, picture_grid, reconstruction_grid
 from ear_splits import refuse_shared_subjects
 from latent_space import active_units, kl_by_dimension

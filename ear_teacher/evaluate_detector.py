@@ -29,7 +29,7 @@ from core.images import picture_size, read_image
 from core.report import Report, plain
 from core.run_folder import evaluation_folder
 from core.uncertainty import Interval
-from core.validation import DataReport
+from core.validation import DataReport, leave_out_unreadable
 from detector_evaluation import (
     FAILURE,
     MEAN_IN_BOX,
@@ -41,7 +41,6 @@ from detector_evaluation import (
     write_predictions,
 )
 from detector_plots import overlays
-from ear_crops import leave_out_unreadable
 from ear_detector import EarDetector
 from ear_landmarks import Schema, make_schema
 from ear_manifest import Ear

@@ -32,9 +32,9 @@ from core.devices import make_accelerator
 from core.files import distinct, distinct_names, whole_file
 from core.images import SUFFIXES, ImageError
 from core.tables import read_table
-from core.validation import DataReport
+from core.validation import DataReport, leave_out_unreadable
 from ear_codes import encode_all, nearest
-from ear_crops import EarCrops, leave_out_unreadable, read_manifest
+from ear_crops import EarCrops, read_manifest
 from ear_manifest import Ear, side_in_name
 from ear_plots import picture_grid
 from manifest_entries import BOX_FORMATS

@@ -23,8 +23,8 @@ from core.args import ArgumentParser, add_training_arguments, positive_int, scri
 from core.cases import Cases
 from core.run import Run
 from core.schedules import parameter_groups
-from core.validation import DataReport
-from ear_crops import EarCrops, leave_out_unreadable, read_manifest, to_pixels
+from core.validation import DataReport, leave_out_unreadable
+from ear_crops import EarCrops, read_manifest, to_pixels
 from ear_plots import kl_bars, reconstruction_grid
 from ear_splits import refuse_shared_subjects
 from ear_vae_loss import WEIGHTS, EarVAELoss

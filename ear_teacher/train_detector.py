@@ -22,10 +22,9 @@ from core.cases import Cases
 from core.images import picture_size
 from core.run import Run
 from core.schedules import parameter_groups
-from core.validation import DataReport
+from core.validation import DataReport, leave_out_unreadable
 from detection_loss import DetectionLoss
 from detector_evaluation import intersection_over_union, mean_ear
-from ear_crops import leave_out_unreadable
 from ear_detector import EarDetector
 from ear_landmarks import Schema, schema_for, schema_from
 from ear_manifest import Ear

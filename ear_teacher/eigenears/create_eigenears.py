@@ -29,9 +29,9 @@ from core.devices import make_accelerator
 from core.environment import environment
 from core.report import Report, plain
 from core.run_folder import evaluation_folder
-from core.validation import DataReport
+from core.validation import DataReport, leave_out_unreadable
 from ear_codes import encode_all, take_data_of_training
-from ear_crops import EarCrops, leave_out_unreadable, read_manifest, to_pixels
+from ear_crops import EarCrops, read_manifest, to_pixels
 from ear_plots import Eigenear, eigenear_grid, eigenear_strip, explained_variance, picture_grid
 from latent_space import (
     PCA,

@@ -7,8 +7,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from core.args import UserError
-from core.validation import DataReport
-from ear_crops import EarCrops, cut, leave_out_unreadable, square_window, to_pixels, to_tensor
+from core.images import cut, square_window
+from core.validation import DataReport, leave_out_unreadable
+from ear_crops import EarCrops, to_pixels, to_tensor
 from ear_manifest import Ear
 
 
@@ -244,7 +245,7 @@ def test_broken_pictures_are_left_out_and_listed(photo, tmp_path):
     kept = leave_out_unreadable({"train": [bad, good], "val": [good]}, report)
     assert kept == {"train": [good], "val": [good]}
     assert report.cases == {"train": 1, "val": 1}
-    assert [(p.where, p.action) for p in report.problems] == [("bad", "ear left out")]
+    assert [(p.where, p.action) for p in report.problems] == [("bad", "left out")]
     assert str(broken) in report.problems[0].detail
     with pytest.raises(UserError, match=r"no readable picture in val.*broken\.png") as caught:
         leave_out_unreadable({"train": [good], "val": [bad]}, DataReport())

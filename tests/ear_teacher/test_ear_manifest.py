@@ -165,7 +165,7 @@ def test_a_bad_box_costs_its_ear_only(tmp_path, box, reason):
     report = DataReport()
     ears = read_manifest(saved(tmp_path, image_paths=names, bboxes=[BOX] * 11 + [box]), report=report)
     assert len(ears) == 11
-    assert problems(report) == [(reason, "ear left out")]
+    assert problems(report) == [(reason, "left out")]
     assert report.problems[0].where == f"{tmp_path / 'm.npy'}, entry 11, 11.png"
 
 
@@ -191,7 +191,7 @@ def test_bad_pictures_are_left_out(tmp_path, pictures):
         "picture unreadable", "no such picture", "picture unreadable", "picture smaller than 8 px",
         "picture unreadable", "no such picture", "no such picture", "picture unreadable", "no such picture",
     ]  # fmt: skip
-    assert all(problem.action == "ear left out" for problem in report.problems)
+    assert all(problem.action == "left out" for problem in report.problems)
     assert report.problems[1].where == f"{tmp_path / 'm.npy'}, entry 4, gone.png"
     assert report.problems[1].detail == str(tmp_path / "gone.png")
 
@@ -213,7 +213,7 @@ def test_one_ear_twice_and_two_ears_in_one_picture(tmp_path, pictures):
     paths = ["b.png", "b.png", "./b.png", "a_L.png", "a_L.png"]
     ears = read_manifest(saved(tmp_path, image_paths=paths, bboxes=[BOX, other, BOX, None, None]), report=report)
     assert [(ear.id, ear.box) for ear in ears] == [("b", BOX), ("b_2", other), ("a_L", None)]
-    assert problems(report) == [("the same picture and box twice", "ear left out")] * 2
+    assert problems(report) == [("the same picture and box twice", "left out")] * 2
     assert report.problems[0].detail == f"as {tmp_path / 'm.npy'}, entry 0, b.png"
 
 
@@ -271,7 +271,7 @@ def test_bad_landmarks_cost_the_ear_only_where_landmarks_are_wanted(tmp_path, pi
     file = saved(tmp_path, image_paths=pictures, landmarks=[points_of(), points_of(), points], bboxes=[BOX] * 3)
     report = DataReport()
     assert len(read_manifest(file, report=report, landmarks=True)) == 2
-    assert problems(report)[-1] == (reason, "ear left out")
+    assert problems(report)[-1] == (reason, "left out")
     report = DataReport()
     ears = read_manifest(file, report=report)
     assert [ear.landmarks is None for ear in ears] == [False, False, True]
@@ -304,7 +304,7 @@ def test_a_csv_with_everything(tmp_path, pictures):
     assert [ear.box for ear in ears] == [BOX, None]  # one landmark has no extent
     assert (ears[0].subject, ears[0].side, ears[0].subject_known) == ("s", "right", True)
     assert np.array_equal(ears[0].landmarks, [[np.nan, np.nan], [30, 31]], equal_nan=True)  # 9 before 10
-    assert problems(report)[-1] == ("box is not four numbers", "ear left out")
+    assert problems(report)[-1] == ("box is not four numbers", "left out")
     assert report.problems[-1].where == f"{tmp_path / 'm.csv'}, line 4, b.png"
 
 

@@ -6,8 +6,9 @@ from PIL import Image
 
 import ear_windows
 from core.args import UserError
+from core.images import cut, square_window
 from core.validation import DataReport
-from ear_crops import cut, square_window, to_pixels
+from ear_crops import to_pixels
 from ear_manifest import Ear
 from ear_windows import (
     RandomWindows,
