@@ -41,6 +41,10 @@ def ear(script, *arguments):
     return call("ear_teacher", script, arguments)
 
 
+def implant(script, *arguments):
+    return call("implant", script, arguments)
+
+
 def call(project, script, arguments):
     return [os.path.join(project, script)] + [str(argument) for argument in arguments]
 
@@ -68,6 +72,15 @@ DETECTOR = [
     "--batch_size", 8, "--encoder_lr_scale", 1, "--warmup_epochs", 0.3, "--num_workers", 0, "--log_with", "none",
 ]  # fmt: skip
 TAUGHT, SCRATCH = os.path.join(EAR, "detector_taught"), os.path.join(EAR, "detector_scratch")
+IMPLANT = os.path.join(OUTPUT, "implant")
+IMPLANT_DATA = os.path.join(IMPLANT, "implants")
+IMPLANT_RUNS = {name: os.path.join(IMPLANT, name) for name in ("company", "model", "visual", "dual")}
+IMPLANT_RECORDS = [
+    "--train_json", os.path.join(IMPLANT_DATA, "train.json"), "--val_json", os.path.join(IMPLANT_DATA, "val.json"),
+    "--overwrite", "--image_size", 64, "--no-augment", "--margin", 0, "--batch_size", 16, "--lr", 5e-4,
+    "--num_workers", 0, "--log_with", "none",
+]  # fmt: skip
+IMPLANT_VIT = ["--model_size", "tiny", "--conv_stem", "--no-pretrained", "--warmup_epochs", 0.5]
 PROJECTS = {
     "cephalometric": (
         [
@@ -238,6 +251,65 @@ PROJECTS = {
             os.path.join(RETINA, "evaluation", "report.html"),
             os.path.join(RETINA, "features", "P0003_L_figures", "reconstructions.png"),
             os.path.join(RETINA, "probe", "report.html"),
+        ],
+    ),
+    "implant": (
+        [
+            (
+                "draw demo implants",
+                implant("make_demo_data.py", "--output", IMPLANT_DATA, "--patients", 450, "--overwrite"),
+            ),
+            (
+                "learn the companies",
+                implant(
+                    "train_classifier.py", "--target", "company", "--save_dir", IMPLANT_RUNS["company"], "--epochs", 6,
+                    *IMPLANT_RECORDS + IMPLANT_VIT
+                ),
+            ),
+            (
+                "learn the models, from there on",
+                implant(
+                    "train_classifier.py", "--target", "model", "--save_dir", IMPLANT_RUNS["model"], "--epochs", 3,
+                    "--visual_checkpoint", os.path.join(IMPLANT_RUNS["company"], "best"), *IMPLANT_RECORDS + IMPLANT_VIT
+                ),
+            ),
+            (
+                "learn sizes from pictures alone",
+                implant(
+                    "train.py", "--embeddings", "none", "--save_dir", IMPLANT_RUNS["visual"], "--epochs", 6,
+                    "--visual_checkpoint", os.path.join(IMPLANT_RUNS["model"], "best"), "--unfreeze_schedule", 0, 0,
+                    "--embedding_lr_multiplier", 1, "--warmup_epochs", 0.5, *IMPLANT_RECORDS
+                ),
+            ),
+            (
+                "learn sizes with both embeddings",
+                implant(
+                    "train.py", "--company_checkpoint", os.path.join(IMPLANT_RUNS["company"], "best"),
+                    "--model_checkpoint", os.path.join(IMPLANT_RUNS["model"], "best"),
+                    "--visual_checkpoint", os.path.join(IMPLANT_RUNS["visual"], "best"), "--cache_features",
+                    "--unfreeze_schedule", 20, 20, "--epochs", 20, "--save_dir", IMPLANT_RUNS["dual"], *IMPLANT_RECORDS
+                ),
+            ),
+            (
+                "evaluate on held-out patients",
+                implant(
+                    "evaluate.py", "--checkpoints", os.path.join(IMPLANT_RUNS["dual"], "best"), "--compare",
+                    IMPLANT_RUNS["visual"], "--test_json", os.path.join(IMPLANT_DATA, "test.json"),
+                    "--calibration_json", os.path.join(IMPLANT_DATA, "val.json"), "--output",
+                    os.path.join(IMPLANT, "evaluation"), "--num_workers", 0, "--bootstrap", 500,
+                ),
+            ),
+            (
+                "predict, as for your own pictures",
+                implant(
+                    "predict.py", "--checkpoints", os.path.join(IMPLANT_RUNS["dual"], "best"), "--input",
+                    os.path.join(IMPLANT_DATA, "test.json"), "--output", os.path.join(IMPLANT, "predictions"),
+                ),
+            ),
+        ],
+        [
+            os.path.join(IMPLANT, "evaluation", "report.html"),
+            os.path.join(IMPLANT, "predictions", "overview.png"),
         ],
     ),
 }  # fmt: skip

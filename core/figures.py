@@ -79,15 +79,18 @@ def interval_bars(intervals: Mapping[str, Interval], xlabel: str) -> Figure:
 
 
 def confusion_matrix(counts: np.ndarray, names: Sequence, title: str) -> Figure:
-    """Counts (truth, prediction) as numbers on shades of blue by share of the true class."""
-    fig = figure(4.6, 4.2)
+    """Counts (truth, prediction) as numbers on shades of blue by share of the true class; zeros where there is room."""
+    many, longest = len(names), max(len(str(name)) for name in names)
+    slanted, side = longest > 3, max(3.4, 0.36 * many)
+    fig = figure(side + 0.9 + 0.075 * longest, side + 0.8 + (0.06 * longest if slanted else 0))
     ax = fig.add_subplot(xlabel="predicted", ylabel="true", title=title)
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
         colour = "white" if share[row, column] > 0.55 else "#222222"
-        ax.text(column, row, int(count), ha="center", va="center", color=colour)
-    ax.set_xticks(range(len(names)), names)
+        if count or many <= 8:
+            ax.text(column, row, int(count), ha="center", va="center", color=colour, fontsize=10 if many <= 8 else 8)
+    ax.set_xticks(range(many), names, **({"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if slanted else {}))
     ax.set_yticks(range(len(names)), names)
     ax.grid(visible=False)
     return fig

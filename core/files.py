@@ -38,11 +38,11 @@ def distinct_names(names: Iterable[str]) -> list[str]:
 
 def distinct(names: Iterable[str], compared: Callable[[str], str] = str) -> list[str]:
     """The names, with a number where one comes again: a, a, b become a, a_2, b. `compared` gives what must differ."""
-    result = {}  # what is compared -> the name
+    result, last = {}, {}  # what is compared -> the name; name -> the last number that it got
     for name in names:
-        free, number = name, 1
+        free = name
         while compared(free) in result:
-            number += 1
-            free = f"{name}_{number}"
+            last[name] = last.get(name, 1) + 1
+            free = f"{name}_{last[name]}"
         result[compared(free)] = free
     return list(result.values())

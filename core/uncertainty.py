@@ -1,4 +1,4 @@
-"""How sure a number is: bootstrap intervals over patients, calibration of probabilities, Monte Carlo dropout."""
+"""How sure a number is: bootstrap intervals over patients, conformal intervals, calibration, Monte Carlo dropout."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -45,6 +45,36 @@ def bootstrap(
     known = np.isfinite(values).any(axis=0)  # of an all-NaN column numpy would warn
     ends[:, known] = np.nanquantile(values[:, known], [(1 - level) / 2, (1 + level) / 2], axis=0)
     return Interval(*(float(value) if estimate.ndim == 0 else value for value in (estimate, *ends)))
+
+
+def conformal_factor(scores: Sequence[float], groups: Sequence, level: float = 0.9) -> float:
+    """The quantile of `scores` (N,) = |y - ŷ| / σ of a calibration set that makes ŷ ± factor · σ cover new cases.
+
+    Split conformal prediction where cases come in groups: each of P patients weighs 1/(P + 1), shared evenly by their
+    cases, and the last 1/(P + 1), that of the patient to come, lies at infinity (Lee, Barber & Willett 2023,
+    "Distribution-free inference with hierarchical data", who so give a guarantee to the pooled CDFs of Dunn, Wasserman
+    & Ramdas 2022, which cover as asked for in the limit of many patients). If patients are exchangeable, and each one's
+    cases among themselves, a case of a new patient is covered with probability `level` or more, for any model that has
+    not seen the calibration set. This is on average over calibration sets and patients, each patient counted once
+    however many cases there are; not for every patient, nor given the size. With one case a patient it is the
+    ⌈(P + 1) level⌉-th smallest score.
+
+    Infinite where P < level / (1 - level). Raises ValueError for scores that are negative or NaN, for a level outside
+    (0, 1), and unless each score has a group.
+    """
+    scores = np.asarray(scores, float)
+    if scores.ndim != 1 or len(scores) != len(groups):
+        raise ValueError(f"scores {scores.shape} and {len(groups)} groups do not match")
+    if not (scores >= 0).all():
+        raise ValueError("scores must not be negative or NaN")
+    if not 0 < level < 1:
+        raise ValueError(f"level {level} is not between 0 and 1")
+    _, membership, cases = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    order = np.argsort(scores)
+    patients = np.cumsum(1 / cases[membership[order]])  # how many lie up to each score, in parts of patients
+    needed = level * (len(cases) + 1) - 1e-9  # sums of thirds are a little off
+    reached = np.searchsorted(patients, needed)
+    return float(scores[order[reached]]) if reached < len(scores) else np.inf
 
 
 @contextlib.contextmanager

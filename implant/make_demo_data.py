@@ -1,0 +1,180 @@
+"""Draw synthetic radiographs of dental implants whose length and diameter are exactly known, as train.py reads them.
+
+    python implant/make_demo_data.py --output demo/implants --patients 300 --seed 0
+
+The pictures are phantoms, drawn by formulas (implant_phantom.py); no patient is behind them, and makers, model lines
+and catalogues are invented. They serve to try the programs and to test them: an error in millimetres on phantoms says
+nothing about radiographs. Written are
+
+    OUTPUT/images/<patient>_<n>.png            8-bit grey crops, one implant in focus in each, the apex down
+    OUTPUT/{train,val,test}.json               the records of 60 / 20 / 20 % of the patients
+    OUTPUT/truth.json                          of each picture: mm per px, platform and apex in px, what else was drawn
+
+A patient has 1 to 5 implants, mostly of one maker. `bbox` is x0, y0, x1, y1 in px with pixel centres at integers,
+loosely around implant and crown; `pixel_spacing` in mm per px is left out of every seventh record or so. Alvento's
+TissueLevel and Eskilo's Tapered are among the test patients only. The same seed gives the same bytes, and a picture
+depends only on (seed, its number, size), not on how many are drawn.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.args import ArgumentParser, UserError, positive_int, script
+from core.console import make_console, progress
+from core.demo_data import dump, start, write
+from core.processes import cores, in_processes
+from implant_phantom import CATALOGUE, COMPANIES, DEFAULT_SIZE, Implant, Picture, sample_implant, write_picture
+
+SPLITS = ("train", "val", "test")
+PATTERN = ("train", "train", "val", "train", "test")  # patients repeat it
+COUNTS = (3, 1, 4, 2, 5, 3, 3)  # implants of a patient, repeated too; as long as no multiple of PATTERN
+UNSEEN = {"Alvento": "TissueLevel", "Eskilo": "Tapered"}  # maker -> the model that only test patients have
+LOYALTY = 0.85  # share of a patient's further implants that are of the first one's maker
+SPACING_KNOWN = 0.85  # share of the records with `pixel_spacing`
+FEWEST, SMALLEST = 10, 64  # patients, that both unseen models are there; pixels
+TRUTH = "truth.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture, by the numbers of the patient and of the implant, from 0."""
+
+    patient: int
+    number: int
+
+    @property
+    def patient_id(self) -> str:
+        return f"P{self.patient + 1:04d}"
+
+    @property
+    def id(self) -> str:
+        return f"{self.patient_id}_{self.number + 1}"
+
+    @property
+    def split(self) -> str:
+        return PATTERN[self.patient % len(PATTERN)]
+
+    @property
+    def image(self) -> Path:
+        """Relative to the output folder."""
+        return Path("images", f"{self.id}.png")
+
+
+def parse_args(argv: list[str] | None = None):
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the data set to write")
+    parser.add_argument("--patients", type=positive_int, default=300, help=f"about 3 pictures each, at least {FEWEST}")
+    parser.add_argument("--size", type=positive_int, default=DEFAULT_SIZE, help=f"about height, px, >= {SMALLEST}")
+    parser.add_argument("--seed", type=int, default=0, help="of everything; a whole number from 0")
+    parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that draw")
+    parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
+    args = parser.parse_args(argv)
+    if args.patients < FEWEST:
+        raise UserError(f"--patients {args.patients} cannot fill train, val and test; ask for at least {FEWEST}")
+    if args.size < SMALLEST:
+        raise UserError(f"--size {args.size} is too small to show a thread; ask for at least {SMALLEST}")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed} is negative; use 0 or more")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    start(args.output, args.overwrite, {"patients": args.patients, "seed": args.seed, "size": args.size}, files_of)
+    implants = {
+        case: implant
+        for patient in range(args.patients)
+        for case, implant in zip(cases_of(patient), implants_of(args.seed, patient), strict=True)
+    }
+    jobs = [
+        (args.output / case.image, implant, (args.seed, 1, case.patient, case.number), args.size)
+        for case, implant in implants.items()
+    ]
+    records, truths = {split: [] for split in SPLITS}, {}
+    console = make_console()
+    with progress(console, "drawing", len(jobs)) as advance:
+        for (case, implant), picture in zip(
+            implants.items(), in_processes(write_picture, jobs, args.workers), strict=True
+        ):
+            records[case.split].append(record(case, implant, picture, args.seed))
+            truths[case.id] = truth(case, implant, picture)
+            advance()
+    for split in SPLITS:
+        write(args.output / f"{split}.json", dump(records[split]))
+    write(args.output / TRUTH, dump(truths))
+    counts = ", ".join(f"{len(records[split])} {split}" for split in SPLITS)
+    console.print(
+        f"{len(implants)} synthetic implants ({counts}) of {args.patients} patients in {args.output}. They are drawn, "
+        "and show no patient."
+    )
+
+
+def cases_of(patient: int) -> list[Case]:
+    return [Case(patient, number) for number in range(COUNTS[patient % len(COUNTS)])]
+
+
+def implants_of(seed: int, patient: int) -> list[Implant]:
+    """A patient's implants. The makers take turns, so that each is soon in every split."""
+    rng = np.random.default_rng((seed, 0, patient))
+    block, place = divmod(patient, len(PATTERN))
+    makers = list(COMPANIES)
+    maker = makers[(place + block) % len(makers)]
+    implants = []
+    for case in cases_of(patient):
+        company = maker if case.number == 0 or rng.random() < LOYALTY else makers[rng.integers(len(makers))]
+        models = [model for company_, model in CATALOGUE if company_ == company]
+        unseen = UNSEEN.get(company)
+        if case.split != "test":
+            models = [model for model in models if model != unseen]
+        elif case.number == 0 and unseen:
+            models = [unseen]
+        implants.append(sample_implant(rng, company, models[rng.integers(len(models))]))
+    return implants
+
+
+# ------------------------------------------------------------------------------------------------------------- files
+
+
+def record(case: Case, implant: Implant, picture: Picture, seed: int) -> dict:
+    """As the records of implant_records.py; `pixel_spacing` is now and then unknown, as it is in practice."""
+    company = COMPANIES[implant.company]
+    known = np.random.default_rng((seed, 2, case.patient, case.number)).random() < SPACING_KNOWN
+    return {
+        "image": case.image.as_posix(),
+        "company": implant.company,
+        "model": implant.model,
+        "length": implant.length,
+        "diameter": implant.diameter,
+        "patient_id": case.patient_id,
+        "bbox": list(picture.box),
+        **({"pixel_spacing": picture.mm_per_px} if known else {}),
+        "modality": picture.modality,
+        "thread_type": company.thread,
+        "connection": company.connection,
+    }
+
+
+def truth(case: Case, implant: Implant, picture: Picture) -> dict:
+    return {
+        "split": case.split,
+        "length": implant.length,
+        "diameter": implant.diameter,
+        "mm_per_px": picture.mm_per_px,
+        **picture.scene,
+    }
+
+
+def files_of(recipe: dict) -> set[Path]:
+    """All files that a run with this recipe writes."""
+    cases = [case for patient in range(int(recipe["patients"])) for case in cases_of(patient)]
+    return {case.image for case in cases} | {Path(TRUTH), *(Path(f"{split}.json") for split in SPLITS)}
+
+
+if __name__ == "__main__":
+    script(main)

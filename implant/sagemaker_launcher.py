@@ -1,0 +1,374 @@
+"""Searches hyperparameters on SageMaker: a tuning job over the spaces of search_spaces.py, started through boto3.
+
+    python implant/sagemaker_launcher.py --stage classifier --role arn:aws:iam::123456789012:role/SageMaker \\
+        --image_uri URI --train s3://BUCKET/data --output s3://BUCKET/tuning target=model epochs=30
+    python implant/sagemaker_launcher.py --stage regression … --company_checkpoint s3://…/model.tar.gz \\
+        --model_checkpoint s3://…/model.tar.gz attention_type=triple
+    python implant/sagemaker_launcher.py … --dry_run          # prints the request; needs no credentials
+
+NAME=VALUE fixes a flag of the training script, and takes it out of the search: several words in quotes
+("auxiliary=thread_type modality"), a switch without value (uncertainty=). URI is a PyTorch training container of
+SageMaker, or one that holds the SageMaker training toolkit; it installs requirements.txt and runs the packed source.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
+
+import gzip
+import io
+import json
+import math
+import re
+import shlex
+import tarfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import boto3
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+
+from core.args import ArgumentParser, UserError, positive_int, script
+from core.tuning import Categorical, Space
+from sagemaker_container import CHECKPOINTS
+from search_spaces import METRICS, SCRIPTS, SPACES
+
+PRINTED = {"classifier": "val_accuracy", "regression": "avg_mae"}  # by the training scripts, for the tuning job to read
+GOALS = {"max": "Maximize", "min": "Minimize"}
+NAME = re.compile("[a-zA-Z0-9](-*[a-zA-Z0-9]){0,31}")  # of a tuning job: SageMaker's rule
+ROLE = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/?[a-zA-Z_0-9+=,.@/-]+")
+NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound)
+BAD_CREDENTIALS = ("ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidClientTokenId")
+BAD_CREDENTIALS += ("SignatureDoesNotMatch", "UnrecognizedClientException")
+WAYS_OUT = {  # error code -> what the user can do
+    "AccessDenied": "ask for this permission, or use another profile",
+    "AccessDeniedException": "ask for this permission, or use another profile",
+    "NoSuchBucket": "name a bucket of yours in --output",
+    "PermanentRedirect": "the bucket of --output lies in another region: give its --region",
+    "ResourceInUse": "choose another --job_name",
+    "ResourceLimitExceeded": "lower --parallel or --jobs, or ask AWS for a higher quota",
+    "ResourceNotFound": "check the job's name and --region",
+}
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--stage", choices=tuple(SPACES), required=True, help="which training script to tune")
+    parser.add_argument("--role", type=_role, required=True, metavar="ARN", help="under which the jobs run")
+    parser.add_argument("--image_uri", required=True, metavar="URI", help="of the training container")
+    parser.add_argument("--output", type=_s3, required=True, metavar="S3", help="of the source, models and checkpoints")
+    parser.add_argument("--job_name", metavar="NAME", help="at most 32 characters (default: implant-STAGE-TIME)")
+    parser.add_argument("--region", help="of AWS (default: as its configuration says)")
+    parser.add_argument("--dry_run", action="store_true", help="print the request as JSON and stop")
+    parser.add_argument("fixed", nargs="*", type=_fixed, metavar="NAME=VALUE", help="flags of the training script")
+    group = parser.add_argument_group("data")
+    group.add_argument("--train", type=_s3, required=True, metavar="S3", help="folder with train.json and pictures")
+    group.add_argument("--val", type=_s3, metavar="S3", help="folder with val.json (default: it lies in --train)")
+    group.add_argument("--company_checkpoint", type=_s3, metavar="S3", help="regression: a classifier's model.tar.gz")
+    group.add_argument("--model_checkpoint", type=_s3, metavar="S3", help="regression: a classifier's model.tar.gz")
+    group = parser.add_argument_group("search")
+    group.add_argument("--jobs", type=positive_int, default=20, help="training jobs in all")
+    group.add_argument("--parallel", type=positive_int, default=4, help="training jobs at a time")
+    group.add_argument("--early_stopping", action=argparse.BooleanOptionalAction, default=True,
+                       help="SageMaker stops jobs that fall behind the others")  # fmt: skip
+    group = parser.add_argument_group("machines")
+    group.add_argument("--instance_type", default="ml.g5.xlarge", help="one process is started on each of its GPUs")
+    group.add_argument("--instance_count", type=positive_int, default=1, help="machines a training job: 1")
+    group.add_argument("--volume_gb", type=positive_int, default=50, help="disk of a machine, in GB")
+    group.add_argument("--max_hours", type=float, default=24.0, help="after which a training job is stopped")
+    group.add_argument("--spot", action="store_true", help="cheaper: jobs are interrupted, and resume by themselves")
+    args = parser.parse_args(argv)
+    if args.instance_count > 1:
+        parser.error("--instance_count must be 1: take an --instance_type with more GPUs, such as ml.g5.12xlarge")
+    if args.parallel > args.jobs:
+        parser.error(f"--parallel {args.parallel} is more than --jobs {args.jobs}")
+    if not args.max_hours > 0:
+        parser.error("--max_hours must be positive")
+    return args
+
+
+def _role(text: str) -> str:
+    if not ROLE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text} is not like arn:aws:iam::123456789012:role/NAME")
+    return text
+
+
+def _s3(text: str) -> str:
+    if not re.fullmatch("s3://[^/]+(/.*)?", text):
+        raise argparse.ArgumentTypeError(f"{text} is not like s3://BUCKET/FOLDER")
+    return text
+
+
+def _fixed(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not re.fullmatch("[a-z][a-z0-9_-]*", name) or name.startswith("sagemaker") or not equals:
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE with a flag of the training script for NAME")
+    shlex.split(value)  # as the container will: argparse reports an open quote
+    return name, value
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    name = args.job_name or time.strftime(f"implant-{args.stage}-%y%m%d-%H%M%S", time.gmtime())
+    output = args.output.rstrip("/")
+    source = f"{output}/{name}/source/sourcedir.tar.gz"
+    checkpoints = {"company": args.company_checkpoint, "model": args.model_checkpoint}
+    channels = {"train": args.train, "val": args.val, **checkpoints}
+    request = build_tuning_request(
+        args.stage,
+        name,
+        role=args.role,
+        image_uri=args.image_uri,
+        source=source,
+        channels={channel: uri for channel, uri in channels.items() if uri},
+        output=output,
+        fixed=dict(args.fixed),
+        jobs=args.jobs,
+        parallel=args.parallel,
+        early_stopping=args.early_stopping,
+        instance_type=args.instance_type,
+        volume_gb=args.volume_gb,
+        max_hours=args.max_hours,
+        spot=args.spot,
+        region=args.region,
+    )
+    if args.dry_run:
+        print(json.dumps(request, indent=1))
+        return
+    packed = pack_source(Path(__file__).resolve().parent)
+    bucket, _, key = source.removeprefix("s3://").partition("/")
+    client, storage = make_client("sagemaker", args.region), make_client("s3", args.region)
+    with aws_errors():
+        storage.put_object(Bucket=bucket, Key=key, Body=packed)
+        client.create_hyper_parameter_tuning_job(**request)
+    print(f"started {name}: {args.jobs} training jobs, {args.parallel} at a time; models go to {output}/{name}")
+    region = f" --region {args.region}" if args.region else ""
+    print(f"python implant/analyze_tuning_results.py --tuning-job-name {name}{region}")
+
+
+# ------------------------------------------------------------------------------------------------------------- request
+
+
+def build_tuning_request(
+    stage: str,
+    name: str,
+    *,
+    role: str,
+    image_uri: str,
+    source: str,
+    channels: Mapping[str, str],
+    output: str,
+    fixed: Mapping[str, str] | None = None,
+    jobs: int = 20,
+    parallel: int = 4,
+    early_stopping: bool = True,
+    instance_type: str = "ml.g5.xlarge",
+    volume_gb: int = 50,
+    max_hours: float = 24,
+    spot: bool = False,
+    region: str | None = None,
+) -> dict:
+    """What `create_hyper_parameter_tuning_job` takes, for the spaces of `stage` less the flags in `fixed`.
+
+    `source`: S3 address of the packed source; `channels`: name (train, val, company, model) -> S3 address; `output`:
+    S3 folder, in which the job gets one of its name. All values of hyperparameters are JSON texts, as the framework
+    containers expect them. Raises UserError for a name that SageMaker refuses, for checkpoints that are missing or
+    not used, and where nothing is left to search.
+    """
+    metric, (_, mode) = PRINTED[stage], METRICS[stage]
+    fixed = {flag.replace("-", "_"): value for flag, value in (fixed or {}).items()}
+    if not NAME.fullmatch(name):
+        raise UserError(f"--job_name {name}: at most 32 letters, digits and hyphens, no hyphen first or last")
+    check_checkpoints(stage, channels, fixed)
+    spaces = {flag: space for flag, space in SPACES[stage].items() if flag not in fixed}
+    if not spaces:
+        raise UserError(f"all that --stage {stage} searches is fixed: leave out one of {', '.join(SPACES[stage])}")
+    static = {**fixed, "sagemaker_program": SCRIPTS[stage], "sagemaker_submit_directory": source}
+    if region:
+        static["sagemaker_region"] = region  # where the container fetches the source
+    seconds = math.ceil(max_hours * 3600)
+    definition = {
+        "StaticHyperParameters": {flag: json.dumps(value) for flag, value in static.items()},
+        "AlgorithmSpecification": {
+            "TrainingImage": image_uri,
+            "TrainingInputMode": "File",
+            "MetricDefinitions": [{"Name": metric, "Regex": f"{metric}=([0-9.eE+-]+);"}],
+        },
+        "RoleArn": role,
+        "InputDataConfig": [_channel(channel, uri) for channel, uri in channels.items()],
+        "OutputDataConfig": {"S3OutputPath": f"{output}/{name}"},
+        "ResourceConfig": {"InstanceType": instance_type, "InstanceCount": 1, "VolumeSizeInGB": volume_gb},
+        "StoppingCondition": {"MaxRuntimeInSeconds": seconds},
+        "EnableManagedSpotTraining": spot,
+    }
+    if spot:
+        definition["StoppingCondition"]["MaxWaitTimeInSeconds"] = 2 * seconds  # training, and waiting for machines
+        definition["CheckpointConfig"] = {"S3Uri": f"{output}/{name}/checkpoints", "LocalPath": str(CHECKPOINTS)}
+    return {
+        "HyperParameterTuningJobName": name,
+        "HyperParameterTuningJobConfig": {
+            "Strategy": "Bayesian",
+            "HyperParameterTuningJobObjective": {"Type": GOALS[mode], "MetricName": metric},
+            "ResourceLimits": {"MaxNumberOfTrainingJobs": jobs, "MaxParallelTrainingJobs": parallel},
+            "ParameterRanges": parameter_ranges(spaces),
+            "TrainingJobEarlyStoppingType": "Auto" if early_stopping else "Off",
+        },
+        "TrainingJobDefinition": definition,
+    }
+
+
+def parameter_ranges(spaces: Space) -> dict:
+    """A search space as SageMaker's ParameterRanges, with texts for all numbers."""
+    categorical, continuous = [], []
+    for flag, space in spaces.items():
+        if isinstance(space, Categorical):
+            categorical.append({"Name": flag, "Values": [json.dumps(str(choice)) for choice in space.choices]})
+        else:
+            limits = {"MinValue": str(space.low), "MaxValue": str(space.high)}
+            continuous.append({"Name": flag, **limits, "ScalingType": "Logarithmic"})
+    return {"CategoricalParameterRanges": categorical, "ContinuousParameterRanges": continuous}
+
+
+def check_checkpoints(stage: str, channels: Mapping[str, str], fixed: Mapping[str, str]) -> None:
+    """Raises UserError where the training script would miss a classifier's checkpoint, or not know one."""
+    given = {kind for kind in ("company", "model") if kind in channels}
+    if stage == "classifier":
+        if given:
+            raise UserError(f"--{min(given)}_checkpoint is for --stage regression: leave it out")
+        return
+    embeddings = fixed.get("embeddings", "dual")
+    needed = {"dual": {"company", "model"}, "none": set()}.get(embeddings, {embeddings})
+    for kind in sorted(needed - given):
+        raise UserError(f"embeddings={embeddings} needs --{kind}_checkpoint, or fix embeddings=none")
+
+
+def _channel(name: str, uri: str) -> dict:
+    place = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
+    return {"ChannelName": name, "DataSource": {"S3DataSource": place}}
+
+
+def pack_source(folder: Path) -> bytes:
+    """The project as a sourcedir.tar.gz: modules of `folder`, core/ (inside or beside it) and requirements.txt.
+
+    All lie at the root, where script mode looks for the entry point. Equal files give equal bytes. Raises UserError
+    if core/ or requirements.txt is missing.
+    """
+    files = {file.name: file for file in folder.glob("*.py")}
+    for name in ("core", "requirements.txt"):
+        found = next((place / name for place in (folder, folder.parent) if (place / name).exists()), None)
+        if found is None:
+            raise UserError(f"{folder} has no {name}, inside or beside it: the container needs it")
+        modules = found.rglob("*.py") if found.is_dir() else [found]
+        files |= {file.relative_to(found.parent).as_posix(): file for file in modules}
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name, file in sorted(files.items()):
+            entry = tarfile.TarInfo(name)  # no owner, no time
+            content = file.read_bytes()
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return gzip.compress(archive.getvalue(), mtime=0)
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+
+def describe(client, name: str) -> dict:
+    """The state of a tuning job: name, status, metric, mode ("min" or "max"), jobs (status -> count), reason (of a
+    failure, else None). Raises UserError if AWS does not tell."""
+    with aws_errors():
+        job = client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+    objective = job["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"]
+    return {
+        "name": name,
+        "status": job["HyperParameterTuningJobStatus"],
+        "metric": objective["MetricName"],
+        "mode": next(mode for mode, goal in GOALS.items() if goal == objective["Type"]),
+        "jobs": job.get("TrainingJobStatusCounters", {}),
+        "reason": job.get("FailureReason"),
+    }
+
+
+def tuning_results(client, name: str) -> list[dict]:
+    """The training jobs of a tuning job, the oldest first: name, status, parameters (flag -> number or text), value
+    (the latest of its objective; None before one) and seconds (of training; None before its end).
+
+    Raises UserError if AWS does not tell.
+    """
+    with aws_errors():
+        pages = client.get_paginator("list_training_jobs_for_hyper_parameter_tuning_job").paginate(
+            HyperParameterTuningJobName=name, SortBy="CreationTime", SortOrder="Ascending"
+        )
+        jobs = [job for page in pages for job in page["TrainingJobSummaries"]]
+    return [
+        {
+            "name": job["TrainingJobName"],
+            "status": job["TrainingJobStatus"],
+            "parameters": {flag: parsed(text) for flag, text in job["TunedHyperParameters"].items()},
+            "value": job.get("FinalHyperParameterTuningJobObjectiveMetric", {}).get("Value"),
+            "seconds": _seconds(job),
+        }
+        for job in jobs
+    ]
+
+
+def parsed(text: str) -> int | float | str:
+    """A hyperparameter's value: SageMaker gives numbers as texts, and choices as they were sent, in JSON's quotes."""
+    text = json.loads(text) if text.startswith('"') else text
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _seconds(job: dict) -> float | None:
+    start, end = job.get("TrainingStartTime"), job.get("TrainingEndTime")
+    return (end - start).total_seconds() if start and end else None
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+def make_client(service: str, region: str | None = None):
+    """A client of boto3. Raises UserError where no region or profile can be found."""
+    with aws_errors():
+        return boto3.Session(region_name=region).client(service)
+
+
+@contextmanager
+def aws_errors() -> Iterator[None]:
+    """Turns what boto3 raises within into a UserError of one line that says what to do."""
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        raise UserError(explain(error)) from error
+
+
+def explain(error: BotoCoreError | ClientError) -> str:
+    said = " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, ClientError):
+        code = error.response["Error"]["Code"]
+        if code in BAD_CREDENTIALS:
+            return f"{said}; log in again, or correct AWS_PROFILE or the keys"
+        return f"{said}; {WAYS_OUT[code]}" if code in WAYS_OUT else said
+    if isinstance(error, NO_CREDENTIALS):
+        return f"AWS: {said}; run `aws configure`, or set AWS_PROFILE, or the variables with the keys"
+    if isinstance(error, NoRegionError):
+        return "AWS needs a region: give --region, or set AWS_DEFAULT_REGION"
+    return f"AWS: {said}; check the network and --region"
+
+
+if __name__ == "__main__":
+    script(main)
