@@ -114,6 +114,7 @@ def main(argv=None):
         stored.sort(key=lambda volume: (volume.split, volume.name))
         write_manifest(args.output, stored)
         report.cases = dict(Counter(volume.split for volume in stored))
+        report.problems.sort(key=lambda problem: problem.where)  # they came as the processes ended
         report.write(args.output / "data_report.json")
     report.print(console, args.output / "data_report.json")
     skipped = sum(volume is None for volume in done.values())

@@ -224,6 +224,10 @@ def test_an_ibug_folder_keeps_its_test_part(ears, tmp_path):
     config = read_json(tmp_path / "run" / "best" / "config.json")
     assert config["schema"]["name"] == "ibug55"
     assert config["model"]["flip"] is None  # nobody knows the sides of these
+    evaluate("--checkpoint", tmp_path / "run", "--manifest", tmp_path / "ibug" / "test", "--output", tmp_path / "out")
+    metrics = read_json(tmp_path / "out" / "metrics.json")
+    assert (metrics["data"]["ears"], len(metrics["by_landmark"]["run"])) == (1, 55)
+    assert metrics["sides_right"]["run"]["estimate"] is None
 
 
 # -------------------------------------------------------------------------------------------------------- evaluation
