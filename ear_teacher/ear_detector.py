@@ -166,9 +166,8 @@ class EarDetector(nn.Module):
 
 class DetectionHead(nn.Module):
     """Features (B, C, grid, grid) and codes (B, latent_dim) to logits (B, K + 1, M, M) of the landmarks' and, last, the
-    centre's place, M >= 32;
-    guesses of the landmarks (B, K, 2) and width and height of the box (B, 2), in shares of the window's side; logits
-    of a left ear (B,)."""
+    centre's place, M >= 32; guesses of the landmarks (B, K, 2) and width and height of the box (B, 2), in shares of the
+    window's side; logits of a left ear (B,)."""
 
     def __init__(self, channels: int, grid: int, latent_dim: int, width: int, num_landmarks: int):
         super().__init__()

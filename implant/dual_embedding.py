@@ -104,10 +104,11 @@ class DualEmbeddingRegressor(nn.Module):
             result["log_variance"] = log_variance[0].clamp(*LOG_VARIANCE_RANGE)
         return result
 
-    def name_classes(self, images: Tensor) -> dict[str, tuple[Tensor, list[str]]]:
-        """For "company" and "model", where there are such encoders: probabilities (B, classes) and their names."""
+    def name_classes(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """For "company" and "model", where there are such encoders: the numbers (B,) of the likeliest classes, from
+        what `encode` gave."""
         named = {name: encoder for name, encoder in self.encoders.items() if name != "visual"}
-        return {name: (encoder(images).softmax(dim=1), encoder.classes) for name, encoder in named.items()}
+        return {name: encoder.head(features[name]).argmax(dim=1) for name, encoder in named.items()}
 
     def unfreezing(self, half: int, full: int) -> UnfreezingSchedule:
         """All encoders frozen before epoch `half`; their upper halves learn from it on, the rest from `full` on."""

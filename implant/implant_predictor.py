@@ -75,12 +75,12 @@ def predict_all(
 
 def one_batch(model: DualEmbeddingRegressor, batch: dict, mc_dropout: int, number: int) -> dict[str, torch.Tensor]:
     """`means` and `variances` (B, passes, 2) in mm and mm², attention weights, and the numbers of the classes."""
-    features = {"features": model.encode(batch["image"]), "scale": batch["scale"]}  # dropout is in the head alone
+    features = model.encode(batch["image"])  # once: dropout is in the head alone
     means, variances = [], []
     with dropout_on(model) if mc_dropout else nullcontext():
         for step in range(mc_dropout or 1):
             seed_batch(0, number, step, 0)
-            result = model(features)
+            result = model({"features": features, "scale": batch["scale"]})
             means.append(result["mm"])
             unknown = torch.full_like(result["mm"], torch.nan)
             variance = result["log_variance"].exp() * model.target_std**2 if model.uncertainty else unknown
@@ -88,7 +88,7 @@ def one_batch(model: DualEmbeddingRegressor, batch: dict, mc_dropout: int, numbe
     columns = {"means": torch.stack(means, dim=1), "variances": torch.stack(variances, dim=1)}
     columns |= {f"attention {branches}": weights for branches, weights in result["attention"].items()}
     columns |= {f"auxiliary {field}": logits.argmax(dim=1) for field, logits in result["auxiliary"].items()}
-    return columns | {f"class {name}": p.argmax(dim=1) for name, (p, _) in model.name_classes(batch["image"]).items()}
+    return columns | {f"class {name}": numbers for name, numbers in model.name_classes(features).items()}
 
 
 def combine(models: Sequence[DualEmbeddingRegressor], tables: Sequence[dict[str, torch.Tensor]]) -> Answer:

@@ -1,46 +1,26 @@
 """A copy of the project under another name, with core inside it, does everything, and needs nothing of the original."""
 
-import shutil
+from functools import partial
 
 import pytest
 
-from conftest import ROOT
+from copies import Copy
 from files import read_json
 from launch import run
 
 TINY = "--epochs 1 --batch_size 4 --num_workers 0 --log_with none"
 TEACHER = "--sam_config tiny --sam_image_size 128 --image_size 32 --latent_dim 8 --perceptual_weight 0 --nb_to_plot 2"
-LAST = "    script(main)\n"
-CHECK = f"""
-    from pathlib import Path
-    originals = [Path({str(ROOT)!r}) / name for name in ("ear_teacher", "core")]
-    files = [Path(getattr(module, "__file__", None) or "/") for module in list(sys.modules.values())]
-    strangers = [str(file) for file in files if any(file.is_relative_to(place) for place in originals)]
-    print("of the original:", strangers, "core:", sys.modules["core"].__path__[0])
-"""
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """The copied folder; its scripts end with a line that names what they have loaded from the original."""
-    project = tmp_path_factory.mktemp("elsewhere") / "my_ears"
-    shutil.copytree(ROOT / "ear_teacher", project, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "core", project / "core", ignore=shutil.ignore_patterns("__pycache__"))
-    for file in project.rglob("*.py"):
-        text = file.read_text(encoding="utf-8")
-        if text.endswith(LAST):
-            file.write_text(text + CHECK, encoding="utf-8")
-    return project
+    return Copy("ear_teacher", tmp_path_factory.mktemp("elsewhere") / "my_ears")
 
 
 def test_a_copied_folder_does_everything(copy, tmp_path):
     """From another folder, with relative paths, as in the README."""
 
-    def do(script, *arguments):
-        done = run(copy / script, *" ".join(map(str, arguments)).split(), cwd=tmp_path)
-        assert done.returncode == 0, (script, done.stderr)
-        assert done.stdout.splitlines()[-1] == f"of the original: [] core: {copy / 'core'}", script
-
+    do = partial(copy.do, tmp_path)
     do("make_demo_data.py", "--output data --images 12 --size 96")
     manifests = "--train_manifest data/train_{0}.npy --val_manifest data/val_{0}.npy"
     do("train.py", manifests.format("teacher"), TEACHER, TINY, "--save_dir run")
@@ -65,12 +45,11 @@ def test_a_copied_folder_does_everything(copy, tmp_path):
 
 @pytest.mark.parametrize("script", ["test_sam_model.py", "evaluate_detector.py"])
 def test_the_other_scripts_start_in_a_copy(copy, tmp_path, script):
-    done = run(copy / script, "--help", cwd=tmp_path)
+    done = run(copy.folder / script, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "usage: " in done.stdout
 
 
 def test_these_are_all_scripts(copy):
-    scripts = {file.name for file in copy.rglob("*.py") if file.read_text(encoding="utf-8").endswith(CHECK)}
-    assert scripts == {"make_demo_data.py", "train.py", "evaluate.py", "create_eigenears.py", "predict.py",
-                       "train_detector.py", "test_sam_model.py", "evaluate_detector.py"}  # fmt: skip
+    assert copy.scripts == {"make_demo_data.py", "train.py", "evaluate.py", "create_eigenears.py", "predict.py",
+                            "train_detector.py", "test_sam_model.py", "evaluate_detector.py"}  # fmt: skip
