@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+AGREEING = ROOT / "tests" / "agreeing.py"  # before a training script: its processes compare their weights at the end
 PRELOADED = ["torch", "accelerate", "albumentations", "timm", "torchmetrics.functional", "matplotlib.figure"]
 PRELOADED += ["nibabel", "SimpleITK", "h5py", "scipy.stats"]
 

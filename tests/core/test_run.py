@@ -18,7 +18,7 @@ from core import checkpoints
 from core.checkpoints import damage, load_model_folder, save_model
 from core.run_folder import RunFolder
 from files import read_json
-from launch import Launched, run
+from launch import AGREEING, Launched, run
 
 TOY = Path(__file__).with_name("toy_training.py")
 THREE = ("--keep", 3, "--epochs", 6, "--lr", 0.1)
@@ -26,7 +26,8 @@ THREE = ("--keep", 3, "--epochs", 6, "--lr", 0.1)
 
 def toy(folder, *arguments, processes=1):
     """Runs the toy to its end; returns (returncode, stdout, stderr)."""
-    return run(TOY, "--save_dir", folder, "--log_with", "none", *arguments, processes=processes)
+    script = [TOY] if processes == 1 else [AGREEING, TOY]
+    return run(*script, "--save_dir", folder, "--log_with", "none", *arguments, processes=processes)
 
 
 def weights(folder):
@@ -172,7 +173,7 @@ def test_two_processes_count_every_case_once_and_agree_after_an_unfreeze(tmp_pat
     done = toy(tmp_path / "two", "--batch_size", 2, "--unfreeze", 2, processes=2)
     assert done.returncode == 0, done.stderr
     assert "2 × 2 × 1 = 4" in done.stdout
-    assert "ranks agree: True (2)" in done.stdout
+    assert "weights agree: True (2)" in done.stdout
     logged = rows(tmp_path / "two")
     assert all(row["val/cases"] == 11 for row in logged)
     assert logged[-1]["train/loss"] < logged[0]["train/loss"]

@@ -105,7 +105,6 @@ def main(argv=None):
         validated = (epoch + 1) % args.valid_interval == 0 or epoch + 1 == args.epochs
         if run.end_epoch(validate(run, val_loader, args.delay) if validated else None):
             break
-    check_ranks_agree(run)
     run.finish()
 
 
@@ -131,13 +130,6 @@ def kill_in_write(number):
         seal(folder)
 
     checkpoints.seal = killing_seal
-
-
-def check_ranks_agree(run):
-    """After the run every process must hold the same weights."""
-    weights = torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()])
-    gathered = run.accelerator.gather(weights[None])
-    run.console.print(f"ranks agree: {bool((gathered == gathered[0]).all())} ({len(gathered)})")
 
 
 if __name__ == "__main__":

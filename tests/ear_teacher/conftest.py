@@ -10,9 +10,9 @@ from torch import nn
 from torchvision.models import vgg16
 from transformers import SamConfig, SamModel
 
-from conftest import load_script
+from conftest import ROOT, load_script
 from files import write_csv
-from launch import run
+from launch import AGREEING, run
 from sam_vae import EarVAE
 
 # A SAM whose whole model, mask decoder and all, is a few megabytes. At 1024 px it has 4096 tokens, as every SAM.
@@ -117,8 +117,9 @@ def launch(pictures):
     """Trains a tiny model in a process of its own, as a user would: `launch(folder, *more_flags, processes=1)`;
     `start=Launched` does not wait for its end."""
 
-    def launch_tiny(folder, *arguments, script="ear_teacher/train.py", start=run, **options):
-        return start(script, *flags(pictures, folder, *arguments), **options)
+    def launch_tiny(folder, *arguments, start=run, **options):
+        compared = [AGREEING] if options.get("processes", 1) > 1 else []
+        return start(*compared, ROOT / "ear_teacher/train.py", *flags(pictures, folder, *arguments), **options)
 
     return launch_tiny
 

@@ -15,7 +15,7 @@ from conftest import ROOT, load_script, loads_nothing
 from core.args import UserError
 from files import logged, read_csv, read_json
 from implant_crops import ImplantCrops
-from launch import run
+from launch import AGREEING, run
 
 TINY = "--model_size tiny --image_size 32 --no-pretrained --batch_size 8 --num_workers 0 --log_with none"
 CLASSIFIER, REGRESSOR = "implant/train_classifier.py", "implant/train.py"
@@ -189,8 +189,9 @@ def test_two_processes_have_equal_weights_and_each_case_once(implants, classifie
     flags = [*records(implants), "--company_checkpoint", classifiers / "company", "--model_checkpoint",
              classifiers / "model", *TINY.split(), "--embedding_dim", 32, "--epochs", 3, "--unfreeze_schedule", 1, 2,
              "--cache_features", "--no-augment", "--batch_size", 4, "--save_dir", tmp_path / "run"]  # fmt: skip
-    done = run(REGRESSOR, *flags, processes=2)
+    done = run(AGREEING, ROOT / REGRESSOR, *flags, processes=2)
     assert done.returncode == 0, done.stderr
+    assert "weights agree: True (2)" in done.stdout
     one, two = (evaluated(implants, tmp_path / "run", tmp_path / f"by_{n}", processes=n) for n in (1, 2))
     assert [row["id"] for row in one] == [row["id"] for row in two]
     for ours, theirs in zip(one, two, strict=True):
