@@ -3,6 +3,7 @@
 import base64
 import html
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,7 +22,8 @@ p { margin: .5rem 0; } .note { color: var(--soft); font-size: .9rem; }
 .card b { display: block; font-size: 1.55rem; line-height: 1.3; color: var(--blue); white-space: nowrap; }
 .card.plain b { color: var(--ink); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; min-width: 50%; }
-th, td { padding: .28rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .28rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
+td, .interval span { white-space: nowrap; } td.interval { white-space: normal; } .interval span { color: var(--soft); }
 th:first-child, td:first-child { text-align: left; } td.long { white-space: normal; text-align: left; }
 th { color: var(--soft); font-weight: 600; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { color: var(--soft); font-size: .88rem; }
@@ -108,4 +110,9 @@ def plain(value: object) -> object:
 
 def _cell(value: object) -> str:
     text = html.escape(str(value))
-    return f'<td class="long">{text}</td>' if len(text) > 60 else f"<td>{text}</td>"
+    if len(text) > 60:
+        return f'<td class="long">{text}</td>'
+    estimate, interval = re.fullmatch(r"(\S+ )?(.*)", text).groups()
+    if estimate and re.fullmatch(r"\(.+ to .+\)", interval):  # a wide table has it below the estimate
+        return f'<td class="interval">{estimate}<span>{interval}</span></td>'
+    return f"<td>{text}</td>"

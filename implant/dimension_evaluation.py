@@ -108,11 +108,17 @@ def nested(catalogue: Catalogue) -> dict[str, dict[str, dict[str, list[float]]]]
 
 
 def on_sale(catalogue: Catalogue, target: str, company: str = "", model: str = "") -> np.ndarray:
-    """The sizes (S,) of a model; of all models of the company where that is unknown; else all there are. Ascending."""
-    if (company, model) in catalogue:
-        return np.array(catalogue[company, model][target])
-    of_company = [listed[target] for (name, _), listed in catalogue.items() if name == company]
-    return np.unique(np.concatenate(of_company or [listed[target] for listed in catalogue.values()]))
+    """The sizes (S,) of a company's model, ascending; "" = of any. Of a model that the company does not have those of
+    the company; of one that nobody has, or a company that does not exist, all there are."""
+    for asked in ((company, model), (company, "")):
+        listed = [
+            of_target[target]
+            for pair, of_target in catalogue.items()
+            if all(name in ("", own) for name, own in zip(asked, pair, strict=True))
+        ]
+        if listed:
+            return np.unique(np.concatenate(listed))
+    return np.unique(np.concatenate([of_target[target] for of_target in catalogue.values()]))
 
 
 def nearest_sizes(predictions: Predictions, catalogue: Catalogue) -> np.ndarray:

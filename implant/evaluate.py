@@ -215,12 +215,12 @@ def write_report(
     cards.append(("Cases", str(data["cases"]), f"{data['patients']} patients"))
     report.cards(cards)
     report.text(
-        "Sizes on sale are those of the predicted company and model. Intervals of the measures: bootstrap over "
+        "Sizes on sale are those of the predicted company and model. 95 % intervals of the measures: bootstrap over "
         f"patients, {args.bootstrap} resamples. The medians are those of the training split.", note=True,
     )  # fmt: skip
     titles = [title for title, _ in COLUMNS.values()]
     for target in (*TARGETS, "mean"):
-        report.section({"mean": "Mean of both"}.get(target, target.capitalize()), "With 95 % intervals.")
+        report.section({"mean": "Mean of both"}.get(target, target.capitalize()))
         rows = [
             [method, *(_interval(summary[target][measure], form) for measure, (_, form) in COLUMNS.items())]
             for method, summary in metrics["methods"].items()

@@ -204,7 +204,7 @@ def test_figures_and_report_escape_and_embed(tmp_path):
     report = Report("A & B", "sub<title>")
     report.cards([("error", "1.2 mm", "note")])
     report.section("Part", "text")
-    report.table(["a", "b"], [["<x>", 1], ["y" * 80, 2]])
+    report.table(["a", "b"], [["<x>", 1], ["y" * 80, "0.5 (0.4 to 0.6)"]])
     report.figures(pictures)
     report.figures([(figures.save(matrix, tmp_path / "c.png"), "matrix")])
     report.details("more", "<pre>")
@@ -213,4 +213,5 @@ def test_figures_and_report_escape_and_embed(tmp_path):
     for raw in ("<x>", "<curve>", "sub<title>"):
         assert raw not in page
     assert "A &amp; B" in page
+    assert "0.5 <span>(0.4 to 0.6)</span>" in page  # which may stand below it
     assert "src=http" not in page

@@ -76,8 +76,14 @@ def test_sizes_on_sale_fall_back_to_the_company_and_then_to_all():
     assert on_sale(CATALOGUE, "length", "Alfa", "Tissue").tolist() == [6, 10]
     assert on_sale(CATALOGUE, "length", "Alfa", "Two").tolist() == [6, 8, 10, 12]
     assert on_sale(CATALOGUE, "diameter", "Alfa").tolist() == [3.3, 4.1, 4.8]
-    for company, model in (("Gamma", "Bone"), ("", "Two"), ("", "")):
+    for company, model in (("Gamma", "Bone"), ("", "Three"), ("", "")):
         assert on_sale(CATALOGUE, "diameter", company, model).tolist() == [3.3, 3.75, 4.1, 4.2, 4.8]
+
+
+def test_sizes_on_sale_of_a_model_whose_company_is_not_predicted():
+    catalogue = {**CATALOGUE, ("Beta", "Bone"): {"length": [9.0, 10.0], "diameter": [5.0]}}
+    assert on_sale(catalogue, "length", model="Bone").tolist() == [8, 9, 10, 12]
+    assert on_sale(catalogue, "diameter", model="Two").tolist() == [3.75, 4.2]
 
 
 def test_catalogue_of_records():
