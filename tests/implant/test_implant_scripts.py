@@ -307,10 +307,10 @@ def test_evaluation_writes_what_it_measured(evaluation):
     for target in ("length", "diameter"):
         errors = [abs(float(row[f"{target}_mm"]) - float(row[f"{target}_predicted_mm"])) for row in rows]
         assert metrics["methods"]["triple"][target]["mae"]["estimate"] == pytest.approx(np.mean(errors), abs=1e-3)
-        inside = [
-            float(r[f"{target}_low_mm"]) <= float(r[f"{target}_mm"]) <= float(r[f"{target}_high_mm"]) for r in rows
-        ]
-        assert metrics["methods"]["triple"][target]["coverage"]["estimate"] == pytest.approx(np.mean(inside))
+        parts = ("", "_low", "_high")
+        truth, low, high = np.array([[float(row[f"{target}{part}_mm"]) for row in rows] for part in parts])
+        fewest, most = (((low - x <= truth) & (truth <= high + x)).mean() for x in (-2e-3, 2e-3))  # cells are rounded
+        assert fewest <= metrics["methods"]["triple"][target]["coverage"]["estimate"] <= most
     weights_by_company = metrics["attention"]["visual, company, model"]
     assert set(weights_by_company) == {"all", "Alpha", "Beta", "Gamma"}
     assert sum(weights_by_company["all"].values()) == pytest.approx(1, abs=1e-5)
