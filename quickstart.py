@@ -53,6 +53,10 @@ def call(project, script, arguments):
 CEPH = os.path.join(OUTPUT, "cephalometric")
 CEPH_DATA = os.path.join(CEPH, "Aariz")
 CEPH_RUN = os.path.join(CEPH, "run")
+CEPH_REFINER = os.path.join(CEPH, "refiner")
+CEPH_MODELS = [
+    "--checkpoint", os.path.join(CEPH_RUN, "best"), "--refiner", os.path.join(CEPH_REFINER, "best"),
+]  # fmt: skip
 CT = os.path.join(OUTPUT, "ct_multilabel")
 CT_DATA = os.path.join(CT, "CT-RATE")
 CT_RUN = os.path.join(CT, "run")
@@ -91,22 +95,33 @@ PROJECTS = {
                     "train.py", "--dataset_path", CEPH_DATA, "--save_dir", CEPH_RUN, "--overwrite", "--cache_dir",
                     os.path.join(CEPH, "cache"), "--backbone", "hrnet_w18_small", "--no-pretrained",
                     "--image_size", 192, 192, "--heatmap_size", 48, "--sigma", 1.5, "--batch_size", 6, "--epochs", 20,
-                    "--warmup_epochs", 2, "--lr", 2e-3, "--num_workers", 1, "--log_with", "none",
+                    "--warmup_epochs", 2, "--lr", 2e-3, "--num_workers", 1, "--log_with", "none", "--expansion", "none",
+                ),
+            ),
+            (
+                "refine: a second stage on native crops",
+                ceph(
+                    "train_refiner.py", "--checkpoint", os.path.join(CEPH_RUN, "best"), "--dataset_path", CEPH_DATA,
+                    "--save_dir", CEPH_REFINER, "--overwrite", "--cache_dir", os.path.join(CEPH, "cache"),
+                    "--backbone", "hrnet_w18_small", "--no-pretrained", "--crop_size", 64, "--crop_mm_per_px", 0.2,
+                    "--heatmap_size", 16, "--sigma", 1.5, "--batch_size", 2, "--crops_per_image", 12, "--epochs", 8,
+                    "--warmup_epochs", 1, "--lr", 2e-3, "--num_workers", 1, "--log_with", "none",
                 ),
             ),
             (
                 "evaluate on held-out cases",
                 ceph(
-                    "evaluate.py", "--checkpoint", os.path.join(CEPH_RUN, "best"), "--dataset_path", CEPH_DATA,
-                    "--cache_dir", os.path.join(CEPH, "cache"), "--output", os.path.join(CEPH, "evaluation"),
+                    "evaluate.py", "--dataset_path", CEPH_DATA, "--cache_dir", os.path.join(CEPH, "cache"),
+                    "--output", os.path.join(CEPH, "evaluation"), *CEPH_MODELS
                 ),
             ),
             (
                 "predict, as for your own pictures",
                 ceph(
-                    "predict.py", "--checkpoint", os.path.join(CEPH_RUN, "best"), "--output",
+                    "predict.py", "--output",
                     os.path.join(CEPH, "predictions"), "--image",
                     os.path.join(CEPH_DATA, "test", "Cephalograms", "phantom_0061.png"), "--pixel_size", 0.089,
+                    *CEPH_MODELS
                 ),
             ),
         ],

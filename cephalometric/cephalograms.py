@@ -22,6 +22,7 @@ from core.args import UserError
 from core.images import ImageError, Letterbox, read_image
 from core.seeding import sample_rng
 from core.validation import DataReport
+from expansion import draw_sample, expand
 from measurements import measure
 
 cv2.setNumThreads(0)  # the loader's processes fill the cores already
@@ -109,13 +110,22 @@ def leave_out_unreadable(cases: dict[str, list[Cephalogram]], cache: FrameCache,
 # ---------------------------------------------------------------------------------------------------------- samples
 
 
-def augmentation() -> albumentations.Compose:
-    """What differs between cephalograms of one head: mirror, tilt, magnification, position, exposure, noise."""
+def augmentation(expanded: bool = False) -> albumentations.Compose:
+    """What differs between cephalograms of one head: mirror, tilt, magnification, position, exposure, noise.
+
+    With `expanded` neither mirror nor tilt: they are kinds of an expanded split.
+    """
+    tilt = (0, 0) if expanded else (-7, 7)
     return albumentations.Compose(
         [
-            albumentations.HorizontalFlip(p=0.5),
+            albumentations.HorizontalFlip(p=0 if expanded else 0.5),
             albumentations.Affine(
-                rotate=(-7, 7), scale=(0.9, 1.1), translate_percent=(-0.05, 0.05), interpolation=cv2.INTER_LINEAR, p=0.9
+                rotate=tilt,
+                scale=(0.8, 1.2),
+                keep_ratio=True,
+                translate_percent=(-0.05, 0.05),
+                interpolation=cv2.INTER_LINEAR,
+                p=0.9,
             ),
             albumentations.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.2, p=0.7),
             albumentations.RandomGamma(gamma_limit=(75, 135), p=0.5),
@@ -126,11 +136,12 @@ def augmentation() -> albumentations.Compose:
 
 
 class CephalogramDataset(Dataset):
-    """Samples of `cases` in frames of `size` (height, width).
+    """Samples of `cases` in the frames of `cache`: one a case, or those of an `expansion` ("6500" or "5500").
 
     Each is a dict: `image` float32 (1, H, W) in 0-1; `points` float32 (29, 2) frame px, NaN = unknown or out of the
     frame; `measurements` float32 (10,), standardised with `statistics` (mean, SD), lengths in frame px; `cvm_stage`
-    0-5 or -1 = unknown; `index`; `id`. With `augment`, a sample depends on (seed, epoch, index) alone.
+    0-5 or -1 = unknown; `index`; `id`, the case's. `augment` varies size, position, grey levels and noise of every
+    sample, and mirrors and tilts it where there is no expansion. A sample depends on (seed, epoch, index) alone.
     """
 
     def __init__(
@@ -140,20 +151,22 @@ class CephalogramDataset(Dataset):
         statistics: tuple[np.ndarray, np.ndarray] | None = None,
         augment: bool = False,
         seed: int = 0,
+        expansion: str = "none",
     ):
         self.cases, self.cache, self.seed, self.epoch = cases, cache, seed, 0
         self.letterboxes = [Letterbox(case.size, cache.frame) for case in cases]
-        self.augmentation = augmentation() if augment else None
+        self.samples = expand(len(cases), expansion)
+        self.augmentation = augmentation(expanded=expansion != "none") if augment else None
         self.statistics = statistics or (np.zeros(10), np.ones(10))
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return len(self.samples)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def points(self) -> np.ndarray:
-        """Ground truth (N, 29, 2) in frame px, not augmented."""
+        """Ground truth (N, 29, 2) of the cases in frame px, neither expanded nor augmented."""
         return np.stack([box.to_frame(case.points) for case, box in zip(self.cases, self.letterboxes, strict=True)])
 
     def to_native(self, points: np.ndarray) -> np.ndarray:
@@ -169,11 +182,14 @@ class CephalogramDataset(Dataset):
         return np.array([case.mm_per_px or np.nan for case in self.cases])
 
     def __getitem__(self, index: int) -> dict:
-        case = self.cases[index]
-        image, points = self.cache.load(case.image), self.letterboxes[index].to_frame(case.points)
+        number, kind = self.samples[index]
+        case, letterbox = self.cases[number], self.letterboxes[number]
+        rng = sample_rng(self.seed, self.epoch, index)
+        mm_per_px = case.mm_per_px and case.mm_per_px / letterbox.scale
+        frame = self.cache.load(case.image)
+        image, points = draw_sample(kind, frame, letterbox.to_frame(case.points), mm_per_px, rng)
         if self.augmentation:
-            seed = int(sample_rng(self.seed, self.epoch, index).integers(2**32))
-            self.augmentation.set_random_seed(seed)
+            self.augmentation.set_random_seed(int(rng.integers(2**32)))
             known = np.isfinite(points).all(axis=1)
             augmented = self.augmentation(image=image, keypoints=points[known])
             image = augmented["image"]
@@ -206,3 +222,10 @@ def measurement_statistics(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean = np.array([column.mean() if column.size else 0.0 for column in columns])
     std = np.array([column.std() if column.size else 0.0 for column in columns])
     return mean, np.where(std > 1e-6, std, 1.0)  # a single head, or none, has no spread
+
+
+def stage_weights(cases: list[Cephalogram]) -> np.ndarray:
+    """Weights (6,) of the maturation stages 1-6, as frequent ones would drown the others: the inverse of how often each
+    occurs, 1 on average over the cases; 1 for a stage that does not occur."""
+    counts = np.bincount([case.cvm_stage - 1 for case in cases if case.cvm_stage], minlength=6)
+    return np.where(counts > 0, counts.sum() / np.maximum(1, counts) / max(1, (counts > 0).sum()), 1.0)

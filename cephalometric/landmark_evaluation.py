@@ -13,16 +13,36 @@ from cephalograms import CephalogramDataset
 from core.metrics import radial_errors, success_detection_rate
 from core.uncertainty import Interval, bootstrap
 from hrnet_landmarks import CVM_STAGES
+from landmark_predictor import Findings
 from measurements import IS_LENGTH, MEASUREMENTS, NAMES, measure
 
 THRESHOLDS = (2.0, 2.5, 3.0, 4.0)  # of the SDR, ISBI 2014/2015
 
 
+def paired_difference(a: np.ndarray, b: np.ndarray, statistic, resamples: int = 1000, seed: int = 0) -> Interval:
+    """`statistic` of errors `b` minus that of `a`, both (N, …) of the same N patients in the same order, with its 95 %
+    interval: both are drawn together, so that what is hard for both does not widen it."""
+    return bootstrap(lambda rows: float(statistic(b[rows]) - statistic(a[rows])), range(len(a)), resamples, seed=seed)
+
+
+def differences(a: np.ndarray, b: np.ndarray, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
+    """MRE and SDR [%] at each threshold of `b` minus those of `a`, errors (N, 29). Points that either lacks count for
+    neither, and so do cases without a point."""
+    both = np.isfinite(a) & np.isfinite(b)
+    kept = both.any(axis=1)
+    a, b = (np.where(both, errors, np.nan)[kept] for errors in (a, b))
+    found = {"MRE": paired_difference(a, b, np.nanmean, resamples, seed)}
+    for threshold in THRESHOLDS:
+        found[f"SDR {threshold:g}"] = paired_difference(
+            a, b, lambda errors, t=threshold: success_detection_rate(errors, (t,))[t], resamples, seed
+        )
+    return found
+
+
 class Evaluation:
     """Everything about N cases. Errors are (N, 29) in `unit`, NaN where the truth or the scale is unknown.
 
-    `predictions`: points (N, 29, 2) and measurements (N, 10) in native px (angles in °, ratios in %), stage (N, 6)
-    probabilities. `mean_shape` (29, 2) in frame px is the baseline: the training split's mean, aligned by letterbox.
+    `mean_shape` (29, 2) in frame px is the baseline: the training split's mean, aligned by letterbox.
     The unit is mm as soon as one case is calibrated (the others are then left out), otherwise px. One cephalogram is
     one patient here; intervals are bootstraps over patients.
     """
@@ -30,12 +50,12 @@ class Evaluation:
     def __init__(
         self,
         dataset: CephalogramDataset,
-        predictions: dict,
+        findings: Findings,
         mean_shape: np.ndarray,
         resamples: int = 1000,
         seed: int = 0,
     ):
-        self.cases, self.points, self.truth = dataset.cases, predictions["points"], dataset.truth()
+        self.cases, self.points, self.truth = dataset.cases, findings.points, dataset.truth()
         self.resamples, self.seed = resamples, seed
         mm_per_px = dataset.mm_per_px()
         self.calibrated = np.isfinite(mm_per_px)
@@ -43,12 +63,14 @@ class Evaluation:
         scale = mm_per_px if self.unit == "mm" else 1.0
         baseline = dataset.to_native(np.broadcast_to(mean_shape, (len(dataset), len(LANDMARKS), 2)))
         self.errors = radial_errors(self.points, self.truth, scale)
+        self.coarse_errors = radial_errors(findings.coarse, self.truth, scale)  # of stage 1
+        self.seconds = findings.seconds.mean(axis=0)  # a picture: stage 1, stage 2
         self.baseline_errors = radial_errors(baseline, self.truth, scale)
         to_mm = np.where(IS_LENGTH, mm_per_px[:, None], 1.0)  # (N, 10)
         self.true_measurements = measure(self.truth) * to_mm
-        self.measured = {"landmarks": measure(self.points) * to_mm, "CVM branch": predictions["measurements"] * to_mm}
+        self.measured = {"landmarks": measure(self.points) * to_mm, "CVM branch": findings.measurements * to_mm}
         self.stages = np.array([-1 if case.cvm_stage is None else case.cvm_stage - 1 for case in dataset.cases])
-        self.predicted_stages = predictions["stage"].argmax(axis=1)
+        self.predicted_stages = findings.stage.argmax(axis=1)
 
     def interval(self, errors: np.ndarray, statistic: Callable = np.nanmean) -> Interval:
         """`statistic` of errors (N, …) with its 95 % interval over the patients that have a known error."""
@@ -64,7 +86,18 @@ class Evaluation:
 
     def sdr(self) -> dict[float, Interval]:
         """Success detection rate [%] at each threshold."""
-        return {t: self.interval(self.errors, lambda e, t=t: success_detection_rate(e, (t,))[t]) for t in THRESHOLDS}
+        return self._rates(self.errors)
+
+    def stage_1(self) -> dict:
+        """MRE and SDR of stage 1 alone, and what stage 2 changes, on the same cases."""
+        return {
+            "mre": self.interval(self.coarse_errors),
+            "sdr": self._rates(self.coarse_errors),
+            "difference": differences(self.coarse_errors, self.errors, self.resamples, self.seed),
+        }
+
+    def _rates(self, errors: np.ndarray) -> dict[float, Interval]:
+        return {t: self.interval(errors, lambda e, t=t: success_detection_rate(e, (t,))[t]) for t in THRESHOLDS}
 
     def by_landmark(self) -> list[dict]:
         """MRE with interval, SD, median, SDR and the baseline's MRE of each landmark that has a truth."""

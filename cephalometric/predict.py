@@ -1,6 +1,7 @@
 """Landmarks, measurements and a tracing for your own cephalograms.
 
     python cephalometric/predict.py --image PATIENT.png --checkpoint runs/cephalometric/best --pixel_size 0.1
+    python cephalometric/predict.py --image FOLDER --checkpoint … --refiner runs/cephalometric_refiner/best --tta 10
 
 For each picture, in --output: <name>.json (the Aariz data set's schema, with mm and confidence), <name>_tracing.png,
 <name>_measurements.csv; for all of them landmarks.csv. Research use only: not a medical device.
@@ -14,7 +15,6 @@ from pathlib import Path
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -24,8 +24,9 @@ from core import figures
 from core.args import ArgumentParser, UserError, script
 from core.console import make_console
 from core.devices import make_accelerator
-from core.images import DICOM_SUFFIXES, SUFFIXES, ImageError, Letterbox, read_image
-from hrnet_landmarks import HRNetLandmarks, decode
+from core.files import distinct_names
+from core.images import DICOM_SUFFIXES, SUFFIXES, ImageError, is_dicom, read_image
+from landmark_predictor import Predictor, add_arguments
 from measurements import MEASUREMENTS, assess, read_norms, vertical_measurements
 from tracing import tracing
 
@@ -33,7 +34,7 @@ from tracing import tracing
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--image", type=Path, nargs="+", required=True, help="PNG, JPEG, BMP, TIFF, DICOM, or folders")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="best/ of a training run")
+    add_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path("runs/cephalometric_predictions"), help="folder of results")
     parser.add_argument("--pixel_size", type=float, help="mm per px; needed for mm unless a DICOM file says it")
     parser.add_argument("--norms", type=Path, help='JSON file of norms, {"N-Me": [mean, SD], …}')
@@ -46,9 +47,7 @@ def main(argv=None):
         raise UserError(f"--pixel_size {args.pixel_size}: mm per px of a cephalogram lie between {PIXEL_SIZES}")
     console = make_console()
     norms = read_norms(args.norms)
-    device = make_accelerator().device
-    model, config = HRNetLandmarks.from_folder(args.checkpoint)
-    model.to(device)
+    predictor = Predictor(args.checkpoint, args.refiner, args.refine_crops, args.tta).to(make_accelerator().device)
     args.output.mkdir(parents=True, exist_ok=True)
 
     images = [file for path in args.image for file in (_pictures(path) if path.is_dir() else [path])]
@@ -60,13 +59,15 @@ def main(argv=None):
         except ImageError as error:
             failures.append(str(error))
             continue
-        points, confidence, stage = predict(model, config, picture.pixels, device)
+        found = predictor.picture(picture.pixels, mm_per_px)
+        points, confidence, stage = found.points[0], found.confidence[0], int(found.stage[0].argmax()) + 1
         measurements = vertical_measurements(points, mm_per_px)
         write_json(args.output / f"{name}.json", name, points, confidence, mm_per_px, stage)
         write_measurements(args.output / f"{name}_measurements.csv", measurements, norms)
         title = f"{name}   {'uncalibrated' if mm_per_px is None else f'{mm_per_px:g} mm/px'}   research use only"
         figures.save(tracing(picture.pixels, points, title), args.output / f"{name}_tracing.png", dpi=100)
-        rows.append([name, image, mm_per_px or "", stage, *points.ravel().round(2), *confidence.round(3)])
+        numbers = ["" if np.isnan(x) else x for x in (*points.ravel().round(2), *confidence.round(3))]
+        rows.append([name, image, mm_per_px or "", stage, *numbers])
         print_measurements(console, name, measurements, norms, stage, mm_per_px)
 
     with open(args.output / "landmarks.csv", "w", newline="", encoding="utf-8") as file:
@@ -83,22 +84,13 @@ def main(argv=None):
         raise UserError("no picture could be read")
 
 
-@torch.inference_mode()
-def predict(model: HRNetLandmarks, config: dict, pixels: np.ndarray, device) -> tuple[np.ndarray, np.ndarray, int]:
-    """(points (29, 2) native px, confidence (29,), CVM stage 1-6) of one grey picture uint8 (H, W)."""
-    height, width = config["model"]["image_size"]
-    box = Letterbox(pixels.shape[::-1], (width, height))
-    image = torch.from_numpy(box.draw(pixels))[None, None].to(device).float() / 255
-    prediction = model(image)
-    points, confidence = decode(prediction, model.stride, config["sigma"])
-    stage = int(prediction["cvm_stage"].argmax()) + 1
-    return box.to_picture(points[0].cpu().double().numpy()), confidence[0].cpu().numpy(), stage
-
-
 def write_json(file: Path, name: str, points, confidence, mm_per_px: float | None, stage: int) -> None:
-    """The schema of the Aariz annotations, with `mm` (from the picture's corner) and `confidence` added."""
+    """The schema of the Aariz annotations, with `mm` (from the picture's corner) and `confidence` added. Landmarks that
+    the model was not taught are left out."""
     landmarks = []
     for number, (symbol, title) in enumerate(LANDMARK_TITLES.items()):
+        if np.isnan(points[number]).any():
+            continue
         x, y = (round(float(value), 3) for value in points[number])
         mm = {"x": round(x * mm_per_px, 3), "y": round(y * mm_per_px, 3)} if mm_per_px else None
         entry = {"landmark_id": str(number + 1), "title": title, "symbol": symbol, "value": {"x": x, "y": y}, "mm": mm}
@@ -131,24 +123,26 @@ def print_measurements(console: Console, name: str, values: dict, norms: dict, s
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in (*SUFFIXES, *DICOM_SUFFIXES))
+    """The files of a folder that are pictures; DICOM files often have no suffix."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    return [file for file in files if file.suffix.lower() in SUFFIXES or is_dicom(file)]
 
 
 def _names(images: list[Path]) -> list[str]:
     """A name for the results of each picture: its stem, numbered where two pictures share it."""
-    names = []
-    for image in images:
-        count = sum(name == image.stem or name.startswith(f"{image.stem}_") for name in names)
-        names.append(image.stem if image.stem not in names else f"{image.stem}_{count + 1}")
-    return names
+    known = (*SUFFIXES, *DICOM_SUFFIXES)  # what follows the last dot of 1.2.840.5 is no suffix
+    return distinct_names(image.stem if image.suffix.lower() in known else image.name for image in images)
 
 
 def _isotropic(mm_per_px: tuple[float, float] | None, image: Path) -> float | None:
-    """One pixel size for both axes. Raises ImageError where they differ: angles would be wrong."""
+    """One pixel size for both axes. Raises ImageError where they differ, as angles would be wrong, and for one that
+    cannot be."""
     if mm_per_px is None:
         return None
     if abs(mm_per_px[0] - mm_per_px[1]) > 1e-3 * mm_per_px[0]:
         raise ImageError(f"{image}: its pixels are {mm_per_px[0]} × {mm_per_px[1]} mm, not square: resample it first")
+    if not PIXEL_SIZES[0] <= mm_per_px[0] <= PIXEL_SIZES[1]:
+        raise ImageError(f"{image}: {mm_per_px[0]:g} mm per px by its header, as no cephalogram has: give --pixel_size")
     return mm_per_px[0]
 
 

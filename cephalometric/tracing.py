@@ -42,13 +42,17 @@ def comparison(pixels: np.ndarray, truth: np.ndarray, prediction: np.ndarray, ti
 
 
 def tracing(pixels: np.ndarray, points: np.ndarray, title: str) -> Figure:
-    """The 29 landmarks by symbol and the planes SN, FH, PP, MP, on the grey picture (H, W). Points native px."""
+    """The landmarks by symbol and the planes SN, FH, PP, MP, on the grey picture (H, W). Points (29, 2) native px; NaN
+    is left out."""
     fig, ax, scale = _canvas(pixels, LONGER_SIDE)
-    points = (points + 0.5) * scale - 0.5
-    places = dict(zip(LANDMARKS, points, strict=True))
+    known = np.isfinite(points).all(axis=1)
+    points = (points[known] + 0.5) * scale - 0.5
+    places = dict(zip(np.array(LANDMARKS)[known].tolist(), points, strict=True))
     taken = []
     renderer = fig.canvas.get_renderer()
     for name, (back, front) in PLANES.items():
+        if not {back, front} <= set(places):
+            continue
         direction = places[front] - places[back]
         start, end = places[back] - 0.35 * direction, places[front] + 0.35 * direction
         if not (start > 40).all():  # the name stands at the start, and must stay in the picture

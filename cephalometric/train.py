@@ -16,23 +16,35 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 import numpy as np
 import torch
 
-from aariz import GROUND_TRUTHS, read_aariz
-from cephalograms import CephalogramDataset, FrameCache, leave_out_unreadable, mean_shape, measurement_statistics
+from ceph_data import FORMATS, GROUND_TRUTHS, read_cases
+from cephalograms import (
+    CephalogramDataset,
+    FrameCache,
+    leave_out_unreadable,
+    mean_shape,
+    measurement_statistics,
+    stage_weights,
+)
 from core.args import ArgumentParser, add_training_arguments, positive_int, script
 from core.cases import Cases
 from core.metrics import radial_errors, success_detection_rate
 from core.run import Run
 from core.schedules import parameter_groups
+from expansion import EXPANSIONS
 from hrnet_landmarks import HRNetLandmarks, LandmarkLoss, decode
 
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset_path", type=Path, default=Path("Aariz"), help="folder with train/, valid/, test/")
+    group.add_argument("--dataset_path", type=Path, default=Path("Aariz"), help="folder of Aariz or of ISBI 2015")
+    group.add_argument("--dataset_format", choices=FORMATS, default="auto", help="of that folder")
     group.add_argument("--ground_truth", choices=GROUND_TRUTHS, default="mean", help="of both readers, or one of them")
     group.add_argument("--cache_dir", type=Path, default=Path("runs/cache"), help="letterboxed pictures, kept")
-    group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="flip, tilt, grey levels")
+    group.add_argument("--expansion", choices=EXPANSIONS, default="6500", help="training samples of 1000 originals: "
+                       "flipped, tilted, brighter, darker, with braces; 5500: brightness once, up or down")  # fmt: skip
+    group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="vary size, position, "
+                       "grey levels, noise of training samples; without expansion also mirror and tilt")  # fmt: skip
     group = parser.add_argument_group("model")
     group.add_argument("--backbone", default="hrnet_w48", help="any HRNet of timm")
     group.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="ImageNet weights")
@@ -42,6 +54,8 @@ def parse_args(argv=None):
     group = parser.add_argument_group("loss")
     group.add_argument("--sigma", type=float, default=2.0, help="of the target Gaussians, heatmap px")
     group.add_argument("--cvm_weight", type=float, default=0.3, help="weight of measurements and maturation stage")
+    group.add_argument("--cvm_class_weights", action=argparse.BooleanOptionalAction, default=True,
+                       help="rare maturation stages count for more")  # fmt: skip
     add_training_arguments(parser, epochs=200, batch_size=6, lr=1e-4, warmup_epochs=10, num_workers=6)
     return parser.parse_args(argv)
 
@@ -52,20 +66,21 @@ def main(argv=None):
 
     # The model first: if its weights cannot be had, that should be known before pictures are read for minutes.
     model = HRNetLandmarks(args.backbone, args.image_size, args.heatmap_size, args.pretrained, args.backbone_weights)
-    criterion = LandmarkLoss(model.stride, model.heatmap_size, args.sigma, args.cvm_weight)
 
     # Data. The first process decodes every picture into the cache and finds the broken ones; the others reuse it.
     cache = FrameCache(args.cache_dir, args.image_size)
     with run.accelerator.main_process_first():
-        cases, report = read_aariz(args.dataset_path, args.ground_truth, splits=("train", "valid"))
+        cases, report = read_cases(args.dataset_path, args.dataset_format, args.ground_truth, ("train", "valid"))
         leave_out_unreadable(cases, cache, report)
     report.print(run.console, run.folder / "data_report.json")
     if run.is_main:
         report.write(run.folder / "data_report.json")
     train_points = CephalogramDataset(cases["train"], cache).points()  # (N, 29, 2) frame px
     statistics = measurement_statistics(train_points)
-    train_set = CephalogramDataset(cases["train"], cache, statistics, augment=args.augment, seed=args.seed)
+    train_set = CephalogramDataset(cases["train"], cache, statistics, args.augment, args.seed, args.expansion)
     val_set = CephalogramDataset(cases["valid"], cache, statistics)
+    if len(train_set) > len(train_points):
+        run.console.print(f"{len(train_points)} training cases are expanded to {len(train_set)} samples an epoch")
 
     model.set_statistics(*statistics)
     config = model.config(args.sigma)
@@ -80,19 +95,21 @@ def main(argv=None):
         config=config,
         monitor=f"mre_{unit}",
     )
+    weights = stage_weights(cases["train"]) if args.cvm_class_weights else None
+    criterion = LandmarkLoss(model.stride, model.heatmap_size, args.sigma, args.cvm_weight, weights)
     for _ in run.epochs():
         for batch in run.batches(train_loader):
             prediction = run.model(batch["image"])
             loss, parts = criterion(prediction, batch)
             run.step(loss, parts)
-        metrics = validate(run, val_loader, criterion, config)
+        metrics = validate(run, val_loader, criterion, model.stride)
         if run.end_epoch(metrics):
             break
     run.finish()
 
 
 @torch.no_grad()
-def validate(run: Run, loader, criterion: LandmarkLoss, config: dict) -> dict[str, float]:
+def validate(run: Run, loader, criterion: LandmarkLoss, stride: int) -> dict[str, float]:
     """Loss, MRE and SDR on the validation split, every case once."""
     run.model.eval()
     dataset = loader.dataset
@@ -100,7 +117,7 @@ def validate(run: Run, loader, criterion: LandmarkLoss, config: dict) -> dict[st
     for batch in run.batches(loader):
         prediction = run.model(batch["image"])
         loss, _ = criterion(prediction, batch)
-        points, _ = decode(prediction, criterion.stride, config["sigma"])
+        points, _ = decode(prediction, stride, run.args.sigma)
         cases.add(batch["index"], points=points, loss=loss.expand(len(points)))
     table = cases.table()
     points = dataset.to_native(table["points"].numpy())

@@ -32,7 +32,7 @@ class Picture(NamedTuple):
 
 
 def read_image(path: Path, mode: str = "L") -> Picture:
-    """Reads PNG, JPEG, BMP, TIFF or DICOM as 8-bit grey (`mode` "L") or "RGB".
+    """Reads PNG, JPEG, BMP, TIFF or DICOM (known by suffix or content) as 8-bit grey (`mode` "L") or "RGB".
 
     EXIF orientation is applied, transparency is put on black, palettes are resolved. Deeper pictures are scaled by
     the bits they use (a 12-bit radiograph in a 16-bit file by 255/4095), so that grey levels stay comparable between
@@ -41,7 +41,7 @@ def read_image(path: Path, mode: str = "L") -> Picture:
     """
     path = Path(path)
     try:
-        if path.suffix.lower() in DICOM_SUFFIXES:
+        if is_dicom(path):
             return _read_dicom(path, mode)
         # Given a path, Pillow (11 to 13, at least) maps an uncompressed TIFF into memory by the turned size, where an
         # EXIF orientation exchanges the sides: a scrambled picture. Given an open file, it does not map.
@@ -101,34 +101,77 @@ def _to_8_bit(pixels: np.ndarray, path: Path) -> np.ndarray:
     return np.round(pixels * (255 / top)).astype(np.uint8)
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM: by its suffix or, as many have none, by the mark after the preamble.
+
+    Raises OSError if it cannot be read.
+    """
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return True
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
 def _read_dicom(path: Path, mode: str) -> Picture:
+    """Grey as a viewer shows it: rescaled, through the VOI look-up table or the window where there is one (the first),
+    bone bright; then stretched to 0-255, as a window may be far wider than the values."""
     import pydicom  # only where a DICOM file is read: the import takes half a second
-    from pydicom.errors import InvalidDicomError
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+    from pydicom.uid import ImplicitVRLittleEndian
 
     try:
-        dataset = pydicom.dcmread(path)
-        raw = dataset.pixel_array
-    except (InvalidDicomError, AttributeError, RuntimeError, NotImplementedError) as error:
-        raise ImageError(f"{path}: {first_line(error)}") from error
-    if dataset.get("NumberOfFrames", 1) > 1 or raw.ndim > 3:
-        raise ImageError(f"{path}: holds several frames; give one picture")
-    if raw.ndim == 3:
-        image = Image.fromarray(raw.astype(np.uint8)).convert(mode)
+        dataset = pydicom.dcmread(path, force=True)  # also without preamble, as older programs wrote them
+        if "PixelData" not in dataset:
+            raise ImageError(f"{path}: holds no picture, or is no DICOM file")
+        if (dataset.get("NumberOfFrames") or 1) > 1:
+            raise ImageError(f"{path}: holds several frames; give one picture")
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian  # the default, PS3.5 section 10.1
+        values = dataset.pixel_array
+        kind = dataset.PhotometricInterpretation
+        if kind == "PALETTE COLOR":
+            values = apply_color_lut(values, dataset)
+        elif values.ndim == 2:
+            values = apply_voi_lut(apply_modality_lut(values, dataset), dataset).astype(np.float32)
+    except (ImageError, OSError):
+        raise
+    except Exception as error:  # a damaged file fails in any way
+        if "missing dependencies" in str(error):  # pydicom's list of what could decode it has several lines
+            compression = dataset.file_meta.TransferSyntaxUID.name
+            raise ImageError(f'{path}: to read its {compression}, pip install "pylibjpeg[all]"') from error
+        raise ImageError(f"{path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+    if values.ndim == 3:  # colour, converted to RGB by pydicom
+        image = Image.fromarray(_to_8_bit(values, path)).convert(mode)
         return Picture(np.array(image), _dicom_spacing(dataset))
-    values = apply_voi_lut(apply_modality_lut(raw, dataset), dataset).astype(np.float32)
     low, high = float(values.min()), float(values.max())
     values = (values - low) / max(high - low, 1e-6)
-    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":  # high values are dark
+    if kind == "MONOCHROME1":  # high values are dark
         values = 1 - values
     pixels = np.round(values * 255).astype(np.uint8)
     return Picture(pixels if mode == "L" else np.repeat(pixels[..., None], 3, axis=2), _dicom_spacing(dataset))
 
 
 def _dicom_spacing(dataset) -> tuple[float, float] | None:
-    """PixelSpacing (calibrated) before ImagerPixelSpacing (at the detector); DICOM gives row spacing first."""
-    spacing = dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing")
-    return (float(spacing[1]), float(spacing[0])) if spacing and all(float(s) > 0 for s in spacing) else None
+    """mm per pixel (x, y) in the patient, where the file knows it; at the detector, where it knows only that.
+
+    PixelSpacing, unless it is a copy of ImagerPixelSpacing: then the picture is not corrected for magnification
+    (DICOM PS3.3, 10.7.1.1), and ImagerPixelSpacing, measured at the detector, is divided by
+    EstimatedRadiographicMagnificationFactor, the distance from source to detector over that from source to patient.
+    """
+    patient, detector = (_pair(dataset.get(name)) for name in ("PixelSpacing", "ImagerPixelSpacing"))
+    if detector is None or patient not in (None, detector):
+        return patient
+    magnification = max(1.0, float(dataset.get("EstimatedRadiographicMagnificationFactor") or 1))
+    return detector[0] / magnification, detector[1] / magnification
+
+
+def _pair(spacing) -> tuple[float, float] | None:
+    """(x, y) of a DICOM spacing, which gives that of rows, y, first; None unless both are positive: some write 0."""
+    try:
+        y, x = map(float, spacing)
+    except (TypeError, ValueError):
+        return None
+    return (x, y) if x > 0 and y > 0 else None
 
 
 def square_window(box: tuple[float, float, float, float], margin: float) -> Window:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ceph_landmarks import LANDMARK_TITLES, LANDMARKS
+from ceph_training import train
 from launch import run
 
 
@@ -15,6 +16,15 @@ def demo_tree(tmp_path_factory) -> Path:
     """A drawn Aariz tree of 20 cases: 14 to train, 3 valid, 3 test. Synthetic. Not to be written to."""
     folder = tmp_path_factory.mktemp("demo") / "Aariz"
     done = run("cephalometric/make_demo_data.py", "--output", folder, "--cases", 20, "--seed", 1)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(demo_tree, tmp_path_factory) -> Path:
+    """A run of three epochs, not interrupted."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = train(demo_tree, folder)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -1,5 +1,6 @@
 import os
 import warnings
+from pathlib import Path
 
 import albumentations
 import numpy as np
@@ -14,6 +15,7 @@ from cephalograms import (
     FrameCache,
     augmentation,
     measurement_statistics,
+    stage_weights,
 )
 from measurements import measure
 
@@ -145,3 +147,15 @@ def test_the_cache_spares_the_decoding_and_notices_changes(tmp_path, monkeypatch
         file.write_bytes(b"torn")
     assert (cache.load(image) == 99).all()
     assert not list(cache.folder.glob("*.part"))
+
+
+def test_stages_weigh_by_their_rarity():
+    def weights(*stages):
+        cases = [Cephalogram("x", Path("x"), (9, 9), np.zeros((29, 2)), None, "", stage) for stage in stages]
+        return stage_weights(cases)
+
+    assert weights(1, 1, 1, 2, None) == pytest.approx([2 / 3, 2, 1, 1, 1, 1])
+    assert weights(3, 5) == pytest.approx(np.ones(6))
+    assert weights(None) == pytest.approx(np.ones(6))
+    drawn = [1, 1, 1, 1, 4, 6, 6]
+    assert weights(*drawn)[np.array(drawn) - 1].mean() == pytest.approx(1)

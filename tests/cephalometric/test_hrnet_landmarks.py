@@ -121,6 +121,21 @@ def test_a_batch_without_any_truth_costs_nothing_and_does_not_break(small):
     small.zero_grad()
 
 
+def test_rare_stages_count_for_more(small):
+    batch = batch_for(small)
+    batch["cvm_stage"] = torch.tensor([1, 4])
+    with torch.no_grad():
+        prediction = small.eval()(batch["image"])
+    small.train()
+    weights = np.array([1, 3.0, 1, 1, 0.5, 1])
+    plain, weighted = (
+        LandmarkLoss(small.stride, small.heatmap_size, stage_weights=w)(prediction, batch)[1]["cvm"].item()
+        for w in (None, weights)
+    )
+    costs = -prediction["cvm_stage"].log_softmax(1)[[0, 1], [1, 4]].numpy()
+    assert weighted - plain == pytest.approx(((weights[[1, 4]] - 1) * costs).mean(), rel=1e-4)
+
+
 def test_a_perfect_prediction_decodes_exactly_and_costs_little():
     criterion = LandmarkLoss(4, (128, 128))
     points = torch.rand(1, 29, 2) * 400 + 50

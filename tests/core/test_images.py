@@ -8,7 +8,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from core.images import ImageError, Letterbox, picture_size, read_image
+from core.images import ImageError, Letterbox, is_dicom, picture_size, read_image
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (40, 60), dtype=np.uint8)
@@ -150,17 +150,150 @@ def dicom(path, pixels, **attributes):
     return path
 
 
+RAMP = np.linspace(0, 4095, 2400).reshape(40, 60).astype(np.uint16)
+
+
 def test_dicom_polarity_and_spacing(tmp_path):
-    ramp = np.linspace(0, 4095, 2400).reshape(40, 60).astype(np.uint16)
-    plain = read_image(dicom(tmp_path / "a.dcm", ramp, PixelSpacing=[0.2, 0.1]))
+    plain = read_image(dicom(tmp_path / "a.dcm", RAMP, PixelSpacing=[0.2, 0.1]))
     assert plain.mm_per_px == (0.1, 0.2)  # DICOM names the row spacing first; we give x, y
     assert plain.pixels[0, 0] == 0
     assert plain.pixels[-1, -1] == 255
-    inverse = read_image(dicom(tmp_path / "b.dcm", ramp, PhotometricInterpretation="MONOCHROME1"))
-    assert np.array_equal(inverse.pixels, 255 - plain.pixels)
+    inverse = read_image(
+        dicom(tmp_path / "b.dcm", RAMP, PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="INVERSE")
+    )
+    assert np.array_equal(inverse.pixels, 255 - plain.pixels)  # once: the shape says it again
     assert inverse.mm_per_px is None
-    detector = read_image(dicom(tmp_path / "c.dcm", ramp, ImagerPixelSpacing=[0.143, 0.143]))
-    assert detector.mm_per_px == (0.143, 0.143)
+    assert np.array_equal(read_image(tmp_path / "a.dcm", "RGB").pixels, np.repeat(plain.pixels[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"ImagerPixelSpacing": [0.15, 0.143]}, (0.143, 0.15)),
+        ({"ImagerPixelSpacing": [0.143, 0.143], "EstimatedRadiographicMagnificationFactor": 1.1}, (0.13, 0.13)),
+        ({"ImagerPixelSpacing": [0.143, 0.143], "EstimatedRadiographicMagnificationFactor": 0}, (0.143, 0.143)),
+        # Calibrated: not corrected again.
+        (
+            {
+                "PixelSpacing": [0.12, 0.12],
+                "ImagerPixelSpacing": [0.143, 0.143],
+                "EstimatedRadiographicMagnificationFactor": 1.1,
+            },
+            (0.12, 0.12),
+        ),
+        # A copy of the detector's says nothing of the patient (DICOM PS3.3, 10.7.1.1).
+        (
+            {
+                "PixelSpacing": [0.143, 0.143],
+                "ImagerPixelSpacing": [0.143, 0.143],
+                "EstimatedRadiographicMagnificationFactor": 1.1,
+            },
+            (0.13, 0.13),
+        ),
+        ({"PixelSpacing": [0, 0], "ImagerPixelSpacing": [0.1, 0.1]}, (0.1, 0.1)),
+        ({"PixelSpacing": [0, 0]}, None),
+        ({"PixelSpacing": 0.1}, None),
+        ({"PixelSpacing": None}, None),
+    ],
+)
+def test_the_spacing_of_a_dicom_file_is_that_in_the_patient(tmp_path, attributes, expected):
+    assert read_image(dicom(tmp_path / "a.dcm", RAMP, **attributes)).mm_per_px == (expected and pytest.approx(expected))
+
+
+def test_a_dicom_window_clips(tmp_path):
+    """PS3.3, C.11.2.1.2: from centre - 0.5 - (width - 1) / 2 black, to centre - 0.5 + (width - 1) / 2 white."""
+    grey = np.clip((RAMP - 499.5 + 100) / 200, 0, 1) * 255
+    window = {"WindowCenter": 500, "WindowWidth": 201}
+    shown = read_image(dicom(tmp_path / "a.dcm", RAMP, **window)).pixels
+    assert np.abs(shown - grey).max() <= 0.51
+    dark = read_image(dicom(tmp_path / "b.dcm", RAMP, PhotometricInterpretation="MONOCHROME1", **window)).pixels
+    assert np.array_equal(dark, 255 - shown)
+    several = {"WindowCenter": [500, 2000], "WindowWidth": [201, 4000]}
+    assert np.array_equal(read_image(dicom(tmp_path / "c.dcm", RAMP, **several)).pixels, shown)  # the first
+    rescaled = {"RescaleSlope": 2, "RescaleIntercept": -1000, "WindowCenter": -0.5, "WindowWidth": 401}
+    assert np.abs(read_image(dicom(tmp_path / "d.dcm", RAMP, **rescaled)).pixels - grey).max() <= 0.51 + 255 / 400
+    wide = read_image(dicom(tmp_path / "e.dcm", RAMP, WindowCenter=2048, WindowWidth=65536)).pixels
+    assert np.array_equal(wide, read_image(dicom(tmp_path / "f.dcm", RAMP)).pixels)
+    with pytest.raises(ImageError, match=r"g\.dcm.*Window Width"):
+        read_image(dicom(tmp_path / "g.dcm", RAMP, WindowCenter=0, WindowWidth=0))
+
+
+def test_a_dicom_look_up_table_comes_before_the_window(tmp_path):
+    table = pydicom.Dataset()
+    table.LUTDescriptor = [4096, 0, 16]
+    table.LUTData = (np.linspace(0, 1, 4096) ** 2 * 65535).astype("<u2").tobytes()
+    attributes = {"VOILUTSequence": [table], "WindowCenter": 500, "WindowWidth": 201}
+    shown = read_image(dicom(tmp_path / "a.dcm", RAMP, **attributes)).pixels
+    assert np.abs(shown - (RAMP / 4095.0) ** 2 * 255).max() <= 0.51
+
+
+def test_signed_and_constant_dicom_values(tmp_path):
+    signed = (RAMP.astype(np.int16) - 2048).view(np.uint16)
+    shown = read_image(dicom(tmp_path / "a.dcm", signed, PixelRepresentation=1, BitsStored=16, HighBit=15)).pixels
+    assert np.array_equal(shown, read_image(dicom(tmp_path / "b.dcm", RAMP)).pixels)
+    flat = np.full((4, 6), 7, np.uint16)
+    assert (read_image(dicom(tmp_path / "c.dcm", flat)).pixels == 0).all()
+    window = {"WindowCenter": 7, "WindowWidth": 1}
+    assert len(np.unique(read_image(dicom(tmp_path / "d.dcm", flat, **window)).pixels)) == 1
+
+
+def test_dicom_palettes_are_resolved(tmp_path):
+    palette = RNG.permutation(256).astype(np.uint16) * 257  # 16 bit; an index says nothing of its grey
+    tables = {f"{colour}PaletteColorLookupTableData": palette.tobytes() for colour in ("Red", "Green", "Blue")}
+    tables |= {f"{colour}PaletteColorLookupTableDescriptor": [256, 0, 16] for colour in ("Red", "Green", "Blue")}
+    path = dicom(tmp_path / "a.dcm", GREY.astype(np.uint16), PhotometricInterpretation="PALETTE COLOR", **tables)
+    assert np.array_equal(read_image(path).pixels, palette[GREY] // 257)
+
+
+@pytest.mark.parametrize("name", ["IM0001", "1.2.840.113619.2.5", "a.ima"])
+def test_dicom_is_known_by_its_content(tmp_path, name):
+    path = dicom(tmp_path / name, RAMP, PixelSpacing=[0.1, 0.1])
+    assert is_dicom(path)
+    assert read_image(path).mm_per_px == (0.1, 0.1)
+    assert not is_dicom(saved(tmp_path / "a.png", Image.fromarray(GREY)))
+
+
+def test_dicom_without_a_preamble(tmp_path):
+    path = dicom(tmp_path / "a.dcm", RAMP)
+    whole = read_image(path).pixels
+    dataset = pydicom.dcmread(path)
+    for implicit in (True, False):
+        dataset.file_meta = FileMetaDataset()
+        pydicom.dcmwrite(path, dataset, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+        dataset.preamble = None
+        assert np.array_equal(read_image(path).pixels, whole)
+    assert path.read_bytes()[128:132] != b"DICM"
+
+
+def test_dicom_files_that_hold_no_single_picture(tmp_path):
+    path = dicom(tmp_path / "a.dcm", RAMP)
+    dataset = pydicom.dcmread(path)
+    dataset.NumberOfFrames, dataset.Rows = 2, 20
+    dataset.save_as(path)
+    with pytest.raises(ImageError, match=r"a\.dcm: holds several frames"):
+        read_image(path)
+    dataset.NumberOfFrames, dataset.Rows = None, 40
+    dataset.save_as(path)
+    with pytest.warns(UserWarning, match="Number of Frames"):
+        assert read_image(path).pixels.shape == (40, 60)
+    del dataset.PixelData
+    dataset.save_as(path)
+    with pytest.raises(ImageError, match=r"a\.dcm: holds no picture"):
+        read_image(path)
+    with pytest.raises(ImageError, match=r"b\.dcm: no such file"):
+        read_image(tmp_path / "b.dcm")
+
+
+def test_compressed_dicom(monkeypatch):
+    """JPEG 2000 is read with Pillow alone; a plugin that is missing is named in one line."""
+    uncompressed = read_image(get_testdata_file("MR_small.dcm"))
+    compressed = read_image(get_testdata_file("MR_small_jp2klossless.dcm"))
+    assert np.array_equal(compressed.pixels, uncompressed.pixels)
+    assert compressed.mm_per_px == uncompressed.mm_per_px
+    decoder = pydicom.pixels.get_decoder(pydicom.uid.JPEGLSLossless)
+    monkeypatch.setattr(decoder, "_available", {})
+    with pytest.raises(ImageError, match=r"jpeg_ls.*\.dcm: to read its JPEG-LS.*pip install \"pylibjpeg\[all\]\"$"):
+        read_image(get_testdata_file("MR_small_jpeg_ls_lossless.dcm"))
 
 
 def test_a_real_dicom_file():

@@ -1,0 +1,138 @@
+"""Writes stage 1 as an ONNX file, decoding included: landmarks without PyTorch, wherever ONNX Runtime runs.
+
+    python cephalometric/export_onnx.py --checkpoint runs/cephalometric/best --check PATIENT.png
+
+Input `image` float32 (batch, 1, H, W) in 0-1, the picture letterboxed. Outputs `points` (batch, 29, 2) xy in input px,
+`confidence` (batch, 29), `measurements` (batch, 10), lengths in input px, and `cvm_stage` (batch, 6), probabilities.
+The file's metadata say the rest. The script compares the file with PyTorch before it leaves it. Needs
+pip install onnx onnxscript onnxruntime.
+"""
+
+import importlib.util
+import json
+import sys
+import warnings
+from pathlib import Path
+
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
+
+import torch
+from torch import nn
+
+from core.args import ArgumentParser, UserError, script
+from core.console import make_console
+from core.files import whole_file
+from core.images import ImageError, Letterbox, read_image
+from core.run_folder import evaluation_folder
+from hrnet_landmarks import HRNetLandmarks
+from tta import predict_views
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+UNITS = {
+    "points": "input px, xy, pixel centres at integers",
+    "confidence": "height of the heatmap's peak, about 0-1",
+    "measurements": "lengths in input px, angles in °, ratios in %",
+    "cvm_stage": "probability",
+}
+PREPROCESSING = (
+    "8-bit grey / 255, fitted into the frame without distortion (letterbox): one scale s = min(W / width, H / height), "
+    "low-pass filtered where it shrinks, centred on whole pixels, black around. Input px to picture px: "
+    "(u - offset + 0.5) / s - 0.5. Normalisation is inside the model."
+)
+TOLERANCE = 0.01  # px, and of the other outputs in their units
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="best/ of a training run")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: landmarks.onnx beside best/")
+    parser.add_argument("--opset", type=int, choices=range(18, 24), default=18, help="version of ONNX's operators")
+    parser.add_argument("--check", type=Path, nargs="+", default=[], metavar="PICTURE", help="to compare on, too")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UserError(f"{' and '.join(missing)} missing: pip install {' '.join(PACKAGES)}")
+    model, config = HRNetLandmarks.from_folder(args.checkpoint)
+    args.output = args.output or evaluation_folder(args.checkpoint, "landmarks").with_suffix(".onnx")
+    height, width = config["model"]["image_size"]
+    pictures = [torch.rand(2, 1, height, width, generator=torch.Generator().manual_seed(0))]
+    pictures += [letterboxed(file, (width, height)) for file in args.check]
+
+    console = make_console()
+    with whole_file(args.output) as file:
+        write_onnx(model, config, file, args.opset)
+        differences = largest_differences(model, config["sigma"], file, pictures)
+        console.print(f"largest difference from PyTorch, over 2 random and {len(args.check)} given pictures:")
+        for name, difference in differences.items():
+            console.print(f"  {name:<12} {difference:.1e} ({UNITS[name]})")
+        if max(differences.values()) > TOLERANCE:
+            raise UserError(f"{args.output} not written: over {TOLERANCE} off from PyTorch; try another --opset")
+    console.print(f"written: {args.output} ({args.output.stat().st_size / 1e6:.0f} MB)", style="bold")
+
+
+class Stage1(nn.Module):
+    """`predict_views` as a module, which is what the exporter takes."""
+
+    def __init__(self, model: nn.Module, sigma: float):
+        super().__init__()
+        self.model, self.sigma = model, sigma
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Pictures (B, 1, H, W) in 0-1 to the outputs in the order of `UNITS`."""
+        outputs = predict_views(self.model, image, self.sigma)
+        return tuple(outputs[name] for name in UNITS)
+
+
+def write_onnx(model: nn.Module, config: dict, file: Path, opset: int = 18) -> None:
+    """Writes `model` with its decoding, for batches of any size, and what a user must know as metadata."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own making
+        program = torch.onnx.export(
+            Stage1(model, config["sigma"]).eval(),
+            (torch.zeros(2, 1, *config["model"]["image_size"]),),  # 2: the size 1 would be taken for a constant
+            input_names=["image"],
+            output_names=list(UNITS),
+            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+            opset_version=opset,
+            dynamo=True,
+            verbose=False,
+        )
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # lines of source code, with the paths of this machine
+    facts = {key: config[key] for key in ("project", "landmarks", "measurements", "cvm_stages", "sigma")}
+    facts |= {"image_size": config["model"]["image_size"], "units": UNITS, "preprocessing": PREPROCESSING}
+    facts |= {"notice": "Research use only: not a medical device."}
+    for key, value in facts.items():
+        program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    program.save(str(file))
+
+
+@torch.inference_mode()
+def largest_differences(model: nn.Module, sigma: float, file: Path, pictures: list[torch.Tensor]) -> dict[str, float]:
+    """Output -> the largest difference between PyTorch and ONNX Runtime over `pictures`, batches (B, 1, H, W)."""
+    import onnxruntime  # here: the script says so where it is missing
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    differences = dict.fromkeys(UNITS, 0.0)
+    for images in pictures:
+        expected = predict_views(model, images, sigma)
+        for name, found in zip(UNITS, session.run(list(UNITS), {"image": images.numpy()}), strict=True):
+            difference = (torch.from_numpy(found) - expected[name]).abs().max().item()
+            differences[name] = max(differences[name], difference)
+    return differences
+
+
+def letterboxed(file: Path, frame: tuple[int, int]) -> torch.Tensor:
+    """A picture as the model takes it, (1, 1, H, W) in 0-1; `frame` is (width, height)."""
+    try:
+        pixels = read_image(file).pixels
+    except ImageError as error:
+        raise UserError(f"--check {error}") from error
+    return torch.from_numpy(Letterbox(pixels.shape[::-1], frame).draw(pixels))[None, None].float() / 255
+
+
+if __name__ == "__main__":
+    script(main)

@@ -1,0 +1,147 @@
+"""Stage 2: refines each landmark of stage 1 in crops of the native picture.
+
+    accelerate launch cephalometric/train_refiner.py --checkpoint runs/cephalometric/best --dataset_path Aariz
+    python cephalometric/train_refiner.py --resume …                             # go on after an interruption
+
+HRNet-W32 on 256×256 crops of 0.1 mm a pixel, around the truth with noise and around stage 1's own points. Validation
+is the task itself: stage 1's landmarks of the validation split, one crop each. Results in --save_dir: best/ (for
+--refiner of evaluate.py and predict.py), last/ (for --resume), metrics.jsonl, data_report.json, figures/.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
+
+import numpy as np
+import torch
+
+from ceph_data import FORMATS, GROUND_TRUTHS, read_cases
+from ceph_landmarks import LANDMARKS
+from cephalograms import Cephalogram, CephalogramDataset, FrameCache, leave_out_unreadable
+from core.args import ArgumentParser, UserError, add_training_arguments, positive_int, script
+from core.cases import Cases
+from core.metrics import radial_errors, success_detection_rate
+from core.run import Run
+from core.schedules import parameter_groups
+from hrnet_landmarks import PointLoss
+from landmark_predictor import Predictor, predict_dataset
+from landmark_refiner import MM_PER_PX, LandmarkRefiner, peaks
+from refiner_crops import CoarseCrops, RefinerCrops
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(description=__doc__)
+    group = parser.add_argument_group("data")
+    group.add_argument("--checkpoint", type=Path, required=True, help="best/ of a run of train.py: stage 1")
+    group.add_argument("--dataset_path", type=Path, default=Path("Aariz"), help="folder of Aariz or of ISBI 2015")
+    group.add_argument("--dataset_format", choices=FORMATS, default="auto", help="of that folder")
+    group.add_argument("--ground_truth", choices=GROUND_TRUTHS, help="default: as of stage 1")
+    group.add_argument("--cache_dir", type=Path, default=Path("runs/cache"), help="letterboxed pictures, kept")
+    group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="flip, tilt, grey levels")
+    group.add_argument("--crops_per_image", type=positive_int, default=8, help="of each picture and epoch")
+    group = parser.add_argument_group("model")
+    group.add_argument("--backbone", default="hrnet_w32", help="any HRNet of timm")
+    group.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="ImageNet weights")
+    group.add_argument("--backbone_weights", type=Path, metavar="FILE", help="ImageNet weights from a file (offline)")
+    group.add_argument("--crop_size", type=positive_int, default=256, help="px a side")
+    group.add_argument("--crop_mm_per_px", type=float, default=MM_PER_PX, help="mm a pixel of the crops")
+    group.add_argument("--heatmap_size", type=positive_int, default=64, help="px a side")
+    group.add_argument("--sigma", type=float, default=2.0, help="of the target Gaussians, heatmap px")
+    add_training_arguments(parser, epochs=60, batch_size=4, lr=1e-4, warmup_epochs=3, num_workers=6)
+    args = parser.parse_args(argv)
+    if not args.crop_mm_per_px > 0:
+        parser.error("--crop_mm_per_px must be positive")
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    run = Run(args, "cephalometric_refiner")
+    size = (args.crop_size, args.crop_size)
+    model = LandmarkRefiner(args.backbone, size, args.heatmap_size, args.pretrained, args.backbone_weights)
+    predictor = Predictor(args.checkpoint)
+    ground_truth = args.ground_truth or predictor.config["ground_truth"]
+    cases, coarse = read_coarse(run, args, predictor, ground_truth)
+    errors = errors_mm(coarse["valid"], cases["valid"])
+    spread = np.sqrt(np.nansum(errors**2, axis=0) / np.isfinite(errors).sum(axis=0).clip(1))  # (29,) mm
+    train_set = RefinerCrops(
+        cases["train"], coarse["train"], spread, args.crop_size, args.crop_mm_per_px, args.crops_per_image,
+        args.augment, args.seed,
+    )  # fmt: skip
+    val_set = CoarseCrops(cases["valid"], coarse["valid"], args.crop_size, args.crop_mm_per_px)
+    config = model.config(args.sigma) | {
+        "mm_per_px": args.crop_mm_per_px,
+        "ground_truth": ground_truth,
+        "stage_1": {"checkpoint": str(args.checkpoint), "valid_mre_mm": float(np.nanmean(errors))},
+    }
+    train_loader, val_loader = run.prepare(
+        model,
+        parameter_groups(model, args.lr, args.weight_decay),
+        run.loader(train_set, shuffle=True),
+        run.loader(val_set, shuffle=False, batch_size=1),
+        config=config,
+        monitor="mre_mm",
+    )
+    criterion = PointLoss(model.stride, model.heatmap_size, args.sigma)
+    for _ in run.epochs():
+        for batch in run.batches(train_loader):
+            images, points = batch["image"].flatten(0, 1), batch["points"].flatten(0, 1)
+            loss, parts = criterion(run.model(images), points)
+            run.step(loss, parts)
+        if run.end_epoch(validate(run, val_loader, val_set, model, args.sigma)):
+            break
+    run.finish()
+
+
+def read_coarse(run: Run, args, predictor: Predictor, ground_truth: str) -> tuple[dict, dict]:
+    """The calibrated cases of train and valid, and what stage 1 says of them: points (N, 29, 2) native px by split.
+
+    Raises UserError where a split has none.
+    """
+    cache = FrameCache(args.cache_dir, predictor.config["model"]["image_size"])
+    with run.accelerator.main_process_first():
+        cases, report = read_cases(args.dataset_path, args.dataset_format, ground_truth, ("train", "valid"))
+        leave_out_unreadable(cases, cache, report)
+    for split, found in cases.items():
+        cases[split] = [case for case in found if case.mm_per_px]
+        for case in found:
+            if not case.mm_per_px:
+                report.add("no plausible pixel size", case.image, "left out: crops are cut in mm")
+        report.cases[split] = len(cases[split])
+        if not cases[split]:
+            raise UserError(f"{args.dataset_path}: no case of {split}/ has a pixel size, and crops are cut in mm")
+    report.print(run.console, run.folder / "data_report.json")
+    if run.is_main:
+        report.write(run.folder / "data_report.json")
+    return cases, {
+        split: predict_dataset(
+            run.accelerator, predictor, CephalogramDataset(found, cache), args.batch_size, args.num_workers
+        ).points
+        for split, found in cases.items()
+    }
+
+
+@torch.no_grad()
+def validate(run: Run, loader, crops: CoarseCrops, model: LandmarkRefiner, sigma: float) -> dict[str, float]:
+    """MRE and SDR after refinement with one crop, each case once."""
+    run.model.eval()
+    cases, landmarks = Cases(run.accelerator, len(crops)), torch.arange(len(LANDMARKS), device=run.accelerator.device)
+    for batch in run.batches(loader):
+        points, _ = peaks(run.model(batch["image"].flatten(0, 1)).float(), landmarks, model, sigma)
+        cases.add(batch["index"], points=points[None])
+    points = crops.to_native(cases.table()["points"].double().numpy())
+    errors = errors_mm(points, crops.cases)
+    return {"mre_mm": float(np.nanmean(errors)), "sdr_2mm": success_detection_rate(errors)[2.0]}
+
+
+def errors_mm(points: np.ndarray, cases: Sequence[Cephalogram]) -> np.ndarray:
+    """Radial errors (N, 29) in mm of points (N, 29, 2) native px."""
+    truth = np.stack([case.points for case in cases])
+    return radial_errors(points, truth, np.array([case.mm_per_px for case in cases]))
+
+
+if __name__ == "__main__":
+    script(main)
