@@ -8,9 +8,12 @@ from PIL import Image
 
 from ceph_data import FORMATS, read_cases
 from ceph_landmarks import LANDMARKS
+from ceph_training import train
 from cephalograms import FrameCache, leave_out_unreadable
 from core.args import UserError
+from files import logged, read_csv, read_json
 from isbi2015 import SIZE, read_isbi2015
+from launch import run
 
 NUMBERS = {"TrainingData": (1, 150), "Test1Data": (151, 300), "Test2Data": (301, 400)}
 POINTS = np.stack([np.arange(19) * 50 + 100, np.arange(19) * 70 + 200], axis=1)  # junior's; senior's are 1 px right
@@ -256,3 +259,33 @@ def test_neither_format(root, tree, tmp_path):
         read_cases(root, "aariz")
     with pytest.raises(UserError, match="400_senior or 400_junior"):
         read_cases(tree.root, "isbi2015")
+
+
+def test_what_is_trained_on_19_landmarks_tells_19(root, tmp_path):
+    """The ten that the data set lacks are in no result, and do not break a loss."""
+    for number in (1, 150):
+        other = number + 1
+        shutil.copy(image(root, "TrainingData", number), image(root, "TrainingData", other))
+        picture(image(root, "TrainingData", other), other)
+        for reader in ("junior", "senior"):
+            shutil.copy(annotation(root, reader, number), annotation(root, reader, other))
+    done = train(root, tmp_path / "run", "--epochs", 1, "--batch_size", 2)
+    assert done.returncode == 0, done.stderr
+    assert np.isfinite(logged(tmp_path / "run")[0]["val/mre_mm"])
+    model = ["--checkpoint", tmp_path / "run"]
+    done = run("cephalometric/evaluate.py", *model, "--dataset_path", root, "--split", "valid", "--output", tmp_path,
+               "--cache_dir", root.parent / "cache", "--bootstrap", 20, "--num_workers", 0)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = read_json(tmp_path / "metrics.json")
+    assert metrics["data"]["cases"] == 2
+    assert {row["landmark"] for row in metrics["by_landmark"]} == set(KNOWN)
+    assert metrics["cvm_stage"] is None
+    done = run(
+        "cephalometric/predict.py", *model, "--image", image(root, "Test1Data", 151), "--output", tmp_path / "out"
+    )
+    assert done.returncode == 0, done.stderr
+    landmarks = read_json(tmp_path / "out" / "151.json")["landmarks"]
+    assert {entry["symbol"] for entry in landmarks} == set(KNOWN)
+    (row,) = read_csv(tmp_path / "out" / "landmarks.csv")
+    assert [symbol for symbol in LANDMARKS if row[f"{symbol}_x"]] == [s for s in LANDMARKS if s in KNOWN]
+    assert (tmp_path / "out" / "151_tracing.png").is_file()

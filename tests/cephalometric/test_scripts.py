@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from ceph_landmarks import LANDMARKS
 from ceph_training import SMALL, TRAIN, train
 from conftest import loads_nothing
+from core.images import read_image
+from files import dicom
 from launch import Launched, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -285,6 +287,27 @@ def test_prediction_on_files_of_ones_own(demo_tree, trained, tmp_path):
         assert max(tracing.size) == 1400
     with open(output / "landmarks.csv") as file:
         assert [row["id"] for row in csv.DictReader(file)] == ["one", "two", "one_2"]
+
+
+def test_prediction_on_dicom(demo_tree, trained, tmp_path):
+    """Of 12 bits, dark where the rays go through, without suffix: the same picture, and its header has the scale."""
+    pixels = read_image(next((demo_tree / "test" / "Cephalograms").iterdir())).pixels
+    inverted = np.round((255 - pixels) * (4095 / 255)).astype(np.uint16)
+    header = {"PhotometricInterpretation": "MONOCHROME1"}
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "in" / "plain.png")
+    dicom(tmp_path / "in" / "1.2.840.5", inverted, **header, PixelSpacing=[0.1, 0.1])
+    dicom(tmp_path / "in" / "oblong.dcm", inverted, **header, PixelSpacing=[0.1, 0.2])
+    dicom(tmp_path / "in" / "wrong.dcm", inverted, **header, PixelSpacing=[100, 100])
+    done = run("cephalometric/predict.py", "--image", tmp_path / "in", "--checkpoint", trained, "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 4 pictures done" in done.stdout
+    assert "not square" in done.stdout
+    assert "as no cephalogram has" in " ".join(done.stdout.split())
+    plain, ours = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "1.2.840.5"))
+    assert (plain["pixel_size"], ours["pixel_size"]) == (None, 0.1)
+    for theirs, entry in zip(plain["landmarks"], ours["landmarks"], strict=True):
+        assert entry["value"] == pytest.approx(theirs["value"], abs=0.5)  # grey levels are stretched
 
 
 def test_prediction_without_a_pixel_size_is_uncalibrated(demo_tree, trained, tmp_path):

@@ -5,10 +5,10 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.dataset import FileMetaDataset
 
 from core.images import ImageError, Letterbox, is_dicom, picture_size, read_image
+from files import dicom
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (40, 60), dtype=np.uint8)
@@ -131,23 +131,6 @@ def test_a_bomb_is_refused_and_95_megapixels_are_not(tmp_path):
     assert read_image(large).pixels.shape == (9500, 10000)
     with pytest.raises(ImageError, match=r"bomb\.png"):
         read_image(saved(tmp_path / "bomb.png", Image.new("1", (20000, 20000))))
-
-
-def dicom(path, pixels, **attributes):
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.Rows, dataset.Columns = pixels.shape
-    dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
-    dataset.PhotometricInterpretation = "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
-    for name, value in attributes.items():
-        setattr(dataset, name, value)
-    dataset.PixelData = pixels.astype("<u2").tobytes()
-    dataset.save_as(path, enforce_file_format=True)
-    return path
 
 
 RAMP = np.linspace(0, 4095, 2400).reshape(40, 60).astype(np.uint16)
