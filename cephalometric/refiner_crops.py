@@ -15,7 +15,7 @@ from ceph_landmarks import LANDMARKS
 from cephalograms import Cephalogram
 from core.images import Window, cut, read_image
 from core.seeding import sample_rng
-from landmark_refiner import to_crop, to_native, window_around
+from landmark_refiner import SHIFT, to_crop, to_native, window_around
 
 LARGEST_JITTER = 0.35  # of a crop's side: beyond it the landmark would leave the crop
 SMALLEST_SPREAD = 0.5  # mm: a stage 1 that is this good still errs more on pictures unlike those it was tried on
@@ -44,7 +44,7 @@ class RefinerCrops(Dataset):
 
     `coarse` (N, 29, 2), native px: where stage 1 sees the landmarks. `spread` (29,), mm: by how much it errs on
     pictures that it has not learnt from, more than on those it has. Half of the centres are stage 1's own points, the
-    others the truth with normal noise of that spread. Items: `image` float32 (crops, 1, size, size) in 0-1; `points`
+    others the truth with normal noise of that spread, all shifted by up to SHIFT. Items: `image` float32 (crops, 1, size, size) in 0-1; `points`
     float32 (crops, 29, 2) crop px of all landmarks in the crop, NaN = unknown or out of it. A sample depends on (seed,
     epoch, index) alone.
     """
@@ -91,6 +91,7 @@ class RefinerCrops(Dataset):
         jitter = rng.normal(size=2) * self.spread[landmark] / np.sqrt(2) / case.mm_per_px
         if rng.random() < 0.5 and np.isfinite(own).all():
             jitter = own - truth
+        jitter = jitter + rng.uniform(-SHIFT, SHIFT, 2) * side  # as the five windows of `refine`
         limit = LARGEST_JITTER * side
         window = window_around(truth + jitter.clip(-limit, limit), side)
         image, points = cut(pixels, window, self.size), to_crop(case.points, window, self.size)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from cephalograms import Cephalogram
 from core.images import cut, read_image
-from landmark_refiner import SHIFTS, LandmarkRefiner, refine, to_crop, to_native, window_around
+from landmark_refiner import SHIFT, SHIFTS, LandmarkRefiner, refine, to_crop, to_native, window_around
 from refiner_crops import LARGEST_JITTER, CoarseCrops, RefinerCrops
 
 SIZE, MM = 96, 0.2
@@ -174,18 +174,21 @@ def test_landmarks_follow_the_augmentation(tmp_path, mm_per_px):
 
 
 def test_centres_are_the_truth_with_noise_or_stage_1s_own(tmp_path):
-    """Half of each; none so far away that the landmark leaves the crop."""
+    """Half of each, and shifted as the windows of `refine`; none so far that the landmark leaves the crop."""
     case = write_case(tmp_path, known=1)
-    coarse = case.points + [14.0, -9.0]  # px
+    coarse = case.points + [40.0, -40.0]  # px
     side = SIZE * MM / case.mm_per_px
     crops, places = make_crops(case, coarse, augment=False), []
     for epoch in range(200):
         crops.set_epoch(epoch)
         places.append(crops[0]["points"][0, 0].numpy())
     shifts = ((SIZE - 1) / 2 - np.array(places)) * side / SIZE  # of the centre from the landmark, native px
-    own = (np.abs(shifts - [14, -9]) < 0.01).all(axis=1)
-    assert 0.4 < own.mean() < 0.6
-    assert shifts[~own].std(axis=0) == pytest.approx(2.0 / np.sqrt(2) / case.mm_per_px, rel=0.25)  # spread of 2 mm
+    shift = SHIFT * side
+    own = (np.abs(shifts - [40, -40]) < shift + 0.01).all(axis=1)
+    assert 0.4 < own.mean() < 0.65
+    assert np.ptp(shifts[own], axis=0) == pytest.approx(2 * shift, rel=0.15)
+    noise = np.hypot(2.0 / np.sqrt(2) / case.mm_per_px, shift / np.sqrt(3))  # a spread of 2 mm, a uniform shift
+    assert shifts[~own].std(axis=0) == pytest.approx(noise, rel=0.25)
     wild = make_crops(case, case.points + 10_000, augment=False)
     assert wild[0]["points"][:, 0].isfinite().all()
     assert LARGEST_JITTER < 0.5
