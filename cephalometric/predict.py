@@ -25,7 +25,7 @@ from core.args import ArgumentParser, UserError, script
 from core.console import make_console
 from core.devices import make_accelerator
 from core.files import distinct_names
-from core.images import DICOM_SUFFIXES, SUFFIXES, ImageError, is_dicom, read_image
+from core.images import SUFFIXES, ImageError, is_dicom, read_image, without_suffix
 from landmark_predictor import Predictor, add_arguments
 from measurements import MEASUREMENTS, assess, read_norms, vertical_measurements
 from tracing import tracing
@@ -129,9 +129,8 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _names(images: list[Path]) -> list[str]:
-    """A name for the results of each picture: its stem, numbered where two pictures share it."""
-    known = (*SUFFIXES, *DICOM_SUFFIXES)  # what follows the last dot of 1.2.840.5 is no suffix
-    return distinct_names(image.stem if image.suffix.lower() in known else image.name for image in images)
+    """A name for the results of each picture: its own, numbered where two pictures share it."""
+    return distinct_names(without_suffix(image).name for image in images)
 
 
 def _isotropic(mm_per_px: tuple[float, float] | None, image: Path) -> float | None:

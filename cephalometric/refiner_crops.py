@@ -44,9 +44,9 @@ class RefinerCrops(Dataset):
 
     `coarse` (N, 29, 2), native px: where stage 1 sees the landmarks. `spread` (29,), mm: by how much it errs on
     pictures that it has not learnt from, more than on those it has. Half of the centres are stage 1's own points, the
-    others the truth with normal noise of that spread, all shifted by up to SHIFT. Items: `image` float32 (crops, 1, size, size) in 0-1; `points`
-    float32 (crops, 29, 2) crop px of all landmarks in the crop, NaN = unknown or out of it. A sample depends on (seed,
-    epoch, index) alone.
+    others the truth with normal noise of that spread; all are shifted by up to SHIFT, as the five windows of `refine`.
+    Items: `image` float32 (crops, 1, size, size) in 0-1; `points` float32 (crops, 29, 2) crop px of all landmarks in
+    the crop, NaN = unknown or out of it. A sample depends on (seed, epoch, index) alone.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class RefinerCrops(Dataset):
         jitter = rng.normal(size=2) * self.spread[landmark] / np.sqrt(2) / case.mm_per_px
         if rng.random() < 0.5 and np.isfinite(own).all():
             jitter = own - truth
-        jitter = jitter + rng.uniform(-SHIFT, SHIFT, 2) * side  # as the five windows of `refine`
+        jitter = jitter + rng.uniform(-SHIFT, SHIFT, 2) * side
         limit = LARGEST_JITTER * side
         window = window_around(truth + jitter.clip(-limit, limit), side)
         image, points = cut(pixels, window, self.size), to_crop(case.points, window, self.size)

@@ -112,6 +112,11 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
+def without_suffix(path: Path) -> Path:
+    """The path without a picture's suffix. What follows the last dot of 1.2.840.5 is none."""
+    return path.with_suffix("") if path.suffix.lower() in (*SUFFIXES, *DICOM_SUFFIXES) else path
+
+
 def _read_dicom(path: Path, mode: str) -> Picture:
     """Grey as a viewer shows it: rescaled, through the VOI look-up table or the window where there is one (the first),
     bone bright; then stretched to 0-255, as a window may be far wider than the values."""

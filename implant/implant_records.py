@@ -18,7 +18,7 @@ from pathlib import Path
 
 from core.args import UserError, first_line
 from core.files import distinct
-from core.images import DICOM_SUFFIXES, SUFFIXES, ImageError, picture_size
+from core.images import ImageError, is_dicom, picture_size, without_suffix
 from core.report import plain
 from core.splits import refuse_shared_patients
 from core.validation import DataReport, Problem, content_keys, find_leaks
@@ -103,7 +103,7 @@ def load_records(
     names = [_image_name(entry) for entry in entries]
     images = {name: Path(os.path.abspath(root / name)) for name in set(names)}
     sizes = _sizes(list(dict.fromkeys(images.values())))
-    stems = {name: _below(_stem(image), root) for name, image in images.items()}
+    stems = {name: _below(without_suffix(image), root) for name, image in images.items()}
 
     records, seen, found = [], {}, DataReport()
     for i, (entry, name) in enumerate(zip(entries, names, strict=True)):
@@ -174,7 +174,7 @@ def _originals(records: Sequence[Record]) -> dict[Path, str]:
     An original that is named without its folder lies beside the JSON file, or beside the copy, or else is the one
     picture of this name.
     """
-    own = {_stem(record.image).as_posix().casefold() for record in records}
+    own = {without_suffix(record.image).as_posix().casefold() for record in records}
     by_name = defaultdict(list)
     for stem in own:
         by_name[stem.rpartition("/")[2]].append(stem)
@@ -234,10 +234,6 @@ def _image_name(entry: object) -> str:
     return _clean(name).replace("\\", "/") if isinstance(name, str) else ""
 
 
-def _stem(path: Path) -> Path:
-    return Path(os.path.splitext(path)[0])
-
-
 def _below(path: Path, root: Path) -> str:
     """The path as seen from the root; one elsewhere without what it begins with, "/" or a drive."""
     return path.relative_to(root if path.is_relative_to(root) else path.anchor).as_posix()
@@ -252,11 +248,11 @@ def _sizes(images: list[Path]) -> dict[Path, tuple[int, int] | Fault | None]:
 def _size(image: Path) -> tuple[int, int] | Fault | None:
     if not os.path.isfile(image):  # a pipe would keep us waiting
         return Fault(NO_PICTURE, image)
-    if image.suffix.lower() in DICOM_SUFFIXES:
-        return None
     try:
+        if is_dicom(image):
+            return None
         width, height = picture_size(image)
-    except (ImageError, FileNotFoundError) as error:
+    except (ImageError, OSError) as error:
         return Fault("picture unreadable", first_line(error))
     if min(width, height) < SMALLEST_SIDE:
         return Fault(f"picture smaller than {SMALLEST_SIDE} px", f"{image}: {width}×{height}")
@@ -416,8 +412,7 @@ def _origin(entry: dict, stem: str, root: Path) -> str:
     source = next((text for text in texts if text.casefold() not in NO_NAME), "")
     if source:
         original = Path(os.path.abspath(root / source.replace("\\", "/")))
-        if original.suffix.lower() in (*SUFFIXES, *DICOM_SUFFIXES):  # what follows another dot is of the name
-            original = _stem(original)
+        original = without_suffix(original)
         stem = _below(original, root) if original.is_relative_to(root) else original.as_posix()
     folder, slash, name = stem.rpartition("/")
     return folder + slash + (COPY.sub("", name) or name)

@@ -26,7 +26,7 @@ from core.args import ArgumentParser, UserError, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
 from core.files import distinct, whole_file
-from core.images import DICOM_SUFFIXES, SUFFIXES, ImageError, read_image
+from core.images import DICOM_SUFFIXES, SUFFIXES, ImageError, is_dicom, read_image, without_suffix
 from core.validation import DataReport, leave_out_unreadable
 from dimension_evaluation import Predictions, calibrate, catalogue_of, nearest_sizes, read_catalogue, with_intervals
 from dimension_plots import overview
@@ -104,9 +104,9 @@ def find_records(args, report: DataReport) -> list[Record]:
             report.problems += problems
         elif path.is_dir():
             files = sorted(file for file in path.rglob("*") if _is_picture(file) and not file.name.startswith("."))
-            records = [_record(file, file.relative_to(path).with_suffix("").as_posix(), args) for file in files]
-        elif _is_picture(path) and path.exists():
-            records = [_record(path, path.stem, args)]
+            records = [_record(file, without_suffix(file.relative_to(path)).as_posix(), args) for file in files]
+        elif _is_picture(path):
+            records = [_record(path, without_suffix(path).name, args)]
         else:
             kind = "neither picture nor JSON" if path.exists() else "no such file"
             raise UserError(
@@ -121,13 +121,13 @@ def find_records(args, report: DataReport) -> list[Record]:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in (*SUFFIXES, *DICOM_SUFFIXES) and not path.is_dir()
+    return path.is_file() and (path.suffix.lower() in SUFFIXES or is_dicom(path))
 
 
 def _record(path: Path, name: str, args) -> Record:
     """A case of a picture alone."""
     spacing = (args.pixel_spacing,) * 2 if args.pixel_spacing else None
-    if path.suffix.lower() in DICOM_SUFFIXES:
+    if is_dicom(path):
         with contextlib.suppress(ImageError):  # a broken picture is told and left out later
             spacing = read_image(path).mm_per_px or spacing
     return Record(name, path, "", "", np.nan, np.nan, None, None, spacing, "", name, {})

@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -7,7 +8,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import FileMetaDataset
 
-from core.images import ImageError, Letterbox, is_dicom, picture_size, read_image
+from core.images import ImageError, Letterbox, is_dicom, picture_size, read_image, without_suffix
 from files import dicom
 
 RNG = np.random.default_rng(0)
@@ -234,6 +235,13 @@ def test_dicom_is_known_by_its_content(tmp_path, name):
     assert is_dicom(path)
     assert read_image(path).mm_per_px == (0.1, 0.1)
     assert not is_dicom(saved(tmp_path / "a.png", Image.fromarray(GREY)))
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"), [("a/b.PNG", "a/b"), ("a/1.2.840.5", "a/1.2.840.5"), ("x.tar.dcm", "x.tar"), ("plain", "plain")]
+)
+def test_what_is_a_suffix(name, stem):
+    assert without_suffix(Path(name)) == Path(stem)
 
 
 def test_dicom_without_a_preamble(tmp_path):

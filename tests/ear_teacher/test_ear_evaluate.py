@@ -207,7 +207,7 @@ def test_the_report_is_one_file_with_all_pictures(evaluated):
         assert method in page
         for name, form in (("psnr", "{:.2f}"), ("ssim", "{:.3f}")):
             parts = [form.format(metrics["methods"][method][name][part]) for part in ("estimate", "low", "high")]
-            assert "{} ({} to {})".format(*parts) in page
+            assert "{} <span>({} to {})</span>".format(*parts) in page
     assert "5 ears of 3 persons" in page
     assert "guessed" not in page
     assert "Not a medical device" in page

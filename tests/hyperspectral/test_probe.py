@@ -86,7 +86,7 @@ def test_a_test_split_of_one_label_has_no_auroc(unpainted, tmp_path):
     assert methods["frozen"]["auroc"]["estimate"] is None
     assert methods["frozen"]["accuracy"]["estimate"] == 1
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<td>–</td><td>1.000 (1.000 to 1.000)</td>" in page
+    assert '<td>–</td><td class="interval">1.000 <span>(1.000 to 1.000)</span></td>' in page
     assert "nan" not in page
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from conftest import ROOT, load_script, loads_nothing
 from core.args import UserError
-from files import logged, read_csv, read_json
+from files import dicom, logged, read_csv, read_json
 from implant_crops import ImplantCrops
 from launch import AGREEING, run
 
@@ -366,6 +366,19 @@ def test_pictures_alone_are_enough(implants, runs, tmp_path):
     (problem,) = read_json(tmp_path / "out" / "data_report.json")["problems"]
     assert (problem["reason"], problem["where"]) == ("picture unreadable", "broken")
     assert (tmp_path / "out" / "overview.png").is_file()
+
+
+def test_dicom_files_bring_their_spacing_and_need_no_suffix(runs, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 4095, (60, 40)).astype(np.uint16)
+    spacing = {"PixelSpacing": [0.1, 0.1]}
+    (tmp_path / "in").mkdir()
+    dicom(tmp_path / "in" / "1.2.840.7", pixels, **spacing)
+    dicom(tmp_path / "in" / "1.2.840.8", pixels)
+    (tmp_path / "in" / "notes").write_text("no picture")
+    call("implant/predict.py", "--checkpoints", runs / "triple", "--input", tmp_path / "in", "--output", tmp_path)
+    rows = read_csv(tmp_path / "predictions.csv")
+    assert [row["id"] for row in rows] == ["1.2.840.7", "1.2.840.8"]
+    assert rows[0]["length_mm"] != rows[1]["length_mm"]  # one knows its scale
 
 
 @pytest.mark.parametrize("given", ["nowhere.png", "text.txt", "empty"])
