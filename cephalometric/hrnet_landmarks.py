@@ -228,9 +228,10 @@ class LandmarkLoss(nn.Module):
             prediction["measurements"].float(), batch["measurements"].nan_to_num(), reduction="none"
         )
         measurements = (error * known).sum() / known.sum().clamp_min(1)
-        stages, weights = batch["cvm_stage"], self.stage_weights.to(known.device)
-        graded = stages >= 0
-        costs = F.cross_entropy(prediction["cvm_stage"].float(), stages, weights, ignore_index=-1, reduction="sum")
+        stages, graded = batch["cvm_stage"], batch["cvm_stage"] >= 0
+        costs = F.cross_entropy(
+            prediction["cvm_stage"].float(), stages, self.stage_weights, ignore_index=-1, reduction="sum"
+        )
         stage = costs / graded.sum().clamp_min(1)  # not by their weights: a batch of a rare stage counts for more
         cvm = measurements + stage
         return loss + self.cvm_weight * cvm, parts | {"cvm": cvm}

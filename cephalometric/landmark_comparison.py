@@ -10,10 +10,9 @@ from rich.table import Table
 
 from ceph_landmarks import LANDMARKS
 from core.args import UserError
-from core.metrics import success_detection_rate
 from core.report import Report, plain
 from core.uncertainty import Interval
-from landmark_evaluation import THRESHOLDS, differences
+from landmark_evaluation import STATISTICS, differences
 
 
 def read_errors(folder: Path) -> tuple[str, dict[str, np.ndarray]]:
@@ -44,7 +43,7 @@ def compare(folders: list[Path], output: Path, console: Console, resamples: int 
     a, b = (np.array([errors[identity] for identity in ids]) for errors in (first, second))
     found = differences(a, b, resamples, seed)
     by_landmark = {
-        symbol: differences(a[:, [i]], b[:, [i]], resamples, seed)["MRE"]
+        symbol: differences(a[:, [i]], b[:, [i]], resamples, seed, ["MRE"])["MRE"]
         for i, symbol in enumerate(LANDMARKS)
         if (np.isfinite(a[:, i]) & np.isfinite(b[:, i])).any()
     }
@@ -52,12 +51,10 @@ def compare(folders: list[Path], output: Path, console: Console, resamples: int 
               - 2 * len(ids), "difference": found, "mre_by_landmark": by_landmark}  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     (output / "comparison.json").write_text(json.dumps(plain(result), indent=1, ensure_ascii=False), "utf-8")
-    statistics = {"MRE": np.nanmean}
-    statistics |= {f"SDR {t:g}": lambda errors, t=t: success_detection_rate(errors, (t,))[t] for t in THRESHOLDS}
     units = {name: unit if name == "MRE" else "%" for name in found}
     rows = [
         [f"{name} [{units[name]}]", *(f"{statistic(errors):.2f}" for errors in (a, b)), signed(found[name])]
-        for name, statistic in statistics.items()
+        for name, statistic in STATISTICS.items()
     ]
     table = Table("", "A", "B", "B − A, 95 % interval", box=None)
     for row in rows:

@@ -1,7 +1,8 @@
 """The numbers of one evaluation: errors of landmarks, measurements and stages, with intervals and baselines."""
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,24 +20,33 @@ from measurements import IS_LENGTH, MEASUREMENTS, NAMES, measure
 THRESHOLDS = (2.0, 2.5, 3.0, 4.0)  # of the SDR, ISBI 2014/2015
 
 
-def paired_difference(a: np.ndarray, b: np.ndarray, statistic, resamples: int = 1000, seed: int = 0) -> Interval:
-    """`statistic` of errors `b` minus that of `a`, both (N, …) of the same N patients in the same order, with its 95 %
-    interval: both are drawn together, so that what is hard for both does not widen it."""
-    return bootstrap(lambda rows: float(statistic(b[rows]) - statistic(a[rows])), range(len(a)), resamples, seed=seed)
+def rate(errors: np.ndarray, threshold: float) -> float:
+    """Success detection rate [%] of errors at one threshold."""
+    return success_detection_rate(errors, (threshold,))[threshold]
 
 
-def differences(a: np.ndarray, b: np.ndarray, resamples: int = 1000, seed: int = 0) -> dict[str, Interval]:
-    """MRE and SDR [%] at each threshold of `b` minus those of `a`, errors (N, 29). Points that either lacks count for
-    neither, and so do cases without a point."""
+STATISTICS = {"MRE": np.nanmean, **{f"SDR {t:g}": partial(rate, threshold=t) for t in THRESHOLDS}}  # of errors (N, …)
+
+
+def differences(
+    a: np.ndarray, b: np.ndarray, resamples: int = 1000, seed: int = 0, names: Iterable[str] = STATISTICS
+) -> dict[str, Interval]:
+    """`names` of STATISTICS of errors `b` minus those of `a`, both (N, …) of the same N patients in the same order.
+
+    95 % intervals: both are drawn together, so that what is hard for both does not widen them. Points that either lacks
+    count for neither, and so do cases without a point.
+    """
     both = np.isfinite(a) & np.isfinite(b)
     kept = both.any(axis=1)
     a, b = (np.where(both, errors, np.nan)[kept] for errors in (a, b))
-    found = {"MRE": paired_difference(a, b, np.nanmean, resamples, seed)}
-    for threshold in THRESHOLDS:
-        found[f"SDR {threshold:g}"] = paired_difference(
-            a, b, lambda errors, t=threshold: success_detection_rate(errors, (t,))[t], resamples, seed
-        )
-    return found
+
+    def difference(rows, statistic: Callable) -> float:
+        return float(statistic(b[rows]) - statistic(a[rows]))
+
+    return {
+        name: bootstrap(partial(difference, statistic=STATISTICS[name]), range(len(a)), resamples, seed=seed)
+        for name in names
+    }
 
 
 class Evaluation:
@@ -97,7 +107,7 @@ class Evaluation:
         }
 
     def _rates(self, errors: np.ndarray) -> dict[float, Interval]:
-        return {t: self.interval(errors, lambda e, t=t: success_detection_rate(e, (t,))[t]) for t in THRESHOLDS}
+        return {t: self.interval(errors, partial(rate, threshold=t)) for t in THRESHOLDS}
 
     def by_landmark(self) -> list[dict]:
         """MRE with interval, SD, median, SDR and the baseline's MRE of each landmark that has a truth."""

@@ -59,7 +59,9 @@ class Predictor:
         """Stage 1 of letterboxed frames (B, 1, H, W): see `predict_views`."""
         return predict_views(self.model, images, self.config["sigma"], self.tta)
 
-    def native(self, pixels: np.ndarray, coarse: np.ndarray, confidence: np.ndarray, mm_per_px: float | None):
+    def native(
+        self, pixels: np.ndarray, coarse: np.ndarray, confidence: np.ndarray, mm_per_px: float | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(points (29, 2) native px, confidence (29,)) of a grey picture uint8 (H, W) after stage 2; those of stage 1,
         `coarse` and `confidence`, where there is no refiner, or no scale for its crops."""
         points, confidence = coarse.copy(), confidence.copy()

@@ -97,6 +97,7 @@ def main(argv=None):
     )
     weights = stage_weights(cases["train"]) if args.cvm_class_weights else None
     criterion = LandmarkLoss(model.stride, model.heatmap_size, args.sigma, args.cvm_weight, weights)
+    criterion.to(run.accelerator.device)
     for _ in run.epochs():
         for batch in run.batches(train_loader):
             prediction = run.model(batch["image"])

@@ -1,15 +1,13 @@
 """The demo data's files: manifests that the readers of ear_teacher take, pictures that follow from their number."""
 
-import json
-import shutil
-
 import numpy as np
 import pytest
 from PIL import Image
 
+import demo_refusals
 from conftest import load_script
 from core.args import UserError
-from core.demo_data import RECIPE, clear
+from core.demo_data import RECIPE
 from ear_manifest import read_manifest
 from files import read_json
 
@@ -143,28 +141,13 @@ def test_shares_of_the_splits(script):
 
 
 def test_refuses_existing_data_and_foreign_files(script, folder, tmp_path):
-    with pytest.raises(UserError, match="add --overwrite"):
-        script.main(["--output", str(folder), *ARGUMENTS])
-    note = tmp_path / "images" / "mine.jpg"
-    note.parent.mkdir()
-    note.write_text("not yours")
-    for extra in ([], ["--overwrite"]):
-        with pytest.raises(UserError, match=r"mine\.jpg"):
-            script.main(["--output", str(tmp_path), *ARGUMENTS, *extra])
-    assert note.read_text() == "not yours"
+    demo_refusals.refuses_existing_data_and_foreign_files(script, ARGUMENTS, folder, tmp_path, "mine.jpg")
 
 
 def test_overwrite_replaces_only_what_the_recipe_explains(script, folder, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    (copy / RECIPE).write_text(json.dumps({"images": 6, "seed": 3, "size": 96}))  # explains fewer files
-    before = sorted(copy.rglob("*"))
-    with pytest.raises(UserError, match="another origin"):
-        clear(copy, True, script.files_of)
-    assert sorted(copy.rglob("*")) == before
-    shutil.copy(folder / RECIPE, copy)
-    clear(copy, True, script.files_of)
-    assert list(copy.rglob("*")) == []
+    demo_refusals.overwrites_only_what_the_recipe_explains(
+        script, folder, tmp_path, {"images": 6, "seed": 3, "size": 96}
+    )
 
 
 @pytest.mark.parametrize("arguments", [["--images", "5"], ["--size", "95"], ["--seed", "-1"]])

@@ -1,16 +1,15 @@
 """The demo data's files: records that implant_records.py takes, unseen combinations, pictures by their number."""
 
-import json
-import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import demo_refusals
 from conftest import load_script
 from core.args import UserError
-from core.demo_data import RECIPE, clear
+from core.demo_data import RECIPE
 from files import read_json
 from implant_phantom import CATALOGUE, COMPANIES
 from implant_records import load_records, refuse_leaks
@@ -174,28 +173,13 @@ def test_another_seed_draws_other_implants(script, folder, tmp_path):
 
 
 def test_refuses_existing_data_and_foreign_files(script, folder, tmp_path):
-    with pytest.raises(UserError, match="add --overwrite"):
-        script.main(["--output", str(folder), *ARGUMENTS])
-    note = tmp_path / "images" / "mine.png"
-    note.parent.mkdir()
-    note.write_text("not yours")
-    for extra in ([], ["--overwrite"]):
-        with pytest.raises(UserError, match=r"mine\.png"):
-            script.main(["--output", str(tmp_path), *ARGUMENTS, *extra])
-    assert note.read_text() == "not yours"
+    demo_refusals.refuses_existing_data_and_foreign_files(script, ARGUMENTS, folder, tmp_path, "mine.png")
 
 
 def test_overwrite_replaces_only_what_the_recipe_explains(script, folder, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    (copy / RECIPE).write_text(json.dumps({"patients": 8, "seed": 3, "size": 64}))  # explains fewer files
-    before = sorted(copy.rglob("*"))
-    with pytest.raises(UserError, match="another origin"):
-        clear(copy, True, script.files_of)
-    assert sorted(copy.rglob("*")) == before
-    shutil.copy(folder / RECIPE, copy)
-    clear(copy, True, script.files_of)
-    assert list(copy.rglob("*")) == []
+    demo_refusals.overwrites_only_what_the_recipe_explains(
+        script, folder, tmp_path, {"patients": 8, "seed": 3, "size": 64}
+    )
 
 
 @pytest.mark.parametrize("arguments", [["--patients", "9"], ["--size", "63"], ["--seed", "-1"]])

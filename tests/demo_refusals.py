@@ -1,0 +1,37 @@
+"""What every make_demo_data.py must refuse: for the tests of the projects. `folder` is what `script` wrote with
+`arguments`."""
+
+import json
+import shutil
+
+import pytest
+
+from core.args import UserError
+from core.demo_data import RECIPE, clear
+
+
+def refuses_existing_data_and_foreign_files(script, arguments, folder, empty, name):
+    """Nobody's work is lost: not what was drawn before, and not a file that was not. `name`: of a foreign picture."""
+    with pytest.raises(UserError, match="add --overwrite"):
+        script.main(["--output", str(folder), *arguments])
+    note = empty / "images" / name
+    note.parent.mkdir()
+    note.write_text("not yours")
+    for extra in ([], ["--overwrite"]):
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            script.main(["--output", str(empty), *arguments, *extra])
+    assert note.read_text() == "not yours"
+
+
+def overwrites_only_what_the_recipe_explains(script, folder, empty, smaller):
+    """`smaller`: a recipe of fewer files than there are."""
+    copy = empty / "copy"
+    shutil.copytree(folder, copy)
+    (copy / RECIPE).write_text(json.dumps(smaller))
+    before = sorted(copy.rglob("*"))
+    with pytest.raises(UserError, match="another origin"):
+        clear(copy, True, script.files_of)
+    assert sorted(copy.rglob("*")) == before
+    shutil.copy(folder / RECIPE, copy)
+    clear(copy, True, script.files_of)
+    assert list(copy.rglob("*")) == []
