@@ -1,7 +1,8 @@
-"""From a fresh clone to a trained model and its report. Needs Python 3.10 or newer, nothing else.
+"""From a fresh clone to trained models and their reports. Needs Python 3.10 or newer, nothing else.
 
-    python quickstart.py            demo data -> train -> evaluate -> predict, and where to look
-    python quickstart.py test       the test suite
+    python quickstart.py            demo data -> train -> evaluate -> predict in every project, and one page of results
+    python quickstart.py PROJECT    the same in one: cephalometric, ct_multilabel, ear_teacher, hyperspectral, implant
+    python quickstart.py test       the test suite; further words go to pytest
     python quickstart.py install    the environment only
 
 Makes .venv and installs requirements.txt there, once; later calls install nothing unless requirements.txt changed.
@@ -10,10 +11,12 @@ Makes .venv and installs requirements.txt there, once; later calls install nothi
 # Standard library only, and syntax that old Pythons parse, so that they can be told what is wrong.
 from __future__ import print_function
 
+import collections
 import hashlib
 import os
 import subprocess
 import sys
+import threading
 import time
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
@@ -21,313 +24,197 @@ VENV = os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, "Scripts", "python.exe") if os.name == "nt" else os.path.join(VENV, "bin", "python")
 REQUIREMENTS = os.path.join(ROOT, "requirements.txt")
 STAMP = os.path.join(VENV, "installed.txt")
-OUTPUT = os.path.join("runs", "quickstart")
+OUTPUT = "runs/quickstart"
 OLDEST = (3, 10)
+LANES = 2  # projects at a time: networks as small as these do not keep two cores busy
 
+# What a project does, as a reader would type it; {out} is its folder of results. Then what the page shows of it.
+Project = collections.namedtuple("Project", "title steps picture reports")
+PROJECTS = collections.OrderedDict()  # in an order that ends both lanes at about the same time
 
-def ceph(script, *arguments):
-    return call("cephalometric", script, arguments)
+PROJECTS["ear_teacher"] = Project(
+    "Ears: a teacher of anatomy, and what it teaches",
+    [
+        ("draw demo ears", "make_demo_data.py --output {out}/ears --images 1000 --overwrite"),
+        ("check the model", "test_sam_model.py --sam_config tiny --sam_image_size 128"),
+        (
+            "train the teacher",
+            """train.py --train_manifest {out}/ears/train_teacher.npy --val_manifest {out}/ears/val_teacher.npy
+            --save_dir {out}/run --overwrite --sam_config tiny --sam_image_size 128 --image_size 64 --latent_dim 8
+            --perceptual_weight 0 --no-augment --epochs 15 --valid_interval 5 --batch_size 16 --lr 2e-3
+            --warmup_epochs 1 --num_workers 0 --log_with none""",
+        ),
+        (
+            "evaluate it on held-out ears",
+            """evaluate.py --checkpoint {out}/run/best --manifest {out}/ears/test_teacher.npy --output {out}/evaluation
+            --num_workers 0""",
+        ),
+        (
+            "eigenears: in what do ears differ?",
+            "eigenears/create_eigenears.py --checkpoint {out}/run/best --output {out}/eigenears --num_workers 0",
+        ),
+        (
+            "train a detector on it",
+            """train_detector.py --teacher {out}/run/best --save_dir {out}/detector_taught --overwrite
+            --train_manifest {out}/ears/train_detector.npy --val_manifest {out}/ears/val_detector.npy --epochs 4
+            --windows 4 --batch_size 8 --encoder_lr_scale 1 --warmup_epochs 0.3 --num_workers 0 --log_with none""",
+        ),
+        (
+            "train the same detector from scratch",
+            """train_detector.py --sam_config tiny --sam_image_size 128 --latent_dim 8
+            --save_dir {out}/detector_scratch --overwrite
+            --train_manifest {out}/ears/train_detector.npy --val_manifest {out}/ears/val_detector.npy --epochs 4
+            --windows 4 --batch_size 8 --encoder_lr_scale 1 --warmup_epochs 0.3 --num_workers 0 --log_with none""",
+        ),
+        (
+            "evaluate both on held-out pictures",
+            """evaluate_detector.py --checkpoint {out}/detector_taught/best --compare {out}/detector_scratch/best
+            --manifest {out}/ears/test_detector.npy --output {out}/detection""",
+        ),
+    ],
+    "detection/figures/typical.png",
+    ["detection/report.html", "evaluation/report.html", "eigenears/report.html"],
+)
 
+PROJECTS["hyperspectral"] = Project(
+    "Hyperspectral retinas",
+    [
+        ("draw demo retinas", "make_demo_data.py --output {out}/cubes --cases 200 --size 96 --overwrite"),
+        ("measure the training cubes", "cubes.py stats --csv_file {out}/cubes/dataset.csv"),
+        (
+            "train",
+            """train.py --csv_file {out}/cubes/dataset.csv --save_dir {out}/run --overwrite --model mae_tiny
+            --img_size 96 --patch_size 16 5 --embed_dim 128 --encoder_depth 4 --encoder_num_heads 4 --decoder cross
+            --decoder_depth 2 --batch_size 8 --epochs 75 --warmup_epochs 7 --lr 2e-3 --valid_interval 25
+            --num_workers 0 --log_with none""",
+        ),
+        (
+            "evaluate on held-out cubes",
+            """evaluate.py --checkpoint {out}/run/best --csv_file {out}/cubes/dataset.csv --mask_seeds 2 --batch_size 8
+            --output {out}/evaluation""",
+        ),
+        (
+            "features and reconstructions, as for your own cubes",
+            """predict.py --checkpoint {out}/run/best --reconstruct --output {out}/features
+            --input {out}/cubes/cubes/P0003_R.h5 {out}/cubes/cubes/P0003_L.h5""",
+        ),
+        (
+            "probe: do the features know the lesions?",
+            """probe.py --checkpoint {out}/run/best --csv_file {out}/cubes/dataset.csv --save_dir {out}/probe
+            --overwrite --num_workers 1""",
+        ),
+    ],
+    "features/P0003_L_figures/reconstructions.png",
+    ["evaluation/report.html", "probe/report.html"],
+)
 
-def ct(script, *arguments):
-    return call("ct_multilabel", script, arguments)
+PROJECTS["ct_multilabel"] = Project(
+    "Abnormalities on chest CT",
+    [
+        ("draw demo chests", "make_demo_data.py --output {out}/CT-RATE --patients 160 --overwrite"),
+        (
+            "extract slices",
+            """extract_slices.py --dataset_path {out}/CT-RATE --output {out}/slices --slices 16 --size 96
+            --field_mm 320 --overwrite""",
+        ),
+        (
+            "train",
+            """train.py --slices_path {out}/slices --save_dir {out}/run --overwrite --model test_resnet
+            --no-pretrained --pooling avgmax --aggregate attention --slices_per_volume 6 --batch-size 36
+            --loss-type bce --learning-rate 4e-3 --dropout 0.1 --epochs 20 --num_workers 1 --log_with none""",
+        ),
+        (
+            "evaluate on held-out patients",
+            "evaluate.py --checkpoints {out}/run/best --slices_path {out}/slices --output {out}/evaluation",
+        ),
+        (
+            "predict, as for your own volumes",
+            """predict.py --checkpoints {out}/run/best --output {out}/predictions
+            --input {out}/CT-RATE/dataset/valid_fixed/valid_1/valid_1_a""",
+        ),
+    ],
+    "predictions/valid_1_a_1.png",
+    ["evaluation/report.html"],
+)
 
+PROJECTS["implant"] = Project(
+    "Sizes of dental implants",
+    [
+        ("draw demo implants", "make_demo_data.py --output {out}/implants --patients 450 --overwrite"),
+        (
+            "learn the companies",
+            """train_classifier.py --target company --train_json {out}/implants/train.json
+            --val_json {out}/implants/val.json --save_dir {out}/company --overwrite --model_size tiny --conv_stem
+            --no-pretrained --image_size 64 --no-augment --margin 0 --batch_size 16 --lr 5e-4 --epochs 6
+            --warmup_epochs 0.5 --num_workers 0 --log_with none""",
+        ),
+        (
+            "learn the models, from there on",
+            """train_classifier.py --target model --visual_checkpoint {out}/company/best
+            --train_json {out}/implants/train.json --val_json {out}/implants/val.json --save_dir {out}/model --overwrite
+            --model_size tiny --conv_stem --no-pretrained --image_size 64 --no-augment --margin 0 --batch_size 16
+            --lr 5e-4 --epochs 3 --warmup_epochs 0.5 --num_workers 0 --log_with none""",
+        ),
+        (
+            "learn sizes from pictures alone",
+            """train.py --embeddings none --visual_checkpoint {out}/model/best --train_json {out}/implants/train.json
+            --val_json {out}/implants/val.json --save_dir {out}/visual --overwrite --image_size 64 --no-augment
+            --margin 0 --batch_size 16 --lr 5e-4 --epochs 6 --warmup_epochs 0.5 --unfreeze_schedule 0 0
+            --embedding_lr_multiplier 1 --num_workers 0 --log_with none""",
+        ),
+        (
+            "learn sizes with both embeddings",
+            """train.py --company_checkpoint {out}/company/best --model_checkpoint {out}/model/best
+            --visual_checkpoint {out}/visual/best --cache_features --train_json {out}/implants/train.json
+            --val_json {out}/implants/val.json --save_dir {out}/dual --overwrite --image_size 64 --no-augment
+            --margin 0 --batch_size 16 --lr 5e-4 --epochs 20 --unfreeze_schedule 20 20 --num_workers 0
+            --log_with none""",
+        ),
+        (
+            "evaluate on held-out patients",
+            """evaluate.py --checkpoints {out}/dual/best --compare {out}/visual --test_json {out}/implants/test.json
+            --calibration_json {out}/implants/val.json --output {out}/evaluation --num_workers 0 --bootstrap 500""",
+        ),
+        (
+            "predict, as for your own pictures",
+            """predict.py --checkpoints {out}/dual/best --input {out}/implants/test.json --output {out}/predictions""",
+        ),
+    ],
+    "predictions/overview.png",
+    ["evaluation/report.html"],
+)
 
-def retina(script, *arguments):
-    return call("hyperspectral", script, arguments)
-
-
-def ear(script, *arguments):
-    return call("ear_teacher", script, arguments)
-
-
-def implant(script, *arguments):
-    return call("implant", script, arguments)
-
-
-def call(project, script, arguments):
-    return [os.path.join(project, script)] + [str(argument) for argument in arguments]
-
-
-# Each project: (title, steps, pages to look at). A step is (what it does, script with arguments).
-CEPH = os.path.join(OUTPUT, "cephalometric")
-CEPH_DATA = os.path.join(CEPH, "Aariz")
-CEPH_RUN = os.path.join(CEPH, "run")
-CEPH_REFINER = os.path.join(CEPH, "refiner")
-CEPH_MODELS = [
-    "--checkpoint", os.path.join(CEPH_RUN, "best"), "--refiner", os.path.join(CEPH_REFINER, "best"),
-]  # fmt: skip
-CT = os.path.join(OUTPUT, "ct_multilabel")
-CT_DATA = os.path.join(CT, "CT-RATE")
-CT_RUN = os.path.join(CT, "run")
-RETINA = os.path.join(OUTPUT, "hyperspectral")
-RETINA_DATA = os.path.join(RETINA, "cubes")
-RETINA_TABLE = os.path.join(RETINA_DATA, "dataset.csv")
-RETINA_RUN = os.path.join(RETINA, "run")
-RETINA_MODEL = os.path.join(RETINA_RUN, "best")
-EAR = os.path.join(OUTPUT, "ear_teacher")
-EAR_DATA = os.path.join(EAR, "ears")
-EAR_RUN = os.path.join(EAR, "run")
-EAR_MODEL = os.path.join(EAR_RUN, "best")
-EAR_SAM = ["--sam_config", "tiny", "--sam_image_size", 128]
-DETECTOR = [
-    "--train_manifest", os.path.join(EAR_DATA, "train_detector.npy"),
-    "--val_manifest", os.path.join(EAR_DATA, "val_detector.npy"), "--overwrite", "--epochs", 4, "--windows", 4,
-    "--batch_size", 8, "--encoder_lr_scale", 1, "--warmup_epochs", 0.3, "--num_workers", 0, "--log_with", "none",
-]  # fmt: skip
-TAUGHT, SCRATCH = os.path.join(EAR, "detector_taught"), os.path.join(EAR, "detector_scratch")
-IMPLANT = os.path.join(OUTPUT, "implant")
-IMPLANT_DATA = os.path.join(IMPLANT, "implants")
-IMPLANT_RUNS = {name: os.path.join(IMPLANT, name) for name in ("company", "model", "visual", "dual")}
-IMPLANT_RECORDS = [
-    "--train_json", os.path.join(IMPLANT_DATA, "train.json"), "--val_json", os.path.join(IMPLANT_DATA, "val.json"),
-    "--overwrite", "--image_size", 64, "--no-augment", "--margin", 0, "--batch_size", 16, "--lr", 5e-4,
-    "--num_workers", 0, "--log_with", "none",
-]  # fmt: skip
-IMPLANT_VIT = ["--model_size", "tiny", "--conv_stem", "--no-pretrained", "--warmup_epochs", 0.5]
-PROJECTS = {
-    "cephalometric": (
-        [
-            ("draw demo cephalograms", ceph("make_demo_data.py", "--output", CEPH_DATA, "--cases", 72, "--overwrite")),
-            (
-                "train",
-                ceph(
-                    "train.py", "--dataset_path", CEPH_DATA, "--save_dir", CEPH_RUN, "--overwrite", "--cache_dir",
-                    os.path.join(CEPH, "cache"), "--backbone", "hrnet_w18_small", "--no-pretrained",
-                    "--image_size", 192, 192, "--heatmap_size", 48, "--sigma", 1.5, "--batch_size", 6, "--epochs", 20,
-                    "--warmup_epochs", 2, "--lr", 2e-3, "--num_workers", 1, "--log_with", "none", "--expansion", "none",
-                ),
-            ),
-            (
-                "refine: a second stage on native crops",
-                ceph(
-                    "train_refiner.py", "--checkpoint", os.path.join(CEPH_RUN, "best"), "--dataset_path", CEPH_DATA,
-                    "--save_dir", CEPH_REFINER, "--overwrite", "--cache_dir", os.path.join(CEPH, "cache"),
-                    "--backbone", "hrnet_w18_small", "--no-pretrained", "--crop_size", 64, "--crop_mm_per_px", 0.2,
-                    "--heatmap_size", 16, "--sigma", 1.5, "--batch_size", 2, "--crops_per_image", 12, "--epochs", 8,
-                    "--warmup_epochs", 1, "--lr", 2e-3, "--num_workers", 1, "--log_with", "none",
-                ),
-            ),
-            (
-                "evaluate on held-out cases",
-                ceph(
-                    "evaluate.py", "--dataset_path", CEPH_DATA, "--cache_dir", os.path.join(CEPH, "cache"),
-                    "--output", os.path.join(CEPH, "evaluation"), *CEPH_MODELS
-                ),
-            ),
-            (
-                "predict, as for your own pictures",
-                ceph(
-                    "predict.py", "--output",
-                    os.path.join(CEPH, "predictions"), "--image",
-                    os.path.join(CEPH_DATA, "test", "Cephalograms", "phantom_0061.png"), "--pixel_size", 0.089,
-                    *CEPH_MODELS
-                ),
-            ),
-        ],
-        [
-            os.path.join(CEPH, "evaluation", "report.html"),
-            os.path.join(CEPH, "predictions", "phantom_0061_tracing.png"),
-        ],
-    ),
-    "ct_multilabel": (
-        [
-            ("draw demo chests", ct("make_demo_data.py", "--output", CT_DATA, "--patients", 160, "--overwrite")),
-            (
-                "extract slices",
-                ct(
-                    "extract_slices.py", "--dataset_path", CT_DATA, "--output", os.path.join(CT, "slices"),
-                    "--slices", 16, "--size", 96, "--field_mm", 320, "--overwrite",
-                ),
-            ),
-            (
-                "train",
-                ct(
-                    "train.py", "--slices_path", os.path.join(CT, "slices"), "--save_dir", CT_RUN, "--overwrite",
-                    "--model", "test_resnet", "--no-pretrained", "--pooling", "avgmax",
-                    "--aggregate", "attention", "--slices_per_volume", 6, "--batch-size", 36, "--loss-type", "bce",
-                    "--learning-rate", 4e-3, "--dropout", 0.1, "--epochs", 20,
-                    "--num_workers", 1, "--log_with", "none",
-                ),
-            ),
-            (
-                "evaluate on held-out patients",
-                ct(
-                    "evaluate.py", "--checkpoints", os.path.join(CT_RUN, "best"), "--slices_path",
-                    os.path.join(CT, "slices"), "--output", os.path.join(CT, "evaluation"),
-                ),
-            ),
-            (
-                "predict, as for your own volumes",
-                ct(
-                    "predict.py", "--checkpoints", os.path.join(CT_RUN, "best"), "--output",
-                    os.path.join(CT, "predictions"), "--input",
-                    os.path.join(CT_DATA, "dataset", "valid_fixed", "valid_1", "valid_1_a"),
-                ),
-            ),
-        ],
-        [
-            os.path.join(CT, "evaluation", "report.html"),
-            os.path.join(CT, "predictions", "valid_1_a_1.png"),
-        ],
-    ),
-    "ear_teacher": (
-        [
-            ("draw demo ears", ear("make_demo_data.py", "--output", EAR_DATA, "--images", 1000, "--overwrite")),
-            ("check the model", ear("test_sam_model.py", *EAR_SAM)),
-            (
-                "train the teacher",
-                ear(
-                    "train.py", "--train_manifest", os.path.join(EAR_DATA, "train_teacher.npy"), "--val_manifest",
-                    os.path.join(EAR_DATA, "val_teacher.npy"), "--save_dir", EAR_RUN, "--overwrite", *EAR_SAM +
-                    ["--image_size", 64, "--latent_dim", 8, "--perceptual_weight", 0, "--no-augment", "--epochs", 15,
-                     "--valid_interval", 5, "--batch_size", 16, "--lr", 2e-3, "--warmup_epochs", 1,
-                     "--num_workers", 0, "--log_with", "none"]
-                ),
-            ),
-            (
-                "evaluate it on held-out ears",
-                ear(
-                    "evaluate.py", "--checkpoint", EAR_MODEL, "--manifest", os.path.join(EAR_DATA, "test_teacher.npy"),
-                    "--output", os.path.join(EAR, "evaluation"), "--num_workers", 0,
-                ),
-            ),
-            (
-                "eigenears: in what do ears differ?",
-                ear(
-                    os.path.join("eigenears", "create_eigenears.py"), "--checkpoint", EAR_MODEL, "--output",
-                    os.path.join(EAR, "eigenears"), "--num_workers", 0,
-                ),
-            ),
-            (
-                "train a detector on it",
-                ear("train_detector.py", "--teacher", EAR_MODEL, "--save_dir", TAUGHT, *DETECTOR),
-            ),
-            (
-                "train the same detector from scratch",
-                ear("train_detector.py", "--save_dir", SCRATCH, "--latent_dim", 8, *EAR_SAM + DETECTOR),
-            ),
-            (
-                "evaluate both on held-out pictures",
-                ear(
-                    "evaluate_detector.py", "--checkpoint", os.path.join(TAUGHT, "best"), "--compare",
-                    os.path.join(SCRATCH, "best"), "--manifest", os.path.join(EAR_DATA, "test_detector.npy"),
-                    "--output", os.path.join(EAR, "detection"),
-                ),
-            ),
-        ],
-        [
-            os.path.join(EAR, "evaluation", "report.html"),
-            os.path.join(EAR, "eigenears", "report.html"),
-            os.path.join(EAR, "detection", "report.html"),
-        ],
-    ),
-    "hyperspectral": (
-        [
-            (
-                "draw demo retinas",
-                retina("make_demo_data.py", "--output", RETINA_DATA, "--cases", 200, "--size", 96, "--overwrite"),
-            ),
-            ("measure the training cubes", retina("cubes.py", "stats", "--csv_file", RETINA_TABLE)),
-            (
-                "train",
-                retina(
-                    "train.py", "--csv_file", RETINA_TABLE, "--save_dir", RETINA_RUN, "--overwrite",
-                    "--model", "mae_tiny", "--img_size", 96, "--patch_size", 16, 5, "--embed_dim", 128,
-                    "--encoder_depth", 4, "--encoder_num_heads", 4, "--decoder", "cross", "--decoder_depth", 2,
-                    "--batch_size", 8, "--epochs", 75, "--warmup_epochs", 7, "--lr", 2e-3, "--valid_interval", 25,
-                    "--num_workers", 0, "--log_with", "none",
-                ),
-            ),
-            (
-                "evaluate on held-out cubes",
-                retina(
-                    "evaluate.py", "--checkpoint", RETINA_MODEL, "--csv_file", RETINA_TABLE, "--mask_seeds", 2,
-                    "--batch_size", 8, "--output", os.path.join(RETINA, "evaluation"),
-                ),
-            ),
-            (
-                "features and reconstructions, as for your own cubes",
-                retina(
-                    "predict.py", "--checkpoint", RETINA_MODEL, "--output", os.path.join(RETINA, "features"),
-                    "--reconstruct", "--input", os.path.join(RETINA_DATA, "cubes", "P0003_R.h5"),
-                    os.path.join(RETINA_DATA, "cubes", "P0003_L.h5"),
-                ),
-            ),
-            (
-                "probe: do the features know the lesions?",
-                retina(
-                    "probe.py", "--checkpoint", RETINA_MODEL, "--csv_file", RETINA_TABLE, "--save_dir",
-                    os.path.join(RETINA, "probe"), "--overwrite", "--num_workers", 1,
-                ),
-            ),
-        ],
-        [
-            os.path.join(RETINA, "evaluation", "report.html"),
-            os.path.join(RETINA, "features", "P0003_L_figures", "reconstructions.png"),
-            os.path.join(RETINA, "probe", "report.html"),
-        ],
-    ),
-    "implant": (
-        [
-            (
-                "draw demo implants",
-                implant("make_demo_data.py", "--output", IMPLANT_DATA, "--patients", 450, "--overwrite"),
-            ),
-            (
-                "learn the companies",
-                implant(
-                    "train_classifier.py", "--target", "company", "--save_dir", IMPLANT_RUNS["company"], "--epochs", 6,
-                    *IMPLANT_RECORDS + IMPLANT_VIT
-                ),
-            ),
-            (
-                "learn the models, from there on",
-                implant(
-                    "train_classifier.py", "--target", "model", "--save_dir", IMPLANT_RUNS["model"], "--epochs", 3,
-                    "--visual_checkpoint", os.path.join(IMPLANT_RUNS["company"], "best"), *IMPLANT_RECORDS + IMPLANT_VIT
-                ),
-            ),
-            (
-                "learn sizes from pictures alone",
-                implant(
-                    "train.py", "--embeddings", "none", "--save_dir", IMPLANT_RUNS["visual"], "--epochs", 6,
-                    "--visual_checkpoint", os.path.join(IMPLANT_RUNS["model"], "best"), "--unfreeze_schedule", 0, 0,
-                    "--embedding_lr_multiplier", 1, "--warmup_epochs", 0.5, *IMPLANT_RECORDS
-                ),
-            ),
-            (
-                "learn sizes with both embeddings",
-                implant(
-                    "train.py", "--company_checkpoint", os.path.join(IMPLANT_RUNS["company"], "best"),
-                    "--model_checkpoint", os.path.join(IMPLANT_RUNS["model"], "best"),
-                    "--visual_checkpoint", os.path.join(IMPLANT_RUNS["visual"], "best"), "--cache_features",
-                    "--unfreeze_schedule", 20, 20, "--epochs", 20, "--save_dir", IMPLANT_RUNS["dual"], *IMPLANT_RECORDS
-                ),
-            ),
-            (
-                "evaluate on held-out patients",
-                implant(
-                    "evaluate.py", "--checkpoints", os.path.join(IMPLANT_RUNS["dual"], "best"), "--compare",
-                    IMPLANT_RUNS["visual"], "--test_json", os.path.join(IMPLANT_DATA, "test.json"),
-                    "--calibration_json", os.path.join(IMPLANT_DATA, "val.json"), "--output",
-                    os.path.join(IMPLANT, "evaluation"), "--num_workers", 0, "--bootstrap", 500,
-                ),
-            ),
-            (
-                "predict, as for your own pictures",
-                implant(
-                    "predict.py", "--checkpoints", os.path.join(IMPLANT_RUNS["dual"], "best"), "--input",
-                    os.path.join(IMPLANT_DATA, "test.json"), "--output", os.path.join(IMPLANT, "predictions"),
-                ),
-            ),
-        ],
-        [
-            os.path.join(IMPLANT, "evaluation", "report.html"),
-            os.path.join(IMPLANT, "predictions", "overview.png"),
-        ],
-    ),
-}  # fmt: skip
+PROJECTS["cephalometric"] = Project(
+    "Landmarks on lateral cephalograms",
+    [
+        ("draw demo cephalograms", "make_demo_data.py --output {out}/Aariz --cases 72 --overwrite"),
+        (
+            "train",
+            """train.py --dataset_path {out}/Aariz --save_dir {out}/run --overwrite --cache_dir {out}/cache
+            --expansion none --backbone hrnet_w18_small --no-pretrained --image_size 192 192 --heatmap_size 48
+            --sigma 1.5 --batch_size 6 --epochs 20 --warmup_epochs 2 --lr 2e-3 --num_workers 1 --log_with none""",
+        ),
+        (
+            "refine: a second stage on native crops",
+            """train_refiner.py --checkpoint {out}/run/best --dataset_path {out}/Aariz --save_dir {out}/refiner
+            --overwrite --cache_dir {out}/cache --backbone hrnet_w18_small --no-pretrained --crop_size 64
+            --crop_mm_per_px 0.2 --heatmap_size 16 --sigma 1.5 --batch_size 2 --crops_per_image 12 --epochs 8
+            --warmup_epochs 1 --lr 2e-3 --num_workers 1 --log_with none""",
+        ),
+        (
+            "evaluate on held-out cases",
+            """evaluate.py --checkpoint {out}/run/best --refiner {out}/refiner/best --dataset_path {out}/Aariz
+            --cache_dir {out}/cache --output {out}/evaluation""",
+        ),
+        (
+            "predict, as for your own pictures",
+            """predict.py --checkpoint {out}/run/best --refiner {out}/refiner/best --pixel_size 0.089
+            --image {out}/Aariz/test/Cephalograms/phantom_0061.png --output {out}/predictions""",
+        ),
+    ],
+    "predictions/phantom_0061_tracing.png",
+    ["evaluation/report.html"],
+)
 
 
 def main(arguments):
@@ -343,7 +230,7 @@ def main(arguments):
     if command == "install":
         return 0
     if command == "test":
-        return run(["-m", "pytest"] + arguments[1:])
+        return run(["-m", "pytest", "-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile"] + arguments[1:])
     return demonstrate(list(PROJECTS) if command == "all" else [command])
 
 
@@ -369,24 +256,63 @@ def install():
         file.write(wanted)
 
 
-def demonstrate(projects):
-    start, pages = time.time(), []
-    for project in projects:
-        steps, results = PROJECTS[project]
-        for number, (what, script) in enumerate(steps, 1):
-            print("\n== %s %d/%d: %s\n   python %s" % (project, number, len(steps), what, " ".join(script)), flush=True)
-            if run(script) != 0:
-                stop("%s: this step failed; what it said stands above" % project)
-        pages += results
-    print("\nDone in %d min %02d s. Open:" % divmod(time.time() - start, 60))
-    for page in pages:
-        print("   " + os.path.join(ROOT, page))
+def demonstrate(names):
+    """Runs the steps of these projects, then writes the page over all that have results, and says where it is."""
+    start, lanes = time.time(), min(LANES, len(names), os.cpu_count() or 1)
+    waiting, failed = collections.deque(names), []
+    threads = [threading.Thread(target=work, args=(waiting, failed, lanes)) for _ in range(lanes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        stop("%s: this step failed; what it said stands above" % failed[0])
+    index = OUTPUT + "/index.html"
+    overview = ["-m", "core.overview", index, "--title", "Quickstart", "--note"]
+    overview += ["All data are drawn and show no patient: the numbers say that the parts work together, no more."]
+    for name, project in sorted(PROJECTS.items()):
+        files = ["%s/%s/%s" % (OUTPUT, name, file) for file in [project.picture] + project.reports]
+        if all(os.path.exists(os.path.join(ROOT, file)) for file in files):
+            overview += ["--project", project.title] + files
+    if run(overview) != 0:
+        stop("the page of results could not be written")
+    print("\nDone in %d min %02d s. Open:\n   %s" % (divmod(time.time() - start, 60) + (os.path.join(ROOT, index),)))
     return 0
 
 
-def run(arguments):
-    """Runs Python of the environment from the repository's root."""
-    return subprocess.call([PYTHON] + arguments, cwd=ROOT)
+def work(waiting, failed, lanes):
+    """Takes projects from `waiting` and runs their steps, until there is none or a step has failed."""
+    while waiting and not failed:
+        name = waiting.popleft()
+        for number, (what, line) in enumerate(PROJECTS[name].steps, 1):
+            script = line.format(out="%s/%s" % (OUTPUT, name)).split()
+            script[0] = "%s/%s" % (name, script[0])
+            title = "%s %d/%d: %s" % (name, number, len(PROJECTS[name].steps), what)
+            say("\n== %s\n   python %s" % (title, " ".join(script)))
+            if run(script, lanes, name) != 0:
+                failed.append(title)
+            if failed:
+                return
+
+
+def run(arguments, lanes=1, label=""):
+    """Runs Python of the environment from the repository's root; returns its exit code. Where there are other lanes,
+    it gets its share of the cores, and its lines begin with the label."""
+    if lanes == 1:
+        return subprocess.call([PYTHON] + arguments, cwd=ROOT)
+    share = {"OMP_NUM_THREADS": str(os.cpu_count() // lanes), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    process = subprocess.Popen(
+        [PYTHON] + arguments, cwd=ROOT, env=dict(os.environ, **share), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    for line in process.stdout:
+        say("%-13s | %s" % (label, line.decode("utf-8", "replace").rstrip()))
+    return process.wait()
+
+
+def say(text):
+    """Prints in one piece, whatever other threads print."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def stop(message):
@@ -396,4 +322,7 @@ def stop(message):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -2,12 +2,16 @@
 
 import base64
 import html
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
+
+from core.args import UserError
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c2430; --soft: #667080; --line: #e2e5ea; --blue: #1f5fa8; --tint: #f4f6f9; }
@@ -28,21 +32,26 @@ th:first-child, td:first-child { text-align: left; } td.long { white-space: norm
 th { color: var(--soft); font-weight: 600; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { color: var(--soft); font-size: .88rem; }
 .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
-details { margin: .6rem 0; } summary { cursor: pointer; color: var(--blue); }
+details { margin: .6rem 0; } summary { cursor: pointer; } a, summary { color: var(--blue); }
 pre { background: var(--tint); padding: .8rem; overflow-x: auto; font-size: .8rem; border-radius: .4rem; }
 """
+SUMMARY = '<script type="application/json" id="summary">', "</script>"
 
 
 class Report:
-    """Collects sections and writes them as one self-contained HTML file. All text is escaped."""
+    """Collects sections and writes them as one self-contained HTML file. All text is escaped. Title and cards stand in
+    the file a second time, as JSON, for `core.overview`."""
 
     def __init__(self, title: str, subtitle: str = ""):
         self.title = title
         self._parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="note">{html.escape(subtitle)}</p>']
+        self._cards: list[tuple[str, str, str]] = []
 
     def cards(self, cards: Iterable[tuple[str, str, str]]) -> None:
-        """Headline numbers: (label, number, note); the first is set off in colour."""
-        parts = []
+        """Headline numbers: (label, number, note); the first is set off in colour, the second is what it is held
+        against."""
+        cards, parts = list(cards), []
+        self._cards += cards
         for i, (label, number, note) in enumerate(cards):
             kind = "card" if i == 0 else "card plain"
             texts = html.escape(label), html.escape(number), html.escape(note)
@@ -75,6 +84,11 @@ class Report:
             parts.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
         self._parts.append(f'<div class="row">{"".join(parts)}</div>' if len(parts) > 1 else "".join(parts))
 
+    def links(self, links: Iterable[tuple[str, str]]) -> None:
+        """Addresses relative to the page, each with its text."""
+        parts = [f'<a href="{html.escape(quote(address))}">{html.escape(text)}</a>' for address, text in links]
+        self._parts.append(f"<p>{' · '.join(parts)}</p>")
+
     def details(self, summary: str, text: str) -> None:
         """Preformatted text that opens on a click."""
         self._parts.append(
@@ -83,14 +97,25 @@ class Report:
 
     def write(self, file: Path) -> Path:
         """Writes the page, and returns its path."""
+        summary = json.dumps({"title": self.title, "cards": self._cards}).replace("<", "\\u003c")
         page = (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{html.escape(self.title)}</title><style>{STYLE}</style></head><body>{''.join(self._parts)}</body></html>"
+            f"<title>{html.escape(self.title)}</title><style>{STYLE}</style></head><body>{''.join(self._parts)}"
+            f"{SUMMARY[0]}{summary}{SUMMARY[1]}</body></html>"
         )
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(page, encoding="utf-8")
         return file
+
+
+def read_summary(page: Path) -> tuple[str, list[tuple[str, str, str]]]:
+    """(title, cards) of a report that `Report.write` wrote. Raises UserError if it is none."""
+    found = re.search(re.escape(SUMMARY[0]) + "(.*)" + re.escape(SUMMARY[1]), page.read_text(encoding="utf-8"))
+    if not found:
+        raise UserError(f"{page} is no report of this repository")
+    summary = json.loads(found[1])
+    return summary["title"], [tuple(card) for card in summary["cards"]]
 
 
 def plain(value: object) -> object:

@@ -17,7 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = [folder for folder in sorted(ROOT.iterdir()) if (folder / "train.py").is_file()]
 sys.path[:0] = [str(ROOT), *map(str, PROJECTS), str(ROOT / "tests")]
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # small networks gain nothing by more, and lose much where other tests compute beside them
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what runs in the background, children too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,6 +1,7 @@
 """The front door: what it does without internet, without venv, with an old Python, and the second time."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, load_script
+from conftest import PROJECTS, ROOT, load_script
 
 quickstart = load_script("quickstart.py")
 
@@ -85,14 +86,77 @@ def test_wrong_words(capsys):
     assert "usage" in stopped(capsys, quickstart.main, ["everything"])
 
 
-def test_every_step_names_a_script_with_flags_that_it_has():
-    for steps, pages in quickstart.PROJECTS.values():
-        assert pages
-        for _, (path, *arguments) in steps:
-            module = load_script(path.replace(os.sep, "/"))
-            assert module.parse_args(arguments)
+@pytest.mark.parametrize("name", quickstart.PROJECTS)
+def test_every_step_names_a_script_with_flags_that_it_has(name):
+    for _, line in quickstart.PROJECTS[name].steps:
+        script, *arguments = line.format(out="out").split()
+        assert load_script(f"{name}/{script}").parse_args(arguments)
 
 
-def test_a_failed_step_stops(house, monkeypatch, capsys):
-    monkeypatch.setattr(quickstart, "run", lambda script: 1)
-    assert "this step failed" in stopped(capsys, quickstart.demonstrate, ["cephalometric"])
+def test_every_project_is_demonstrated():
+    assert sorted(quickstart.PROJECTS) == [folder.name for folder in PROJECTS]
+
+
+REPORT = """
+from pathlib import Path
+from PIL import Image
+from core.report import Report
+
+Path(sys.argv[1]).mkdir(parents=True)
+Image.new("RGB", (2000, 1000)).save(f"{sys.argv[1]}/a.png")
+report = Report(f"Report of {sys.argv[1]}")
+report.cards([("error", "1.2 mm", "less is better"), ("baseline", "3.4 mm", ""), ("cases", "5", "")])
+report.write(Path(sys.argv[1]) / "report.html")
+print("reported", os.environ.get("OMP_NUM_THREADS"), flush=True)
+"""
+
+
+@pytest.fixture
+def two_projects(tmp_path, monkeypatch):
+    """quickstart in a folder with two projects of one step each, whose script stands in REPORT."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        start = f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        (tmp_path / name / "work.py").write_text(start + REPORT)
+    project = quickstart.Project("Title <1>", [("report", "work.py {out}")], "a.png", ["report.html"])
+    monkeypatch.setattr(quickstart, "PROJECTS", {"one": project, "two": project._replace(title="Second")})
+    monkeypatch.setattr(quickstart, "PYTHON", sys.executable)
+    monkeypatch.setattr(quickstart, "ROOT", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def test_two_projects_at_a_time_end_in_one_page(two_projects, monkeypatch, capfd):
+    monkeypatch.setattr(quickstart.os, "cpu_count", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert quickstart.demonstrate(["one", "two"]) == 0
+    printed = capfd.readouterr().out
+    assert "== one 1/1: report\n   python one/work.py runs/quickstart/one\n" in printed
+    for name in ("one", "two"):
+        assert re.search(rf"^{name} +\| reported 3$", printed, re.MULTILINE)
+    index = two_projects / "runs" / "quickstart" / "index.html"
+    assert str(index) in printed
+    page = index.read_text()
+    assert page.count("1.2 mm") == page.count("3.4 mm") == 2 * 2  # on the page, and in its summary
+    assert 'href="one/report.html"' in page
+    assert "Title &lt;1&gt;" in page
+
+
+def test_one_project_alone_joins_the_page_of_the_others(two_projects, capfd):
+    quickstart.demonstrate(["two"])
+    page = two_projects / "runs" / "quickstart" / "index.html"
+    assert 'href="two/report.html"' in page.read_text()
+    assert 'href="one/report.html"' not in page.read_text()
+    quickstart.demonstrate(["one"])
+    assert 'href="one/report.html"' in page.read_text()
+    assert 'href="two/report.html"' in page.read_text()
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "two"]])
+def test_a_failed_step_stops(two_projects, monkeypatch, capfd, names):
+    (two_projects / "one" / "work.py").write_text("raise SystemExit('no room')")
+    with pytest.raises(SystemExit) as end:
+        quickstart.demonstrate(names)
+    assert end.value.code == 2
+    assert capfd.readouterr().err.endswith("error: one 1/1: report: this step failed; what it said stands above\n")
+    assert not (two_projects / "runs" / "quickstart" / "index.html").exists()
