@@ -8,8 +8,6 @@ files hold the same values and lie in the page cache; they are read in turn. `re
 which takes as long for both; the ratio without that, of h5py alone, is printed beside it.
 """
 
-import json
-import platform
 import sys
 import tempfile
 import time
@@ -20,6 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "hyperspectral")]
 
 import h5py
 import numpy as np
+from results import MACHINE, Result, show
 
 from cube_files import H5_KEY, open_dataset, read_cube
 from retina_phantom import draw
@@ -40,7 +39,7 @@ def seconds(function, *arguments) -> float:
     return time.perf_counter() - start
 
 
-def main() -> dict:
+def measure() -> list[Result]:
     cube, _ = draw(np.random.default_rng(0), np.random.default_rng(1), True, False, SIZE, DEFAULT_WAVELENGTHS)
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.h5" for name in ("contiguous", "gzip")}
@@ -56,14 +55,14 @@ def main() -> dict:
         rounds = np.array([[seconds(*pair) for pair in pairs] for _ in range(ROUNDS)])
     rounds = rounds.reshape(ROUNDS, 2, 2)  # (rounds, with the test of the values or without, file)
     ratio, alone = np.median(rounds[..., 1] / rounds[..., 0], axis=0).round(1).tolist()
-    result = {"benchmark": "cube_reading", "ratio": ratio, "target": f">= {TARGET}", "ratio_of_h5py_alone": alone}
+    details = {"ratio_of_h5py_alone": alone}
     milliseconds = np.median(1000 * rounds, axis=0).round(1).tolist()
     for name, times in zip(("read_cube", "h5py_alone"), milliseconds, strict=True):
-        result[f"milliseconds_of_{name}"] = dict(zip(files, times, strict=True))
-    result |= {"megabytes": sizes, "gzip": layout, "rounds": ROUNDS}
-    machine = f"{platform.machine()}, CPU, files in cache, HDF5 {h5py.version.hdf5_version}"
-    return result | {"machine": machine, "met": ratio >= TARGET}
+        details[f"milliseconds_of_{name}"] = dict(zip(files, times, strict=True))
+    details |= {"megabytes": sizes, "gzip": layout, "rounds": ROUNDS}
+    details["machine"] = f"{MACHINE}, files in cache, HDF5 {h5py.version.hdf5_version}"
+    return [Result("contiguous against gzip HDF5", ratio, f">= {TARGET}", "times faster", details)]
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    show(measure())

@@ -7,10 +7,7 @@ frozen ViTs (small on a CPU, base on a GPU) compute features in one and not in t
 faster. Reading and cutting the pictures, which the cache spares too, is not counted.
 """
 
-import json
-import platform
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,29 +15,26 @@ sys.path[:0] = [str(ROOT), str(ROOT / "implant")]
 
 import numpy as np
 import torch
+from results import DEVICE, GPU, MACHINE, Result, now, show
 
 from core.schedules import parameter_groups
 from dimension_loss import DimensionLoss
 from dual_embedding import DualEmbeddingRegressor
 
 FASTER = 10  # target
-GPU = torch.cuda.is_available()
 SIZE, BATCH, ROUNDS = ("base", 64, 30) if GPU else ("small", 8, 8)
-DEVICE = torch.device("cuda" if GPU else "cpu")
 
 
 def step(model: DualEmbeddingRegressor, optimizer: torch.optim.Optimizer, batch: dict) -> float:
     """Seconds of one update."""
-    start = time.perf_counter()
+    start = now()
     DimensionLoss()(model(batch), batch, model)[0].backward()
     optimizer.step()
     optimizer.zero_grad()
-    if GPU:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return now() - start
 
 
-def main() -> dict:
+def measure() -> list[Result]:
     torch.manual_seed(0)
     classes = [str(number) for number in range(20)]
     classifier = {"size": SIZE, "classes": classes}
@@ -57,18 +51,15 @@ def main() -> dict:
         step(model, optimizer, batch)
     seconds = np.array([[step(model, optimizer, batch) for batch in (pictures, features)] for _ in range(ROUNDS)])
     ratio = float(np.median(seconds[:, 0] / seconds[:, 1]))
-    return {
-        "benchmark": "feature_cache",
-        "ratio": round(ratio, 1),
-        "target": f">= {FASTER}",
+    details = {
         "seconds_a_step": dict(zip(("computed", "cached"), np.median(seconds, axis=0).round(4).tolist(), strict=True)),
         "vit": SIZE,
         "batch": BATCH,
-        "machine": f"{platform.machine()}, {torch.cuda.get_device_name() if GPU else 'CPU'}",
+        "machine": MACHINE,
         "threads": torch.get_num_threads(),
-        "met": ratio >= FASTER,
     }
+    return [Result("cached against computed features", round(ratio, 1), f">= {FASTER}", "times faster", details)]
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    show(measure())

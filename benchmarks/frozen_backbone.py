@@ -9,10 +9,7 @@ torch keeps no such record, it is counted: weights, gradients, state of AdamW, a
 pass, each storage once.
 """
 
-import json
-import platform
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "ct_multilabel")]
 
 import numpy as np
 import torch
+from results import DEVICE, GPU, MACHINE, Result, now, show
 
 from core.losses.classification import AsymmetricLoss
 from core.schedules import parameter_groups
@@ -27,9 +25,7 @@ from core.unfreezing import set_frozen
 from slice_classifier import SliceClassifier
 
 FASTER, MEMORY = 2, 0.6  # targets
-GPU = torch.cuda.is_available()
 BATCH, ROUNDS = (64, 30) if GPU else (8, 8)
-DEVICE = torch.device("cuda" if GPU else "cpu")
 
 
 class Training:
@@ -49,13 +45,11 @@ class Training:
 
     def step(self) -> float:
         """Seconds of one step."""
-        start = time.perf_counter()
+        start = now()
         self.loss().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if GPU:
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return now() - start
 
     def counted_bytes(self) -> int:
         """Weights, gradients, state of AdamW, and what the backward pass keeps; after at least one step."""
@@ -89,7 +83,7 @@ def peak_bytes(frozen: bool) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def main() -> dict:
+def measure() -> list[Result]:
     frozen, full = Training(True), Training(False)
     for training in (frozen, full):
         training.step()  # warms up, and gives AdamW its state
@@ -99,16 +93,16 @@ def main() -> dict:
     else:
         small, large = frozen.counted_bytes(), full.counted_bytes()
     faster, memory = float(np.median(seconds[:, 1] / seconds[:, 0])), small / large
-    result = {"benchmark": "frozen_backbone", "ratio": {"time": round(faster, 2), "memory": round(memory, 3)}}
-    result |= {"target": {"time": f">= {FASTER}", "memory": f"<= {MEMORY}"}}
-    milliseconds = np.median(1000 * seconds, axis=0).round(1)
-    result["milliseconds_a_step"] = {"frozen": milliseconds[0], "full": milliseconds[1]}
-    result["megabytes"] = {"frozen": round(small / 1e6), "full": round(large / 1e6)}
-    result["memory_is"] = "peak allocated by torch" if GPU else "weights, gradients, AdamW, kept for backward; counted"
-    result |= {"batch": BATCH, "steps": ROUNDS, "threads": torch.get_num_threads()}
-    machine = torch.cuda.get_device_name() if GPU else f"{platform.machine()}, CPU"
-    return result | {"machine": machine, "met": faster >= FASTER and memory <= MEMORY}
+    milliseconds = np.median(1000 * seconds, axis=0).round(1).tolist()
+    details = {"milliseconds_a_step": dict(zip(("frozen", "full"), milliseconds, strict=True))}
+    details["megabytes"] = {"frozen": round(small / 1e6), "full": round(large / 1e6)}
+    details["memory_is"] = "peak allocated by torch" if GPU else "weights, gradients, AdamW, kept for backward; counted"
+    details |= {"batch": BATCH, "steps": ROUNDS, "machine": MACHINE, "threads": torch.get_num_threads()}
+    return [
+        Result("step, frozen against whole", round(faster, 2), f">= {FASTER}", "times faster", details),
+        Result("memory, frozen against whole", round(memory, 3), f"<= {MEMORY}", "of the memory", details),
+    ]
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    show(measure())

@@ -5,8 +5,6 @@
 Target: at least 5 times faster, for PNG and for JPEG.
 """
 
-import json
-import platform
 import sys
 import tempfile
 import time
@@ -17,6 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "cephalometric")]
 
 import numpy as np
 from PIL import Image
+from results import MACHINE, Result, show
 
 from cephalograms import FrameCache
 from core.images import Letterbox, read_image
@@ -26,7 +25,7 @@ TARGET, PICTURES = 5, 4
 SIZE = (4472, 4472)  # 20 megapixels
 
 
-def main() -> dict:
+def measure() -> list[Result]:
     ratios = {}
     with tempfile.TemporaryDirectory() as folder:
         for suffix in ("png", "jpg"):
@@ -46,9 +45,11 @@ def main() -> dict:
                 rounds.append((middle - start) / (time.perf_counter() - middle))
                 assert all(np.array_equal(a, b) for a, b in zip(decoded, cached, strict=True))
             ratios[suffix] = round(float(np.median(rounds)), 1)
-    result = {"benchmark": "image_cache", "ratio": ratios, "target": f">= {TARGET}"}
-    return result | {"machine": f"{platform.machine()}, CPU", "met": min(ratios.values()) >= TARGET}
+    return [
+        Result(f"cached against decoded {suffix}", ratio, f">= {TARGET}", "times faster", {"machine": MACHINE})
+        for suffix, ratio in ratios.items()
+    ]
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    show(measure())

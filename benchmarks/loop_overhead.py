@@ -7,8 +7,6 @@ in turn, so that a machine that others use as well treats both alike. Target: at
 quickstart's (HRNet-W18-small at 192×192, batch 6).
 """
 
-import json
-import platform
 import sys
 import tempfile
 import time
@@ -19,6 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "cephalometric")]
 
 import numpy as np
 import torch
+from results import MACHINE, Result, show
 from torch.utils.data import DataLoader, Dataset
 
 from core.args import ArgumentParser, add_training_arguments
@@ -77,7 +76,7 @@ def seconds(steps) -> float:
     return time.perf_counter() - start
 
 
-def measure(make_model, criterion) -> np.ndarray:
+def pairs_of_seconds(make_model, criterion) -> np.ndarray:
     """Seconds (steps, 2) of a step through Run and of a bare one, side by side."""
     parser = ArgumentParser()
     add_training_arguments(parser, epochs=EPOCHS, batch_size=6, lr=1e-4, num_workers=0)
@@ -102,16 +101,15 @@ def measure(make_model, criterion) -> np.ndarray:
     return pairs[len(bare_loader) :]  # the first epoch warms up
 
 
-def main() -> dict:
-    real = measure(lambda: HRNetLandmarks("hrnet_w18_small", (192, 192), 48), LandmarkLoss(4, (48, 48)))
-    empty = measure(lambda: torch.nn.Conv2d(1, 1, 1), lambda prediction, batch: (prediction.mean(), {}))
+def measure() -> list[Result]:
+    real = pairs_of_seconds(lambda: HRNetLandmarks("hrnet_w18_small", (192, 192), 48), LandmarkLoss(4, (48, 48)))
+    empty = pairs_of_seconds(lambda: torch.nn.Conv2d(1, 1, 1), lambda prediction, batch: (prediction.mean(), {}))
     overhead = float(np.median(real[:, 0] / real[:, 1])) - 1
-    result = {"benchmark": "loop_overhead", "overhead": round(overhead, 4), "target": f"<= {TARGET}"}
-    result |= {"milliseconds_a_step": round(1000 * float(np.median(real[:, 1])), 1), "steps": len(real)}
-    result["milliseconds_added_to_an_empty_step"] = round(1000 * float(np.median(empty[:, 0] - empty[:, 1])), 2)
-    result |= {"machine": f"{platform.machine()}, CPU", "threads": torch.get_num_threads()}
-    return result | {"met": overhead <= TARGET}
+    details = {"milliseconds_a_step": round(1000 * float(np.median(real[:, 1])), 1), "steps": len(real)}
+    details["milliseconds_added_to_an_empty_step"] = round(1000 * float(np.median(empty[:, 0] - empty[:, 1])), 2)
+    details |= {"machine": MACHINE, "threads": torch.get_num_threads()}
+    return [Result("core.run against a bare loop", round(overhead, 4), f"<= {TARGET}", "more time a step", details)]
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(), indent=1))
+    show(measure())
