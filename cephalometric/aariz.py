@@ -7,7 +7,6 @@ Aariz/cephalogram_machine_mappings.csv      cephalogram_id, machine, pixel_size 
 """
 
 import csv
-import json
 import math
 from pathlib import Path
 
@@ -17,9 +16,11 @@ from ceph_landmarks import LANDMARKS
 from ceph_reading import SPLITS, annotated, checked_points, child, files_by_id, files_in, usable
 from cephalograms import PIXEL_SIZES, Cephalogram
 from core.args import UserError
+from core.files import read_json
 from core.images import SUFFIXES
 from core.validation import DataReport
 
+APOSTROPHES = str.maketrans("'’´′", "````")
 FOLDERS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 
 
@@ -103,9 +104,9 @@ def _read_split(folder: Path, machines: dict, ground_truth: str, report: DataRep
 def _read_points(file: Path, size: tuple[int, int], report: DataReport) -> np.ndarray | None:
     """Points (29, 2) of one reader, NaN for what is missing, no number, or outside the picture. None: unreadable."""
     try:
-        entries = json.loads(file.read_text(encoding="utf-8-sig"))["landmarks"]
+        entries = read_json(file)["landmarks"]
         values = {_symbol(entry["symbol"]): _coordinates(entry["value"]) for entry in entries}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         report.add("annotation unreadable", file, "annotation left out", f"{type(error).__name__}: {error}")
         return None
     for symbol in LANDMARKS:
@@ -120,13 +121,13 @@ def _coordinates(value: object) -> tuple[object, object]:
 
 def _symbol(text: str) -> str:
     """Soft-tissue points end in a backtick; other apostrophes mean the same."""
-    return text.strip().translate(str.maketrans("'’´′", "````"))
+    return text.strip().translate(APOSTROPHES)
 
 
 def _read_stage(file: Path, report: DataReport) -> int | None:
     try:
-        stage = int(json.loads(file.read_text(encoding="utf-8-sig"))["cvm_stage"]["value"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        stage = int(read_json(file)["cvm_stage"]["value"])
+    except (OSError, ValueError, LookupError, TypeError, OverflowError) as error:
         report.add("CVM stage unreadable", file, "kept, stage unknown", f"{type(error).__name__}: {error}")
         return None
     if not 1 <= stage <= 6:

@@ -135,10 +135,11 @@ def _leave_out_leaks(cases: dict[str, list[Cephalogram]], report: DataReport) ->
     keys = content_keys(case.image for found in cases.values() for case in found)
     by_id = {split: {case.id: case.id for case in found} for split, found in cases.items()}
     by_content = {split: {case.id: keys[case.image] for case in found} for split, found in cases.items()}
+    kept = {(split, case.id): case.image for split, found in cases.items() for case in found}
     for places in [*find_leaks(by_id).values(), *find_leaks(by_content).values()]:
         last = max(places, key=lambda place: SPLITS.index(place[0]))
-        for split, identity in places:
-            leaking = [case for case in cases[split] if case.id == identity and split != last[0]]
-            for case in leaking:
-                cases[split].remove(case)
-                report.add("picture in two splits", case.image, f"left out of {split}", f"also {last[0]}/{last[1]}")
+        for place in places:
+            if place[0] != last[0] and (image := kept.pop(place, None)):
+                report.add("picture in two splits", image, f"left out of {place[0]}", f"also {last[0]}/{last[1]}")
+    for split, found in cases.items():
+        cases[split] = [case for case in found if (split, case.id) in kept]

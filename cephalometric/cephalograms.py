@@ -6,7 +6,6 @@ Points are xy in px with pixel centres at integers; NaN = unknown.
 import hashlib
 import os
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from torch.utils.data import Dataset
 from ceph_landmarks import LANDMARKS as LANDMARKS
 from core.args import UserError
 from core.images import ImageError, Letterbox, read_image
+from core.processes import in_threads
 from core.seeding import sample_rng
 from core.validation import DataReport
 from expansion import draw_sample, expand
@@ -95,16 +95,15 @@ def leave_out_unreadable(cases: dict[str, list[Cephalogram]], cache: FrameCache,
             return error
         return None
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding runs outside Python's lock
-        for split, found in cases.items():
-            problems = list(pool.map(problem, found))
-            for case, error in zip(list(found), problems, strict=True):
-                if error:
-                    found.remove(case)
-                    report.add("picture unreadable", case.image, "case left out", error)
-            report.cases[split] = len(found)
-            if not found:
-                raise UserError(f"no readable picture in {split}/, {problems[0]} for example")
+    for split, found in cases.items():
+        problems = in_threads(problem, found)
+        for case, error in zip(found, problems, strict=True):
+            if error:
+                report.add("picture unreadable", case.image, "case left out", error)
+        found[:] = [case for case, error in zip(found, problems, strict=True) if not error]
+        report.cases[split] = len(found)
+        if not found:
+            raise UserError(f"no readable picture in {split}/, {problems[0]} for example")
 
 
 # ---------------------------------------------------------------------------------------------------------- samples

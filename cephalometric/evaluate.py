@@ -19,7 +19,7 @@ from rich.table import Table
 
 from ceph_data import FORMATS, GROUND_TRUTHS, SPLITS, read_cases
 from cephalograms import CephalogramDataset, FrameCache, leave_out_unreadable
-from core.args import ArgumentParser, positive_int, script
+from core.args import ArgumentParser, non_negative_int, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
 from core.environment import environment
@@ -41,9 +41,9 @@ def parse_args(argv=None):
     parser.add_argument("--output", type=Path, help="folder of results (default: evaluation_<split> beside best/)")
     parser.add_argument("--cache_dir", type=Path, default=Path("runs/cache"), help="letterboxed pictures, kept")
     parser.add_argument("--batch_size", type=positive_int, default=6, help="pictures a process and step")
-    parser.add_argument("--num_workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--num_workers", type=non_negative_int, default=2, help="loader processes")
     parser.add_argument("--bootstrap", type=positive_int, default=1000, help="resamples for the intervals")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of the bootstrap")
     parser.add_argument("--compare", type=Path, nargs=2, metavar="FOLDER", help="two evaluations, without a new one")
     args = parser.parse_args(argv)
     if not args.checkpoint and not args.compare:

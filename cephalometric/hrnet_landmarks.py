@@ -5,6 +5,7 @@ Loss: 0.5 · heatmaps (DARK's unbiased targets) + 0.5 · Wing + 0.3 · CVM.
 """
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import timm
@@ -15,7 +16,7 @@ from torch import nn
 from ceph_landmarks import LANDMARKS
 from core.args import UserError
 from core.backbones import timm_backbone
-from core.checkpoints import load_model_folder
+from core.checkpoints import fitting, load_model_folder, must_hold
 from core.losses.landmarks import HeatmapLoss, WingLoss, soft_argmax
 from heatmaps import decode_dark, encode_heatmaps, to_heatmap, to_input
 from measurements import NAMES
@@ -47,7 +48,7 @@ class HeatmapHRNet(nn.Module):
         height, width = image_size
         if height % 32 or width % 32:
             raise UserError(f"--image_size {height} {width}: both must be multiples of 32, HRNet's coarsest stride")
-        if width % heatmap_size or height * heatmap_size % width:
+        if heatmap_size < 1 or width % heatmap_size or height * heatmap_size % width:
             raise UserError(f"--heatmap_size {heatmap_size} does not divide --image_size {height} {width}")
         self.stride = width // heatmap_size
         self.heatmap_size = (height // self.stride, heatmap_size)
@@ -98,13 +99,15 @@ class HeatmapHRNet(nn.Module):
     def from_folder(cls, folder: Path) -> tuple["HeatmapHRNet", dict]:
         """(model in eval mode, config) of a `best/` folder. Raises UserError if it is another model's."""
         state, config = load_model_folder(folder, "cephalometric")
-        if config["kind"] != cls.kind:
-            raise UserError(f"{folder} holds a {config['kind']}, not a {cls.kind}; {cls.trained_by} makes one")
-        if config["landmarks"] != list(LANDMARKS):
-            raise UserError(f"{folder} was trained on other landmarks: {', '.join(config['landmarks'])}")
-        model = cls(**config["model"])
-        model.load_state_dict(state)
-        return model.eval(), config
+        with fitting(folder):
+            if config["kind"] != cls.kind:
+                raise UserError(f"{folder} holds a {config['kind']}, not a {cls.kind}; {cls.trained_by} makes one")
+            if config["landmarks"] != list(LANDMARKS):
+                raise UserError(f"{folder} was trained on other landmarks: {', '.join(config['landmarks'])}")
+            must_hold(config, **cls.needed)
+            model = cls(**config["model"])
+            model.load_state_dict(state)
+            return model.eval(), config
 
 
 class HRNetLandmarks(HeatmapHRNet):
@@ -118,6 +121,7 @@ class HRNetLandmarks(HeatmapHRNet):
     """
 
     kind, trained_by = "landmark model", "train.py"
+    needed: ClassVar = {"sigma": int | float, "mean_shape": list, "ground_truth": str}  # by inference, by its type
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ import numpy as np
 from ceph_reading import SPLITS, annotated, checked_points, child, files_by_id, files_in, usable
 from cephalograms import Cephalogram
 from core.args import UserError
+from core.files import read_bytes
 from core.images import SUFFIXES
 from core.validation import DataReport
 
@@ -92,7 +93,7 @@ def _read_points(file: Path, size: tuple[int, int], report: DataReport) -> np.nd
     """Points (29, 2) of one reader, NaN for what the data set lacks, no number, or outside the picture. None if there
     are not 19: it cannot be known which is missing."""
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in read_bytes(file).decode("utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         report.add("annotation unreadable", file, "annotation left out", f"{type(error).__name__}: {error}")
         return None

@@ -5,6 +5,7 @@ landmark is. Two windows a little apart err differently: five of them are averag
 """
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ class LandmarkRefiner(HeatmapHRNet):
     """Grey crops (B, 1, S, S) in 0-1 to heatmaps (B, 29, S/stride, S/stride); see `HeatmapHRNet`."""
 
     kind, trained_by = "refiner", "train_refiner.py"
+    needed: ClassVar = {"sigma": int | float, "mm_per_px": int | float}  # by inference, by its type
 
     def __init__(
         self,

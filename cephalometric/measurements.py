@@ -4,14 +4,14 @@ Lengths need a pixel size; without one they are NaN, and tables call them uncali
 signed, positive where the lower plane falls away to the front; the head may face either way.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ceph_landmarks import LANDMARKS
-from core.args import UserError
+from core.args import UserError, first_line
+from core.files import read_json
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ def read_norms(file: Path | None = None) -> dict[str, tuple[float, float] | None
     if file is None:
         return norms
     try:
-        given = json.loads(Path(file).read_text(encoding="utf-8"))
+        given = read_json(file)
         given = {name: (float(mean), float(sd)) for name, (mean, sd) in given.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f'{file}: {error}; norms look like {{"N-Me": [118, 6]}}') from error
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f'{file}: {first_line(error)}; norms look like {{"N-Me": [118, 6]}}') from error
     if unknown := set(given) - set(norms):
         raise UserError(f"{file}: no measurement is called {', '.join(sorted(unknown))}; they are {', '.join(NAMES)}")
     return norms | given

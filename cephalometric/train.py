@@ -25,7 +25,7 @@ from cephalograms import (
     measurement_statistics,
     stage_weights,
 )
-from core.args import ArgumentParser, add_training_arguments, positive_int, script
+from core.args import ArgumentParser, add_training_arguments, non_negative, positive, positive_int, script
 from core.cases import Cases
 from core.metrics import radial_errors, success_detection_rate
 from core.run import Run
@@ -52,8 +52,10 @@ def parse_args(argv=None):
     group.add_argument("--image_size", type=positive_int, nargs=2, default=(512, 512), metavar=("H", "W"), help="px")
     group.add_argument("--heatmap_size", type=positive_int, default=128, help="width in px: 64, 128 or 256 at 512")
     group = parser.add_argument_group("loss")
-    group.add_argument("--sigma", type=float, default=2.0, help="of the target Gaussians, heatmap px")
-    group.add_argument("--cvm_weight", type=float, default=0.3, help="weight of measurements and maturation stage")
+    group.add_argument("--sigma", type=positive, default=2.0, help="of the target Gaussians, heatmap px")
+    group.add_argument(
+        "--cvm_weight", type=non_negative, default=0.3, help="weight of measurements and maturation stage"
+    )
     group.add_argument("--cvm_class_weights", action=argparse.BooleanOptionalAction, default=True,
                        help="rare maturation stages count for more")  # fmt: skip
     add_training_arguments(parser, epochs=200, batch_size=6, lr=1e-4, warmup_epochs=10, num_workers=6)
@@ -117,9 +119,13 @@ def validate(run: Run, loader, criterion: LandmarkLoss, stride: int) -> dict[str
     cases = Cases(run.accelerator, len(dataset))
     for batch in run.batches(loader):
         prediction = run.model(batch["image"])
-        loss, _ = criterion(prediction, batch)
         points, _ = decode(prediction, stride, run.args.sigma)
-        cases.add(batch["index"], points=points, loss=loss.expand(len(points)))
+        # Case by case: the last batch of several processes may hold some twice, which `Cases` leaves out.
+        losses = [
+            criterion(*({name: x[i : i + 1] for name, x in values.items()} for values in (prediction, batch)))[0]
+            for i in range(len(points))
+        ]
+        cases.add(batch["index"], points=points, loss=torch.stack(losses))
     table = cases.table()
     points = dataset.to_native(table["points"].numpy())
     errors_px = radial_errors(points, dataset.truth())

@@ -21,7 +21,7 @@ import torch
 from ceph_data import FORMATS, GROUND_TRUTHS, read_cases
 from ceph_landmarks import LANDMARKS
 from cephalograms import Cephalogram, CephalogramDataset, FrameCache, leave_out_unreadable
-from core.args import ArgumentParser, UserError, add_training_arguments, positive_int, script
+from core.args import ArgumentParser, UserError, add_training_arguments, positive, positive_int, script
 from core.cases import Cases
 from core.metrics import radial_errors, success_detection_rate
 from core.run import Run
@@ -47,9 +47,9 @@ def parse_args(argv=None):
     group.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="ImageNet weights")
     group.add_argument("--backbone_weights", type=Path, metavar="FILE", help="ImageNet weights from a file (offline)")
     group.add_argument("--crop_size", type=positive_int, default=256, help="px a side")
-    group.add_argument("--crop_mm_per_px", type=float, default=MM_PER_PX, help="mm a pixel of the crops")
+    group.add_argument("--crop_mm_per_px", type=positive, default=MM_PER_PX, help="mm a pixel of the crops")
     group.add_argument("--heatmap_size", type=positive_int, default=64, help="px a side")
-    group.add_argument("--sigma", type=float, default=2.0, help="of the target Gaussians, heatmap px")
+    group.add_argument("--sigma", type=positive, default=2.0, help="of the target Gaussians, heatmap px")
     add_training_arguments(parser, epochs=60, batch_size=4, lr=1e-4, warmup_epochs=3, num_workers=6)
     args = parser.parse_args(argv)
     if not args.crop_mm_per_px > 0:

@@ -3,6 +3,7 @@ one clear line instead of a traceback for a user's mistake."""
 
 import argparse
 import errno
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -23,7 +24,8 @@ def first_line(error: BaseException) -> str:
 
 # What the system says of a place that cannot be written: a user can mend it, the program cannot.
 NOT_WRITABLE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST,
 )  # fmt: skip
 
 
@@ -81,6 +83,38 @@ def positive_int(text: str) -> int:
     return value
 
 
+def non_negative_int(text: str) -> int:
+    """An argparse type: a whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def non_negative(text: str) -> float:
+    """An argparse type: a finite number of at least 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:  # NaN is not
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number from 0")
+    return value
+
+
+def positive(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """An argparse type: a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
+    return value
+
+
 def _tag(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
@@ -104,14 +138,18 @@ def add_training_arguments(
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=positive_int, default=epochs, help="passes over the training data")
     group.add_argument("--batch_size", type=positive_int, default=batch_size, help="samples a process and step")
-    group.add_argument("--lr", "--learning_rate", type=float, default=lr, help="peak learning rate of AdamW")
-    group.add_argument("--warmup_epochs", type=float, default=warmup_epochs, help="epochs of linear warm-up")
-    group.add_argument("--weight_decay", type=float, default=weight_decay, help="on weights; none on biases and norms")
-    group.add_argument("--grad_clip", type=float, default=grad_clip, help="largest gradient norm; 0 = no clipping")
+    group.add_argument("--lr", "--learning_rate", type=non_negative, default=lr, help="peak learning rate of AdamW")
+    group.add_argument("--warmup_epochs", type=non_negative, default=warmup_epochs, help="epochs of linear warm-up")
+    group.add_argument(
+        "--weight_decay", type=non_negative, default=weight_decay, help="on weights; none on biases and norms"
+    )
+    group.add_argument(
+        "--grad_clip", type=non_negative, default=grad_clip, help="largest gradient norm; 0 = no clipping"
+    )
     group.add_argument("--accumulate_grad_batches", type=positive_int, default=1, help="batches an update")
     group.add_argument(
         "--early_stopping_patience",
-        type=int,
+        type=non_negative_int,
         default=early_stopping_patience,
         help="epochs without a new best; 0 = never",
     )
@@ -130,8 +168,10 @@ def add_training_arguments(
         help="go on with an interrupted run: no value = the one in --save_dir, or a run folder, or its last/",
     )
     group.add_argument("--overwrite", action="store_true", help="start anew where --save_dir already holds a run")
-    group.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
-    group.add_argument("--num_workers", type=int, default=num_workers, help="loader processes a training process")
+    group.add_argument("--seed", type=non_negative_int, default=0, help="of weights, order and augmentation")
+    group.add_argument(
+        "--num_workers", type=non_negative_int, default=num_workers, help="loader processes a training process"
+    )
     group.add_argument(
         "--mixed_precision",
         nargs="?",

@@ -11,17 +11,20 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import UnionType
 
 import safetensors.torch
 import torch
 
 from core.args import UserError, first_line
-from core.files import flush
+from core.files import flush, read_json, require_file
 from core.report import plain
 
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "checksums.json"
+COPY_AGAIN = "copy it again, or train again"
 
 
 def writing_name(folder: Path) -> Path:
@@ -53,7 +56,8 @@ def replacing(folder: Path, keep: Path | None = None) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(writing, ignore_errors=True)
         if isinstance(error, OSError | RuntimeError | safetensors.SafetensorError):  # as torch and safetensors wrap it
-            good = "the one written before is untouched" if folder.exists() else "there was none before"
+            before = any(place.exists() for place in (folder, leaving))
+            good = "the one written before is untouched" if before else "there was none before"
             reason = first_line(error)
             raise UserError(f"cannot write {folder} ({reason}); {good}; make room, then --resume") from error
         raise
@@ -73,8 +77,12 @@ def seal(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a sealed folder, in a few words; None if it is as it was written."""
     try:
-        checksums = json.loads((folder / CHECKSUMS).read_text())
+        checksums = read_json(folder / CHECKSUMS)
+        if not checksums:
+            return f"{CHECKSUMS} names no file"
         for name, checksum in checksums.items():
+            if os.path.isabs(name) or ".." in Path(name).parts:  # /dev/zero has no end
+                return f"{CHECKSUMS} names {name}, which is not in it"
             if _sha256(folder / name) != checksum:
                 return f"{name} is damaged"
     except FileNotFoundError as error:
@@ -85,6 +93,7 @@ def damage(folder: Path) -> str | None:
 
 
 def _sha256(path: Path) -> str:
+    require_file(path)
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -112,11 +121,36 @@ def load_model_folder(folder: Path, project: str | None = None) -> tuple[dict[st
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is not a model folder ({WEIGHTS} and {CONFIG}); give the best/ folder of a run")
     if problem := damage(folder):
-        raise UserError(f"{folder}: {problem}; copy it again, or train again")
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        raise UserError(f"{folder}: {problem}; {COPY_AGAIN}")
+    try:
+        config, state = read_json(folder / CONFIG), safetensors.torch.load_file(folder / WEIGHTS)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder} cannot be read: {first_line(error)}; {COPY_AGAIN}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{folder}: {CONFIG} holds no settings of a model; {COPY_AGAIN}")
     if project and config.get("project") != project:
         raise UserError(f"{folder} holds a model of {config.get('project')}, not of {project}")
-    return safetensors.torch.load_file(folder / WEIGHTS), config
+    return state, config
+
+
+@contextlib.contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """For a block that builds a model of a folder's config and weights: if they do not fit, it raises UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
+        # torch lists every weight that does not fit, one a line
+        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: {CONFIG} and {WEIGHTS} do not fit ({reason}); {COPY_AGAIN}") from error
+
+
+def must_hold(config: dict, **needed: type | UnionType) -> None:
+    """Raises ValueError, for `fitting` to explain, unless the config holds all that is `needed`, by its type."""
+    for name, kind in needed.items():
+        if name not in config or not isinstance(config[name], kind):
+            raise ValueError(f"no {name}")
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -135,10 +169,19 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
         else:
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    if any(part.compress_type for part in archive.infolist()):  # a few MB may unpack to gigabytes
+                        raise ValueError("it is compressed, which torch.save does not do")
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply for weights, and was not read") from None
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} holds more than tensors and was not read: {first_line(error)}") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        # torch's own words advise to load it all the same
+        raise UserError(
+            f"{path} is damaged, or holds more than tensors and was not read; save its state_dict"
+        ) from error
+    except Exception as error:  # neither torch nor pickle promises a kind of error for a damaged file
         raise UserError(f"{path} is damaged or no weights file: {first_line(error)}") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):

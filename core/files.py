@@ -1,10 +1,16 @@
-"""Single files that are whole or absent, and their names. Imports no torch: workers start faster without."""
+"""Single files that are whole or absent, their names, and how they are read when nobody knows what they hold. Imports
+no torch: workers start faster without."""
 
+import errno
+import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+LARGEST_TEXT = 2**28  # bytes of a table, or of another file that is held in memory as a whole
 
 
 @contextmanager
@@ -29,6 +35,32 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def require_file(path: Path) -> None:
+    """Raises OSError for what is no plain file: a pipe would keep us waiting, a device has no end."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a pipe or a device, no file", str(path))
+
+
+def read_bytes(file: Path) -> bytes:
+    """The content of a plain file of at most 256 MiB. Raises OSError for another."""
+    require_file(file)
+    if os.stat(file).st_size > LARGEST_TEXT:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(file))
+    return Path(file).read_bytes()
+
+
+def read_json(file: Path) -> object:
+    """What a JSON file in UTF-8 holds, with or without a byte order mark. Raises OSError or ValueError."""
+    content = read_bytes(file)
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def distinct_names(names: Iterable[str]) -> list[str]:

@@ -5,18 +5,24 @@ Pixel centres are at integers: the picture spans [-0.5, width - 0.5]. A resize b
 """
 
 import math
+import threading
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from core.args import first_line
+from core.files import require_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 DICOM_SUFFIXES = (".dcm", ".dicom")
+LARGEST = 112_000_000  # px: 20 × 25 cm at 1200 dpi; some copies of it, in colour, come to 2 GiB
+LARGE, ONE_AT_A_TIME = 20_000_000, threading.Lock()  # px of a picture beside which no other large one is decoded
+DEFLATED = b"1.2.840.10008.1.2.1.99"
 Window = tuple[float, float, float]  # a square in px: x, y of the upper left corner, side; x = -0.5 is the left edge
 
 
@@ -37,7 +43,7 @@ def read_image(path: Path, mode: str = "L") -> Picture:
     EXIF orientation is applied, transparency is put on black, palettes are resolved. Deeper pictures are scaled by
     the bits they use (a 12-bit radiograph in a 16-bit file by 255/4095), so that grey levels stay comparable between
     pictures of one device. A resolution in dpi is no pixel size (most are a default of 72 or 96), so `mm_per_px` is
-    given for DICOM only. Raises ImageError if the file is missing, truncated, no picture, or over 179 megapixels.
+    given for DICOM only. Raises ImageError if the file is missing, truncated, no picture, or over 112 megapixels.
     """
     path = Path(path)
     try:
@@ -45,25 +51,45 @@ def read_image(path: Path, mode: str = "L") -> Picture:
             return _read_dicom(path, mode)
         # Given a path, Pillow (11 to 13, at least) maps an uncompressed TIFF into memory by the turned size, where an
         # EXIF orientation exchanges the sides: a scrambled picture. Given an open file, it does not map.
-        with path.open("rb") as file, warnings.catch_warnings():
-            # Pillow warns above 89 megapixels, where scanned cephalograms still are, and refuses above 179.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = ImageOps.exif_transpose(Image.open(file))
-        if image.mode.startswith(("I", "F")):
-            pixels = _to_8_bit(np.asarray(image), path)
-            return Picture(pixels if mode == "L" else np.repeat(pixels[..., None], 3, axis=2), None)
-        if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
-        return Picture(np.array(image.convert(mode)), None)
+        with path.open("rb") as file:
+            image = _open(file)
+            # Threads that check a data set would unpack gigabytes together.
+            with ONE_AT_A_TIME if math.prod(image.size) > LARGE else nullcontext():
+                return Picture(_pixels(image, mode, path), None)
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not a picture (PNG, JPEG, BMP, TIFF, DICOM)") from None
-    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror or first_line(error)}") from error
+    except Exception as error:  # a damaged file fails in any way
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"{path}: {first_line(error)}") from error
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    """The picture, not decoded yet. Raises ValueError if it would need too much memory."""
+    with warnings.catch_warnings():
+        # Pillow warns above 89 megapixels, where scanned cephalograms still are.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(file)
+    if math.prod(image.size) > LARGEST:
+        raise ValueError(f"{image.width}×{image.height} px are too many to read; make it smaller")
+    return image
+
+
+def _pixels(image: Image.Image, mode: str, path: Path) -> np.ndarray:
+    ImageOps.exif_transpose(image, in_place=True)  # otherwise a copy, also of what needs no turning
+    if image.mode.startswith(("I", "F")):
+        pixels = _to_8_bit(np.asarray(image), path)
+        return pixels if mode == "L" else np.repeat(pixels[..., None], 3, axis=2)
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+        picture = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.new("RGB", picture.size)
+        image.paste(picture, mask=picture.getchannel("A"))
+        picture.close()  # gives its memory back
+    return np.array(image if image.mode == mode else image.convert(mode))
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -72,10 +98,9 @@ def picture_size(path: Path) -> tuple[int, int]:
     Raises FileNotFoundError if there is no such file, and ImageError for a header that cannot be read.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
-        with image:
+        require_file(path)
+        with path.open("rb") as file:
+            image = _open(file)
             # Asked for EXIF that is not in its header, Pillow decodes the whole of a PNG in search of it. The size of a
             # TIFF is that of the turned picture already.
             in_header = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
@@ -88,17 +113,19 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def _to_8_bit(pixels: np.ndarray, path: Path) -> np.ndarray:
-    pixels = pixels.astype(np.float32)
-    if not np.isfinite(pixels).all():
-        raise ImageError(f"{path}: holds values that are not numbers")
     low, high = float(pixels.min()), float(pixels.max())
+    if not math.isfinite(high - low):
+        raise ImageError(f"{path}: holds values that are not numbers")
     if low < 0:
         raise ImageError(f"{path}: holds negative values; save it as 8 or 16 bit without sign")
     if high <= 1 and not float(high).is_integer():
         top = 1.0  # floating point in 0-1
     else:
         top = 2.0 ** max(8, math.ceil(math.log2(high + 1))) - 1
-    return np.round(pixels * (255 / top)).astype(np.uint8)
+    grey = np.empty(pixels.shape, np.uint8)
+    for row, values in enumerate(pixels):  # all at once would need several copies in floating point
+        grey[row] = np.round(values.astype(np.float32) * np.float32(255 / top))
+    return grey
 
 
 def is_dicom(path: Path) -> bool:
@@ -106,6 +133,7 @@ def is_dicom(path: Path) -> bool:
 
     Raises OSError if it cannot be read.
     """
+    require_file(path)
     if path.suffix.lower() in DICOM_SUFFIXES:
         return True
     with path.open("rb") as file:
@@ -125,6 +153,9 @@ def _read_dicom(path: Path, mode: str) -> Picture:
     from pydicom.uid import ImplicitVRLittleEndian
 
     try:
+        with path.open("rb") as file:
+            if DEFLATED in file.read(2**20):  # pydicom would unpack all of it, whatever that comes to
+                raise ImageError(f"{path}: its file is deflated as a whole, which is not read; save it without")
         dataset = pydicom.dcmread(path, force=True)  # also without preamble, as older programs wrote them
         if "PixelData" not in dataset:
             raise ImageError(f"{path}: holds no picture, or is no DICOM file")
@@ -132,6 +163,9 @@ def _read_dicom(path: Path, mode: str) -> Picture:
             raise ImageError(f"{path}: holds several frames; give one picture")
         if "TransferSyntaxUID" not in dataset.file_meta:
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian  # the default, PS3.5 section 10.1
+        count = dataset.Rows * dataset.Columns * dataset.get("SamplesPerPixel", 1)
+        if count > LARGEST:
+            raise ImageError(f"{path}: {dataset.Columns}×{dataset.Rows} px are too many to read; make it smaller")
         values = dataset.pixel_array
         kind = dataset.PhotometricInterpretation
         if kind == "PALETTE COLOR":

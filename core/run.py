@@ -415,7 +415,7 @@ class Run:
                 self.console.print("the epochs now have other batches: this one starts again", style="bold")
             self.update, self.batch = self.epoch * self.updates_per_epoch, 0
         if self.is_main:
-            self.files.keep_rows(self.epoch)
+            self.files.go_back_to(folder, self.epoch)
         self.console.print(f"resumed from {folder}: epoch {self.epoch + 1}, batch {self.batch + 1}", style="bold")
 
     def _listen(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from core.args import UserError
 from core.checkpoints import CONFIG, damage
+from core.files import flush, whole_file
 from core.report import plain
 
 STATES = ("last", "previous")  # full states, the newest first
@@ -59,7 +60,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Takes away what an earlier run left there. Nothing else in the folder is touched."""
-        for folder in (*(self.path / name for name in (*STATES, "best")), *self.path.glob("best_[2-9]")):
+        # last/ after previous/: --resume must not go on with what is half taken away.
+        for folder in (*(self.path / name for name in (*reversed(STATES), "best")), *self.path.glob("best_[2-9]")):
             shutil.rmtree(folder, ignore_errors=True)
         self.metrics.unlink(missing_ok=True)
 
@@ -72,13 +74,14 @@ class RunFolder:
         for name in sorted(set(before) & set(arguments) - harmless):
             if before[name] != arguments[name]:
                 self.say(f"resumed with another --{name}: {before[name]} before, {arguments[name]} now")
-        file.write_text(json.dumps(arguments, indent=1))
-        (self.path / "environment.json").write_text(json.dumps(environment, indent=1))
+        _write(file, json.dumps(arguments, indent=1))
+        _write(self.path / "environment.json", json.dumps(environment, indent=1))
 
     def log(self, row: dict) -> None:
         """Adds one line to metrics.jsonl."""
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(plain(row)) + "\n")
+        flush(self.metrics)
 
     def place_among_best(
         self, value: float, epoch: int, monitor: str, mode: str, count: int
@@ -111,10 +114,13 @@ class RunFolder:
                 places[number].rename(places[number + 1])
         return places[place], places[place + 1]
 
-    def keep_rows(self, count: int) -> None:
-        """Keeps the first `count` whole lines of metrics.jsonl: a killed run may have logged more than it saved."""
+    def go_back_to(self, state: Path, epochs: int) -> None:
+        """Takes away what is newer than `state`, which was saved after so many epochs: a last/ that cannot be used, and
+        further lines of metrics.jsonl, for a killed run may have logged more than it saved."""
+        if state.name != STATES[0]:  # or the next save would keep the bad one, in the place of this good one
+            shutil.rmtree(self.path / STATES[0], ignore_errors=True)
         lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.exists() else []
-        self.metrics.write_text("".join(line for line in lines[:count] if line.endswith("\n")))
+        _write(self.metrics, "".join(line for line in lines[:epochs] if line.endswith("\n")))
 
 
 def evaluation_folder(checkpoint: Path, name: str) -> Path:
@@ -123,6 +129,11 @@ def evaluation_folder(checkpoint: Path, name: str) -> Path:
     if not re.fullmatch("best(_[2-9])?", checkpoint.name):
         return checkpoint / name
     return checkpoint.parent / (name + checkpoint.name.removeprefix("best"))
+
+
+def _write(file: Path, text: str) -> None:
+    with whole_file(file) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def _states(folder: Path) -> list[Path]:

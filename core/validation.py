@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +13,7 @@ from rich.table import Table
 
 from core.args import UserError
 from core.images import ImageError, read_image
+from core.processes import in_threads
 
 Shown = TypeVar("Shown")  # a case with its `id` and its picture, the file `image`
 
@@ -102,14 +101,13 @@ def leave_out_unreadable(splits: Mapping[str, list[Shown]], report: DataReport) 
         return None
 
     kept = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding runs outside Python's lock
-        for split, cases in splits.items():
-            problems = list(pool.map(problem, cases))
-            kept[split] = [case for case, error in zip(cases, problems, strict=True) if error is None]
-            for case, error in zip(cases, problems, strict=True):
-                if error is not None:
-                    report.add("picture unreadable", case.id, "left out", error)
-            report.cases[split] = len(kept[split])
-            if not kept[split]:
-                raise UserError(f"no readable picture in {split}, for example: {problems[0] if problems else 'empty'}")
+    for split, cases in splits.items():
+        problems = in_threads(problem, cases)
+        kept[split] = [case for case, error in zip(cases, problems, strict=True) if error is None]
+        for case, error in zip(cases, problems, strict=True):
+            if error is not None:
+                report.add("picture unreadable", case.id, "left out", error)
+        report.cases[split] = len(kept[split])
+        if not kept[split]:
+            raise UserError(f"no readable picture in {split}, for example: {problems[0] if problems else 'empty'}")
     return kept

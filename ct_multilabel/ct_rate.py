@@ -172,9 +172,13 @@ def find_files(folder: Path) -> list[Path]:
     """Volume files, and folders of .dcm files (one DICOM series each), anywhere under `folder`; a file is itself."""
     if not folder.is_dir():
         return [folder]
-    files = [path for path in folder.rglob("*") if path.name.lower().endswith(VOLUME_SUFFIXES) and path.is_file()]
-    series = {path.parent for path in folder.rglob("*") if path.suffix.lower() == ".dcm"}
-    return sorted([*files, *series])
+    found = set()
+    for path in folder.rglob("*"):
+        if path.suffix.lower() == ".dcm":
+            found.add(path.parent)
+        elif path.name.lower().endswith(VOLUME_SUFFIXES) and path.is_file():
+            found.add(path)
+    return sorted(found)
 
 
 def _natural(name: str) -> list:

@@ -10,7 +10,9 @@ there the slope, the intercept, the spacing and the direction come from the meta
 
 import ast
 import gzip
+import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +51,7 @@ CHANNELS = ("windows", "adjacent")  # the three windows of a slice, or the lung 
 HU_RANGE = (-1024, 3071)  # 12 bits with the usual intercept
 SPACING_MM = (0.2, 12.0)  # what a voxel's side can be
 MIN_SLICES, MIN_SIDE = 20, 32  # along the body; rows and columns
+LARGEST, MOST_PACKED = 1.5 * 2**30, 300  # bytes of a volume as stored; what no CT can be packed to
 INTERCEPTS = (-1024, -8192)  # that CT scanners write
 
 
@@ -155,7 +158,7 @@ def load_volume(path: Path, metadata: dict[str, str] | None = None) -> CtVolume:
 
 def _read_stored(path: Path, warnings: list[str]) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Voxels (I, J, K) as stored, the affine (4, 4) from their indices to mm in RAS, slope and intercept."""
-    if not path.exists():
+    if not path.is_dir() and not path.is_file():  # a pipe would keep us waiting
         raise VolumeError("no such file")
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
@@ -265,6 +268,7 @@ def _read_nifti(path: Path, warnings: list[str]) -> tuple[np.ndarray, np.ndarray
             pixdim, sform, qform = header["pixdim"][1:4], int(header["sform_code"]), int(header["qform_code"])
             if not sform and not (pixdim != 0).all():
                 raise VolumeError(f"no voxel size: the header says {'×'.join(f'{side:g}' for side in pixdim)} mm")
+            _check_size(header["dim"][1 : 1 + int(header["dim"][0])], int(header["bitpix"]) / 8, path)
             file.seek(0)
             image = kind.from_stream(file)
             stored = image.dataobj.get_unscaled()
@@ -275,18 +279,32 @@ def _read_nifti(path: Path, warnings: list[str]) -> tuple[np.ndarray, np.ndarray
         raise VolumeError(f"damaged: {first_line(error)}") from error
     except OSError as error:
         raise VolumeError(f"cut off: {first_line(error)}" if error.errno is None else first_line(error)) from error
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError) as error:
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError, OverflowError) as error:
         raise VolumeError(f"no NIfTI volume: {first_line(error)}") from error
     if not sform and not qform:
         warnings.append("no direction in the header: rows and slices are taken to run to the front and to the head")
     return stored, image.affine, image.dataobj.slope, image.dataobj.inter
 
 
+def _check_size(sides: Sequence[int], voxel: float, path: Path) -> None:
+    """Raises VolumeError for voxels, of `voxel` bytes each, that are too many or, for the file that they are in,
+    suspiciously many: a few MB of packed zeros unpack to gigabytes."""
+    size, file = math.prod(map(int, sides)) * voxel, path.stat().st_size
+    most = LARGEST if path.suffix.lower() == ".mhd" else min(LARGEST, MOST_PACKED * file)
+    if not 0 <= size <= most:
+        shape = "×".join(map(str, sides))
+        raise VolumeError(f"no CT: its header claims {shape} voxels, in a file of {file / 2**20:.3g} MiB")
+
+
 def _read_metaimage(path: Path) -> tuple[np.ndarray, np.ndarray]:
     import SimpleITK as sitk
 
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(path)
     try:
-        image = sitk.ReadImage(path)  # raises for a file that is cut off
+        reader.ReadImageInformation()
+        _check_size(reader.GetSize(), 2 * reader.GetNumberOfComponents(), path)
+        image = reader.Execute()  # raises for a file that is cut off
         _check_packed(path)
     except (RuntimeError, zlib.error) as error:
         raise VolumeError("cut off or damaged: SimpleITK cannot read it") from error
@@ -307,8 +325,8 @@ def _check_packed(path: Path) -> None:
         data = file if header["ElementDataFile"] == "LOCAL" else open(path.parent / header["ElementDataFile"], "rb")
         with data:
             unpacking = zlib.decompressobj(wbits=47)  # zlib or gzip, whichever it is
-            while packed := data.read(1 << 20):
-                unpacking.decompress(packed)
+            while packed := unpacking.unconsumed_tail or data.read(1 << 20):
+                unpacking.decompress(packed, 1 << 24)  # a MiB may hold a GiB
 
 
 def _itk_voxels(image) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
 
 from core import figures
-from core.args import ArgumentParser, UserError, positive_int, script
+from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
 from core.cases import Cases
 from core.console import make_console, progress
 from core.devices import make_accelerator
@@ -45,12 +45,14 @@ def parse_args(argv=None):
     parser.add_argument("--checkpoints", type=Path, nargs="+", required=True, help="best/ of training runs")
     parser.add_argument("--slices_path", type=Path, default=Path("slices"), help="what extract_slices.py wrote")
     parser.add_argument("--split", choices=("valid", "tune"), default="valid", help="tune = tuned on: too good")
-    parser.add_argument("--mc_dropout", type=int, default=0, metavar="N", help="passes with dropout, for uncertainty")
+    parser.add_argument(
+        "--mc_dropout", type=non_negative_int, default=0, metavar="N", help="passes with dropout, for uncertainty"
+    )
     parser.add_argument("--output", type=Path, help="folder of results (default: evaluation_<split> beside best/)")
     parser.add_argument("--batch_size", type=positive_int, default=4, help="volumes a process and step")
-    parser.add_argument("--num_workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--num_workers", type=non_negative_int, default=2, help="loader processes")
     parser.add_argument("--bootstrap", type=positive_int, default=1000, help="resamples for the intervals")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the dropout masks")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of the bootstrap and the dropout masks")
     return parser.parse_args(argv)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
 
-from core.args import ArgumentParser, UserError, first_line, positive_int, script
+from core.args import ArgumentParser, UserError, first_line, positive, positive_int, script
 from core.console import make_console, progress
 from core.processes import cores
 from ct_volumes import CHANNELS, VolumeError
@@ -49,7 +49,9 @@ def parse_args(argv=None):
     group = parser.add_argument_group("slices")
     group.add_argument("--slices", type=positive_int, default=32, help="a volume, at even distances in the chest")
     group.add_argument("--size", type=positive_int, default=224, help="px")
-    group.add_argument("--field_mm", type=float, default=360.0, help="mm that --size shows, around the body's centre")
+    group.add_argument(
+        "--field_mm", type=positive, default=360.0, help="mm that --size shows, around the body's centre"
+    )
     group.add_argument(
         "--channels",
         choices=CHANNELS,

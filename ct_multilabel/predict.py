@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core import figures
-from core.args import ArgumentParser, UserError, script
+from core.args import ArgumentParser, UserError, non_negative_int, script
 from core.console import make_console
 from core.devices import make_accelerator
 from ct_ensemble import Member, Predictions, average, calibrated, load_members, predict_logits
@@ -38,8 +38,10 @@ def parse_args(argv=None):
     parser.add_argument("--checkpoints", type=Path, nargs="+", required=True, help="best/ of training runs")
     parser.add_argument("--output", type=Path, default=Path("runs/ct_predictions"), help="folder of results")
     parser.add_argument("--metadata", type=Path, help="CT-RATE's metadata CSV, for volumes that are not in HU")
-    parser.add_argument("--mc_dropout", type=int, default=0, metavar="N", help="passes with dropout, for uncertainty")
-    parser.add_argument("--seed", type=int, default=0, help="of the dropout masks")
+    parser.add_argument(
+        "--mc_dropout", type=non_negative_int, default=0, metavar="N", help="passes with dropout, for uncertainty"
+    )
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of the dropout masks")
     return parser.parse_args(argv)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from core.args import UserError
 from core.attention import attention as attention_block
 from core.backbones import timm_backbone
-from core.checkpoints import load_model_folder
+from core.checkpoints import fitting, load_model_folder, must_hold
 from core.unfreezing import UnfreezingSchedule, frozen_context
 from ct_volumes import LABELS
 
@@ -173,11 +173,13 @@ class SliceClassifier(nn.Module):
     def from_folder(cls, folder: Path) -> tuple["SliceClassifier", dict]:
         """(model in eval mode, config) of a `best/` folder. Raises UserError if it is another model's."""
         state, config = load_model_folder(folder, "ct_multilabel")
-        if config["labels"] != list(LABELS):
-            raise UserError(f"{folder} was trained on other labels: {', '.join(config['labels'])}")
-        model = cls(**config["model"])
-        model.load_state_dict(state)
-        return model.eval(), config
+        with fitting(folder):
+            if config["labels"] != list(LABELS):
+                raise UserError(f"{folder} was trained on other labels: {', '.join(config['labels'])}")
+            must_hold(config, slices=dict, tune_fraction=int | float, prevalence=dict, calibration=dict)
+            model = cls(**config["model"])
+            model.load_state_dict(state)
+            return model.eval(), config
 
 
 class GatedAttention(nn.Module):

@@ -16,7 +16,7 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 
 import torch
 
-from core.args import ArgumentParser, UserError, add_training_arguments, positive_int, script
+from core.args import ArgumentParser, UserError, add_training_arguments, non_negative, positive_int, script, share
 from core.attention import ATTENTIONS
 from core.cases import Cases
 from core.losses.classification import AsymmetricLoss, FocalLoss, MaskedBCE
@@ -38,10 +38,10 @@ def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
     group = parser.add_argument_group("data")
     group.add_argument("--slices_path", type=Path, default=Path("slices"), help="what extract_slices.py wrote")
-    group.add_argument("--tune_fraction", type=float, default=0.15, help="share of the train patients held out")
+    group.add_argument("--tune_fraction", type=share, default=0.15, help="share of the train patients held out")
     group.add_argument("--slices_per_volume", type=positive_int, default=8, help="drawn from each volume an epoch")
     group.add_argument("--use_advanced_aug", action="store_true", help="CutMix, tilt, size, position, grey levels")
-    group.add_argument("--cutmix_prob", type=float, default=0.5, help="of a batch, with --use_advanced_aug")
+    group.add_argument("--cutmix_prob", type=share, default=0.5, help="of a batch, with --use_advanced_aug")
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="efficientnet_b0", help="resnet50, resnet101, efficientnet_b0, any of timm")
     group.add_argument("--use_attention", choices=ATTENTIONS, default="none", help="on the last feature map")
@@ -53,7 +53,7 @@ def parse_args(argv=None):
         default="auto",
         help="slices to volume: auto = the best of the pools on the tuning patients; attention = learnt",
     )
-    group.add_argument("--dropout", type=float, default=0.2, help="before the head")
+    group.add_argument("--dropout", type=share, default=0.2, help="before the head")
     group.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="ImageNet weights")
     group.add_argument("--backbone_weights", type=Path, metavar="FILE", help="ImageNet weights from a file (offline)")
     group = parser.add_argument_group("strategy")
@@ -61,7 +61,9 @@ def parse_args(argv=None):
     group.add_argument("--progressive_unfreeze", action="store_true", help="frozen first, then part by part")
     group.add_argument("--unfreeze_epoch", type=positive_int, default=10, help="epochs before the last part learns")
     group.add_argument("--unfreeze_every", type=positive_int, default=2, help="epochs between two parts")
-    group.add_argument("--backbone_lr_scale", type=float, help="on --lr (default: 0.1 where it is unfrozen, else 1)")
+    group.add_argument(
+        "--backbone_lr_scale", type=non_negative, help="on --lr (default: 0.1 where it is unfrozen, else 1)"
+    )
     group.add_argument("--loss_type", choices=tuple(LOSSES), default="focal", help="focal, asymmetric or cross-entropy")
     group.add_argument("--monitor", choices=tuple(MODES), default="auroc", help="what chooses the best model")
     add_training_arguments(parser, epochs=100, batch_size=64, lr=2e-4, warmup_epochs=1, early_stopping_patience=15)

@@ -14,7 +14,8 @@ import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import rankdata
 
-from core.args import UserError
+from core.args import UserError, first_line
+from core.files import read_json
 from core.losses.classification import UNKNOWN
 from core.metrics import crg_score
 from core.uncertainty import fit_platt
@@ -257,11 +258,11 @@ def read_results(path: Path) -> tuple[list[str], np.ndarray]:
     Raises UserError that names file, case and label for what is missing, repeated, or no probability.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; predict.py writes it") from None
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON file ({error})") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no JSON file ({first_line(error)})") from error
     predictions = content.get("predictions") if isinstance(content, dict) else None
     if not (predictions and isinstance(predictions, list)):
         raise UserError(f'{path} is no results.json of VLM3D: it has no list "predictions"')

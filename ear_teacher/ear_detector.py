@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.args import UserError
-from core.checkpoints import load_model_folder
+from core.checkpoints import fitting, load_model_folder, must_hold
 from core.images import cut, square_window
 from core.losses.landmarks import soft_argmax
 from core.unfreezing import frozen_context, is_frozen, set_frozen
@@ -154,14 +154,16 @@ class EarDetector(nn.Module):
         """(model in eval mode, config) of a run of train_detector.py or its `best/`. Raises UserError if it is another
         model's."""
         state, config = load_model_folder(folder, "ear_teacher")
-        if config["kind"] != "detector":
-            raise UserError(
-                f"{folder} holds a {config['kind']}, not a detector; give the best/ folder of a run of "
-                "train_detector.py, or train one on it with --teacher"
-            )
-        model = cls(**config["model"])
-        model.load_state_dict(state)
-        return model.eval(), config
+        with fitting(folder):
+            if config["kind"] != "detector":
+                raise UserError(
+                    f"{folder} holds a {config['kind']}, not a detector; give the best/ folder of a run of "
+                    "train_detector.py, or train one on it with --teacher"
+                )
+            must_hold(config, schema=dict, mean_ear=dict)
+            model = cls(**config["model"])
+            model.load_state_dict(state)
+            return model.eval(), config
 
 
 class DetectionHead(nn.Module):

@@ -1,11 +1,11 @@
 """Schemes of ear landmarks: what each one is called, which lie along one contour, and what a mirror exchanges."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.args import UserError, first_line
+from core.files import read_json
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ def schema_from(text: str) -> Schema:
         return SCHEMAS[text]
     file = Path(text)
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = read_json(file)
     except FileNotFoundError:
         raise UserError(f"{text}: no such scheme or file; give {', '.join(SCHEMAS)}, or a JSON file") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{file}: no JSON file of a landmark scheme: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f'{file}: not an object; write {{"name": …, "names": […], "strips": {{…}}, "flip": […]}}')

@@ -8,7 +8,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 from core.args import UserError
 from core.files import distinct
 from core.images import SUFFIXES, ImageError, picture_size
+from core.processes import in_threads
 from core.validation import DataReport
 from manifest_entries import BOX_COLUMNS, Entry, Fault, read_entries, subject_folders
 
@@ -153,8 +153,7 @@ def _or_raise(value):
 def _sizes(images: list[Path]) -> dict[Path, tuple[int, int] | Fault]:
     """(width, height) of each picture as shown, from its header alone."""
     distinct = list(dict.fromkeys(images))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # most of the time goes to waiting for the disk
-        return dict(zip(distinct, pool.map(lambda image: _or_fault(lambda: _size(image)), distinct), strict=True))
+    return dict(zip(distinct, in_threads(lambda image: _or_fault(lambda: _size(image)), distinct), strict=True))
 
 
 def _size(image: Path) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core import figures
-from core.args import ArgumentParser, UserError, positive_int, script
+from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
 from core.environment import environment
@@ -53,9 +53,11 @@ def parse_args(argv=None):
     parser.add_argument("--nb_to_plot", type=positive_int, default=6, help="ears in each picture")
     parser.add_argument("--output", type=Path, help="folder of results (default: evaluation beside best/)")
     parser.add_argument("--batch_size", type=positive_int, default=16, help="ears a process and step")
-    parser.add_argument("--num_workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--num_workers", type=non_negative_int, default=2, help="loader processes")
     parser.add_argument("--bootstrap", type=positive_int, default=1000, help="resamples for the intervals")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap and the choice of training ears")
+    parser.add_argument(
+        "--seed", type=non_negative_int, default=0, help="of the bootstrap and the choice of training ears"
+    )
     return parser.parse_args(argv)
 
 

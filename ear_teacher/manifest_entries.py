@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from core.args import UserError, first_line
+from core.files import read_bytes
 from core.images import SUFFIXES
 from core.tables import read_table
 from ear_landmarks import SCHEMAS, column_name
@@ -187,7 +188,7 @@ def read_pts(file: Path) -> np.ndarray:
     every .pts file (menpo/io/input/landmark.py).
     """
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        text = read_bytes(file).decode("utf-8", errors="replace")
         head, _, rest = text.partition("{")
         points = np.array([line.split() for line in rest.partition("}")[0].splitlines() if line.strip()], np.float64)
     except (OSError, ValueError) as error:

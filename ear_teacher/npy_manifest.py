@@ -12,12 +12,16 @@ import math
 import pickle
 import pickletools
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
 from core.args import UserError, first_line
+from core.files import read_bytes
 
+MOST_TUPLES = 2**22  # of a manifest of a million pictures
 WAY_OUT = "save the dict with plain lists and arrays, or the list as a CSV"
 
 
@@ -29,7 +33,7 @@ def read_npy(file: Path) -> dict:
     """
     file = Path(file)
     try:
-        content = file.read_bytes()
+        content = read_bytes(file)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from error
     stream = io.BytesIO(content)
@@ -52,12 +56,23 @@ def read_npy(file: Path) -> dict:
 
 
 def _unpickle(file: Path, payload: bytes) -> dict:
+    tuples = 0
     for opcode, argument, _ in pickletools.genops(payload):
         # The memo is a list in C, as long as the highest index: a file of 20 bytes could ask for gigabytes.
         if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(payload):
             raise pickle.UnpicklingError(f"memo index {argument} in {len(payload)} bytes")
+        tuples += opcode.name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
+    if tuples > MOST_TUPLES:
+        raise pickle.UnpicklingError(f"{tuples} tuples in it")
     copyreg.clear_extension_cache()  # what it holds is handed out without a call of find_class
-    array = _Unpickler(file, io.BytesIO(payload)).load()
+    # As a key, a tuple of tuples of tuples … is hashed in C by calls inside each other, of less than 100 bytes each:
+    # without room for them on the stack the process would die.
+    usual = threading.stack_size(2**23 + 2**12 * (tuples // 16))
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            array = pool.submit(_Unpickler(file, io.BytesIO(payload)).load).result()
+    finally:
+        threading.stack_size(usual)
     if not isinstance(array, _Array) or array.shape != () or not isinstance(array.item(), dict):
         raise UserError(f"{file} holds no dict; {WAY_OUT}")
     return array.item()

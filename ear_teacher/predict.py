@@ -12,6 +12,7 @@ input. What cannot be used is listed in data_report.json.
 
 import csv
 import hashlib
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from core import figures
-from core.args import ArgumentParser, UserError, first_line, positive_int, script
+from core.args import ArgumentParser, UserError, first_line, non_negative_int, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
 from core.files import distinct, distinct_names, whole_file
@@ -58,7 +59,7 @@ def parse_args(argv=None):
     parser.add_argument("--box_format", choices=BOX_FORMATS, default="xyxy", help="of a manifest's boxes, in px")
     parser.add_argument("--reconstruct", action="store_true", help="also write what the model makes of each ear")
     parser.add_argument("--batch_size", type=positive_int, default=16, help="ears a step")
-    parser.add_argument("--num_workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--num_workers", type=non_negative_int, default=2, help="loader processes")
     args = parser.parse_args(argv)
     if bool(args.search) != bool(args.index):
         parser.error("--search QUERY and --index FOLDER go together")
@@ -116,7 +117,7 @@ def find_ears(paths: list[Path], args, report: DataReport) -> list[Ear]:
         else:
             found = read_manifest(path, args.data_root, args.box_format, report)
         for ear in found:
-            ears.setdefault((ear.image.resolve(), ear.box), ear)
+            ears.setdefault((os.path.realpath(ear.image), ear.box), ear)
     names = distinct(ear.id for ear in ears.values())
     return [replace(ear, id=name) for ear, name in zip(ears.values(), names, strict=True)]
 
@@ -129,7 +130,7 @@ def write_codes(ears: list[Ear], table: dict[str, np.ndarray], owner: str, folde
         writer = csv.writer(text)
         writer.writerow(COLUMNS)
         for ear in ears:
-            writer.writerow([ear.id, ear.image.resolve(), ear.subject, ear.side, *(ear.box or [""] * 4)])
+            writer.writerow([ear.id, os.path.realpath(ear.image), ear.subject, ear.side, *(ear.box or [""] * 4)])
 
 
 def read_codes(folder: Path, owner: str) -> tuple[list[Ear], np.ndarray]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from core.args import UserError
 from core.attention import SpatialAttention
-from core.checkpoints import load_model_folder
+from core.checkpoints import fitting, load_model_folder, must_hold
 from sam_encoder import SamEncoder
 
 LAYERS = {"base": (256, 512, 512), "tiny": (64, 64, 96)}  # channels of the custom layers
@@ -84,11 +84,15 @@ class EarVAE(nn.Module):
     def from_folder(cls, folder: Path) -> tuple["EarVAE", dict]:
         """(model in eval mode, config) of a training run or its `best/`. Raises UserError if it is another model's."""
         state, config = load_model_folder(folder, "ear_teacher")
-        if config["kind"] != "vae":
-            raise UserError(f"{folder} holds a {config['kind']}, not a VAE; give the best/ folder of a run of train.py")
-        model = cls(**config["model"])
-        model.load_state_dict(state)
-        return model.eval(), config
+        with fitting(folder):
+            if config["kind"] != "vae":
+                raise UserError(
+                    f"{folder} holds a {config['kind']}, not a VAE; give the best/ folder of a run of train.py"
+                )
+            must_hold(config, data=dict)
+            model = cls(**config["model"])
+            model.load_state_dict(state)
+            return model.eval(), config
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "EarVAE":

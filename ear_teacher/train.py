@@ -19,7 +19,7 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 import torch
 
 from core import figures
-from core.args import ArgumentParser, add_training_arguments, positive_int, script
+from core.args import ArgumentParser, add_training_arguments, non_negative, positive_int, script
 from core.cases import Cases
 from core.run import Run
 from core.schedules import parameter_groups
@@ -47,7 +47,7 @@ def parse_args(argv=None):
     group.add_argument("--box_format", choices=BOX_FORMATS, default="xyxy", help="of the manifest's boxes, in px")
     group.add_argument("--crop", action=argparse.BooleanOptionalAction, default=True,
                        help="cut ears out by their boxes, where there are some; else whole pictures")  # fmt: skip
-    group.add_argument("--margin", type=float, default=0.1, help="around the box, of its longer side")
+    group.add_argument("--margin", type=non_negative, default=0.1, help="around the box, of its longer side")
     group.add_argument("--mirror_left", action=argparse.BooleanOptionalAction, default=True,
                        help="show ears that are known to be left ones as right ones")  # fmt: skip
     group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True,
@@ -66,7 +66,7 @@ def parse_args(argv=None):
                        help="of SAM's blocks: less memory, more time")  # fmt: skip
     group = parser.add_argument_group("loss")
     for name, (weight, meaning) in WEIGHTS.items():
-        group.add_argument(f"--{name}_weight", type=float, default=weight, help=meaning)
+        group.add_argument(f"--{name}_weight", type=non_negative, default=weight, help=meaning)
     group.add_argument("--vgg_weights", type=Path, metavar="FILE", help="of VGG16, in place of torchvision's download")
     group.add_argument("--contrastive_views", type=int, choices=(1, 2), default=1,
                        help="2: also pull two views of one ear together, at twice the encoder's cost")  # fmt: skip

@@ -17,7 +17,7 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 
 import torch
 
-from core.args import ArgumentParser, UserError, add_training_arguments, positive_int, script
+from core.args import ArgumentParser, UserError, add_training_arguments, non_negative, positive_int, script, share
 from core.cases import Cases
 from core.images import picture_size
 from core.run import Run
@@ -43,8 +43,8 @@ def parse_args(argv=None):
     group.add_argument("--val_manifest", type=Path, default=DATA / "val_detector.npy", help="ears to choose best/ by")
     group.add_argument("--data", type=Path, metavar="FILE_OR_FOLDER",
                        help="one manifest in place of both, divided by subject; its train/ if it has one")  # fmt: skip
-    group.add_argument("--val_fraction", type=float, default=0.1, help="of the subjects of --data")
-    group.add_argument("--test_fraction", type=float, default=0.1,
+    group.add_argument("--val_fraction", type=share, default=0.1, help="of the subjects of --data")
+    group.add_argument("--test_fraction", type=share, default=0.1,
                        help="of the subjects of --data, for evaluate_detector.py; none if it has train/")  # fmt: skip
     group.add_argument("--data_root", type=Path, help="where the pictures' paths start (default: at their manifest)")
     group.add_argument("--box_format", choices=BOX_FORMATS, default="xyxy", help="of a .npy's boxes, in px")
@@ -62,12 +62,12 @@ def parse_args(argv=None):
     group.add_argument("--latent_dim", type=positive_int, help="numbers in the code (default: the teacher's, or 1024)")
     group.add_argument("--image_size", type=positive_int, default=128, help="px of the windows")
     group.add_argument(
-        "--margin", type=float, default=0.3, help="of the second look around the box, of its longer side"
+        "--margin", type=non_negative, default=0.3, help="of the second look around the box, of its longer side"
     )
     group.add_argument("--freeze_encoder", action="store_true", help="train the head alone")
     group.add_argument("--freeze_layers", type=int,
                        help="of SAM's blocks, the first ones (default: the teacher's; 6; 0 if random)")  # fmt: skip
-    group.add_argument("--encoder_lr_scale", type=float,
+    group.add_argument("--encoder_lr_scale", type=non_negative,
                        help="the encoder's learning rate over --lr (default: 0.1; 1 if random)")  # fmt: skip
     group.add_argument("--gradient_checkpointing", action="store_true", help="of SAM's blocks: less memory, more time")
     add_training_arguments(parser, epochs=60, batch_size=16, lr=1e-3, warmup_epochs=1, num_workers=4)

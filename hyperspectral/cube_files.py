@@ -5,6 +5,7 @@ the columns ID and hs_file, and may have label, rgb_file, mask_file, patient and
 are relative to itself.
 """
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ import h5py
 import numpy as np
 
 from core.args import UserError, first_line
+from core.files import require_file
 from core.splits import position, refuse_shared_patients
 from core.tables import read_table
 from core.validation import DataReport
@@ -28,6 +30,7 @@ COLUMNS = ("ID", "label", "hs_file", "rgb_file", "mask_file", "patient", "split"
 SPLITS = ("train", "valid", "test")
 SPELLINGS = {"training": "train", "val": "valid", "validation": "valid", "testing": "test"}
 PATIENT_CHARACTERS = 5  # of the file name: the patient, where the CSV names none
+LARGEST = 1  # GiB of a cube as it is read; a file of a few kB may claim any shape
 FOREGROUND = 0.1  # of the brightness of bright pixels: the border outside the field of view stays below it
 WAY_OUT = "it needs the columns ID and hs_file"
 Splits = Mapping[str, Sequence["Cube"]]
@@ -82,7 +85,7 @@ def read_cubes(
         if problem := _missing(file) if cells["hs_file"] else "hs_file is empty":
             report.add(problem, f"{where}, {name}", "case skipped", cells["hs_file"] and file)
             continue
-        if (first := files.setdefault(file.resolve(), name)) != name:
+        if (first := files.setdefault(os.path.realpath(file), name)) != name:
             report.add("the same file twice", f"{where}, {name}", "case skipped", f"{file} is {first}'s")
             continue
         others = {column: absolute(csv_file, cells[column]) for column in ("rgb_file", "mask_file") if cells[column]}
@@ -111,9 +114,9 @@ def absolute(csv_file: Path, path: str) -> Path:
 
 
 def _missing(file: Path) -> str | None:
-    if file.is_dir():
+    if os.path.isdir(file):  # which raise for no name whatever, unlike those of pathlib
         return "a folder, not a file"
-    return None if file.exists() else "no such file"
+    return None if os.path.isfile(file) else "no such file"
 
 
 def _drawn_split(patient: str, valid_fraction: float, test_fraction: float) -> str:
@@ -165,6 +168,7 @@ def read_cube(file: Path, key: str = H5_KEY, bands: int | None = None) -> np.nda
 def open_dataset(file: Path, key: str) -> Iterator[h5py.Dataset]:
     """A data set, open for reading. What HDF5 cannot open or read, here or in the block, becomes a BadCube."""
     try:
+        require_file(file)
         # Not locked: some network and read-only file systems refuse locks, and nobody writes here.
         with h5py.File(file, "r", locking=False) as store:
             dataset = store.get(key)
@@ -195,6 +199,8 @@ def check_header(file: Path, dataset: h5py.Dataset, bands: int | None, size: tup
         raise BadCube(f"{file}: no numbers: {dataset.name} is of type {dataset.dtype}; name the cube with --h5_key")
     if shape is None or len(shape) != 3 or 0 in shape:
         raise BadCube(f"{file}: no cube of bands, rows and columns: {dataset.name} has the shape {shape}; see --h5_key")
+    if (gib := math.prod(shape) * max(dataset.dtype.itemsize, 4) / 2**30) > LARGEST:
+        raise BadCube(f"{file}: too large: {gib:.1f} GiB of {shape}, over {LARGEST}; cut it into smaller ones")
     if bands is not None and shape[0] != bands:
         if shape[2] == bands:
             raise BadCube(

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from core.args import UserError, first_line
 from core.console import make_console, progress
-from core.files import whole_file
+from core.files import read_json, whole_file
 from core.processes import in_processes
 from cube_files import H5_KEY, BadCube, Cube, Splits, foreground, read_cube, reason_of
 
@@ -56,10 +56,10 @@ class Statistics:
     def load(cls, file: Path) -> "Statistics":
         """Raises UserError if the file is missing or holds something else."""
         try:
-            return cls.from_json(json.loads(Path(file).read_text(encoding="utf-8")))
+            return cls.from_json(read_json(file))
         except FileNotFoundError:
             raise UserError(f"{file}: no such file; {_stats_command(file)}") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{file} holds no statistics ({first_line(error)}); {_stats_command(file)}") from error
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from core.args import ArgumentParser, positive_int, script
+from core.args import ArgumentParser, non_negative_int, positive_int, script, share
 from core.cases import Cases
 from core.console import make_console, progress
 from core.devices import make_accelerator
@@ -56,13 +56,13 @@ def parse_args(argv=None):
     parser.add_argument("--h5_key", help="data set with the cube in the HDF5 files (default: as in training)")
     parser.add_argument("--split", choices=SPLITS, default="test", help="which cubes")
     parser.add_argument("--mask_seeds", type=positive_int, default=4, metavar="N", help="ways to mask each cube")
-    parser.add_argument("--mask_ratio", type=float, help="share of the tokens that is hidden (default: as in training)")
+    parser.add_argument("--mask_ratio", type=share, help="share of the tokens that is hidden (default: as in training)")
     parser.add_argument("--nb_to_plot", type=positive_int, default=4, help="cubes in the pictures")
     parser.add_argument("--output", type=Path, help="folder of results (default: evaluation_<split> beside best/)")
     parser.add_argument("--batch_size", type=positive_int, default=2, help="cubes a process and step")
-    parser.add_argument("--num_workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--num_workers", type=non_negative_int, default=2, help="loader processes")
     parser.add_argument("--bootstrap", type=positive_int, default=1000, help="resamples for the intervals")
-    parser.add_argument("--seed", type=int, default=0, help="of masks and bootstrap")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of masks and bootstrap")
     return parser.parse_args(argv)
 
 

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from core.args import UserError
-from core.checkpoints import load_model_folder
+from core.checkpoints import fitting, load_model_folder, must_hold
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 DECODERS = ("full", "cross")
@@ -197,14 +197,16 @@ class MAESpectral(nn.Module):
         if it is another project's model, or if sizes do not fit.
         """
         state, config = load_model_folder(folder, "hyperspectral")
-        old = config["wavelengths"]
-        wavelengths = list(wavelengths or old)
-        arguments = config["model"] | {"in_chans": len(wavelengths)} | changes
-        if img_size is not None:
-            arguments["img_size"] = to_2tuple(img_size)
-        model = cls(**arguments)
-        model.load_state_dict(resized(state, config["model"], old, model, wavelengths))
-        return model.eval(), config | {"model": model.arguments, "wavelengths": wavelengths}
+        with fitting(folder):
+            must_hold(config, wavelengths=list, h5_key=str, unit=str, statistics=dict, split_fractions=list)
+            old = config["wavelengths"]
+            wavelengths = list(wavelengths or old)
+            arguments = config["model"] | {"in_chans": len(wavelengths)} | changes
+            if img_size is not None:
+                arguments["img_size"] = to_2tuple(img_size)
+            model = cls(**arguments)
+            model.load_state_dict(resized(state, config["model"], old, model, wavelengths))
+            return model.eval(), config | {"model": model.arguments, "wavelengths": wavelengths}
 
 
 def resized(
@@ -372,7 +374,7 @@ def _check(arguments: dict) -> None:
         raise UserError(f"patches of {bands} bands do not divide {arguments['in_chans']}: change --patch_size")
     for part, width in (("encoder", arguments["embed_dim"]), ("decoder", arguments["decoder_embed_dim"])):
         heads = arguments[f"{part}_num_heads"]
-        if width % heads or width % 4:
+        if heads < 1 or width % heads or width % 4:
             raise UserError(f"{heads} heads and 4 must divide the {part}'s width of {width}")
     if not 0 <= arguments["mask_ratio"] < 1 or not 0 < arguments["decode_ratio"] <= 1:
         raise UserError("--mask_ratio must be in [0, 1), --decode_ratio in (0, 1]")

@@ -14,6 +14,7 @@ data_report.json.
 """
 
 import csv
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from core.args import ArgumentParser, UserError, script
+from core.args import ArgumentParser, UserError, non_negative_int, script, share
 from core.console import make_console, progress
 from core.devices import make_accelerator
 from core.files import distinct_names, whole_file
@@ -54,8 +55,8 @@ def parse_args(argv=None):
     parser.add_argument("--wavelengths", type=parse_wavelengths, metavar="LIST", help="nm (default: as in training)")
     parser.add_argument("--probe", type=Path, help="best/ of probe.py: also say the label, or draw the mask")
     parser.add_argument("--reconstruct", action="store_true", help="also mask each cube, and fill in what was hidden")
-    parser.add_argument("--mask_ratio", type=float, help="with it, the share that is hidden (default: as in training)")
-    parser.add_argument("--seed", type=int, default=0, help="of the masks")
+    parser.add_argument("--mask_ratio", type=share, help="with it, the share that is hidden (default: as in training)")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of the masks")
     return parser.parse_args(argv)
 
 
@@ -138,7 +139,7 @@ def find_cubes(args) -> tuple[list[Cube], DataReport]:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             ours = file.name.endswith(RECONSTRUCTION)  # of an earlier call, with its --output in this folder
             if file == path or (file.is_file() and file.suffix.lower() in SUFFIXES and not ours):
-                files.setdefault(file.resolve(), file)
+                files.setdefault(os.path.realpath(file), file)
     if not files:
         raise UserError(f"no HDF5 file ({', '.join(SUFFIXES)}) in {', '.join(map(str, args.input))}")
     names = distinct_names(file.stem for file in files.values())

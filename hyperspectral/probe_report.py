@@ -70,7 +70,7 @@ def write_classification(
         (f"{title}, {ours}", _number(methods[ours][name].estimate), f"95 % interval {_span(methods[ours][name])}")
         for name, title in (("auroc", "AUROC"), ("accuracy", "Accuracy"))
     ]
-    cards.append((f"AUROC, {spectrum}", _number(methods[spectrum]["auroc"].estimate), "the same classifier on it"))
+    cards.insert(1, (f"AUROC, {spectrum}", _number(methods[spectrum]["auroc"].estimate), "the same classifier on it"))
     report.cards([*cards, ("Cubes", str(len(cubes)), f"{len(set(patients))} patients")])
     report.text(_note(metrics, args) + " AUROC: one class against the others, mean over the classes.", note=True)
     report.section("Methods", "The mean spectrum is that of a cube's foreground: what is there, wherever it may be.")

@@ -1,5 +1,6 @@
 """Pictures of reconstructed cubes: colours and error maps, error by wavelength, spectra at chosen pixels."""
 
+import gc
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ def write_figures(
     dpi: int = 130,
 ) -> list[tuple[Path, str]]:
     """All pictures of some cubes and of the errors (C,) of the whole set: (file, caption) of each."""
+    # A figure refers to itself: Python looks for it only after many more objects, and it holds whole pictures.
+    gc.collect()
     photos = [_photo(case.photo) for case in shown] if any(case.photo for case in shown) else None
     cubes, results, hidden = (
         np.stack([getattr(case, name) for case in shown]) for name in ("cube", "result", "hidden")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from core.args import UserError, first_line
-from core.checkpoints import load_model_folder
+from core.checkpoints import fitting, load_model_folder
 from core.seeding import sample_rng
 from core.splits import position
 from core.validation import DataReport
@@ -155,10 +155,11 @@ class ProbeModel(nn.Module):
         Raises UserError if it is something else, or if the size does not fit.
         """
         state, config = load_model_folder(folder, PROJECT)
-        mae = MAESpectral(**config["model"] | ({"img_size": img_size} if img_size else {}))
-        model = cls(mae, len(config["classes"]), config["task"] == "segment")
-        model.load_state_dict(resized(state, config["model"], config["wavelengths"], mae, config["wavelengths"]))
-        return model.eval(), config
+        with fitting(folder):
+            mae = MAESpectral(**config["model"] | ({"img_size": img_size} if img_size else {}))
+            model = cls(mae, len(config["classes"]), config["task"] == "segment")
+            model.load_state_dict(resized(state, config["model"], config["wavelengths"], mae, config["wavelengths"]))
+            return model.eval(), config
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:

@@ -18,7 +18,16 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 
 import torch
 
-from core.args import ArgumentParser, add_training_arguments, positive_int, script
+from core.args import (
+    ArgumentParser,
+    add_training_arguments,
+    non_negative,
+    non_negative_int,
+    positive,
+    positive_int,
+    script,
+    share,
+)
 from core.cases import Cases
 from core.report import plain
 from core.run import Run
@@ -52,13 +61,15 @@ def parse_args(argv=None):
     group.add_argument(
         "--patch_size", type=positive_int, nargs=2, default=(25, 5), metavar=("PX", "BANDS"), help="token"
     )
-    group.add_argument("--mask_ratio", type=float, default=0.8, help="share of the tokens that is hidden")
+    group.add_argument("--mask_ratio", type=share, default=0.8, help="share of the tokens that is hidden")
     group.add_argument("--decoder", choices=DECODERS, default="full", help="cross: cheaper, from visible tokens alone")
-    group.add_argument("--decode_ratio", type=float, default=0.25, help="share of the columns that cross decodes")
+    group.add_argument("--decode_ratio", type=share, default=0.25, help="share of the columns that cross decodes")
     group.add_argument("--init_from", type=Path, metavar="FOLDER", help="weights and sizes of another run's best/")
     group = parser.add_argument_group("loss")
     for name, weight in (("mse", 1.0), ("sam", 0.1), ("variance", 0.01), ("range_penalty", 0.001)):
-        group.add_argument(f"--{name}_weight", type=float, default=weight, help="in the sum; see MAESpectralLoss")
+        group.add_argument(
+            f"--{name}_weight", type=non_negative, default=weight, help="in the sum; see MAESpectralLoss"
+        )
     group.add_argument("--loss_on", choices=LOSS_ON, default="masked", help="which tokens")
     group.add_argument("--norm_pix_loss", action="store_true", help="targets relative to their own token's mean and SD")
     group = parser.add_argument_group("validation and pictures")
@@ -71,11 +82,13 @@ def parse_args(argv=None):
     group.add_argument("--dpi", type=positive_int, default=150, help="of the pictures")
     group = parser.add_argument_group("looking for mistakes")
     group.add_argument("--print_config", action="store_true", help="print all arguments as they will be, and stop")
-    group.add_argument("--overfit_batches", type=int, default=0, metavar="N",
+    group.add_argument("--overfit_batches", type=non_negative_int, default=0, metavar="N",
                        help="train and validate on N batches alone, always with the same tokens hidden")  # fmt: skip
     group.add_argument("--debug", action="store_true", help="no workers, anomaly detection, every batch's losses")
     group = parser.add_argument_group("learning rate")
-    group.add_argument("--base_lr", type=float, default=1.5e-4, help="of a global batch of 256; used where --lr is not")
+    group.add_argument(
+        "--base_lr", type=positive, default=1.5e-4, help="of a global batch of 256; used where --lr is not"
+    )
     add_training_arguments(
         parser, epochs=200, batch_size=6, lr=None, warmup_epochs=20, weight_decay=0.05, num_workers=8
     )

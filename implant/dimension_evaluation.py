@@ -6,7 +6,6 @@ often the nearest size on sale is the true one, and what the median of the train
 """
 
 import csv
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from core.args import UserError, first_line
+from core.files import read_json
 from core.uncertainty import Interval, bootstrap, conformal_factor
 from implant_records import TARGETS, Record
 
@@ -75,10 +75,10 @@ def read_catalogue(file: Path) -> Catalogue:
     Raises UserError if the file is missing, no JSON, or has another form.
     """
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        entries = read_json(file)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; leave out --catalogue to use the sizes of the training data") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} is no JSON in UTF-8 ({first_line(error)})") from error
     return parse_catalogue(entries, str(file))
 

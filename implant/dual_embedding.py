@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from core.args import UserError
-from core.checkpoints import load_model_folder
+from core.checkpoints import fitting, load_model_folder, must_hold
 from core.unfreezing import Part, UnfreezingSchedule, frozen_context, set_frozen
 from implant_records import TARGETS
 from implant_vit import ImplantClassifier, ImplantVit, load_classifier
@@ -124,13 +124,15 @@ class DualEmbeddingRegressor(nn.Module):
     def from_folder(cls, folder: Path) -> tuple["DualEmbeddingRegressor", dict]:
         """(model in eval mode, config) of a run of train.py or its best/. Raises UserError for another model's."""
         state, config = load_model_folder(folder, "implant")
-        if config["kind"] != "regressor":
-            raise UserError(
-                f"{folder} holds a {config['kind']}, not a regressor; give the best/ folder of a run of train.py"
-            )
-        model = cls(**config["model"])
-        model.load_state_dict(state)
-        return model.eval(), config
+        with fitting(folder):
+            if config["kind"] != "regressor":
+                raise UserError(
+                    f"{folder} holds a {config['kind']}, not a regressor; give the best/ folder of a run of train.py"
+                )
+            must_hold(config, image_size=int, margin=int | float, modalities=list | None, train_sizes=list)
+            model = cls(**config["model"])
+            model.load_state_dict(state)
+            return model.eval(), config
 
 
 def load_visual(path: Path, image_size: int) -> ImplantVit:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core import figures
-from core.args import ArgumentParser, UserError, positive_int, script
+from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
 from core.environment import environment
@@ -75,14 +75,16 @@ def parse_args(argv=None):
     parser.add_argument("--calibration_json", type=Path,
                         help="records of other patients, which size the intervals; none without it")  # fmt: skip
     parser.add_argument("--level", type=float, default=0.9, help="share of cases that the intervals shall cover")
-    parser.add_argument("--mc_dropout", type=int, default=0, help="passes with dropout, whose spread sizes intervals")
+    parser.add_argument(
+        "--mc_dropout", type=non_negative_int, default=0, help="passes with dropout, whose spread sizes intervals"
+    )
     parser.add_argument("--catalogue", type=Path, help="JSON of sizes on sale (default: those of the training split)")
     parser.add_argument("--data_root", type=Path, help="where the pictures' paths start (default: at their JSON)")
     parser.add_argument("--output", type=Path, help="folder of results (default: evaluation_<test_json> beside best/)")
     parser.add_argument("--batch_size", type=positive_int, default=16, help="crops a step")
-    parser.add_argument("--num_workers", type=int, default=4, help="loader processes")
+    parser.add_argument("--num_workers", type=non_negative_int, default=4, help="loader processes")
     parser.add_argument("--bootstrap", type=positive_int, default=1000, help="resamples for the intervals")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of the bootstrap")
     args = parser.parse_args(argv)
     if not 0 < args.level < 1:
         parser.error("--level lies between 0 and 1")

@@ -11,14 +11,14 @@ import re
 import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from core.args import UserError, first_line
-from core.files import distinct
+from core.files import distinct, read_bytes
 from core.images import ImageError, is_dicom, picture_size, without_suffix
+from core.processes import in_threads
 from core.report import plain
 from core.splits import refuse_shared_patients
 from core.validation import DataReport, Problem, content_keys, find_leaks
@@ -195,7 +195,7 @@ def _originals(records: Sequence[Record]) -> dict[Path, str]:
 def _read_entries(path: Path) -> list:
     """The list in a JSON file, in UTF-8 or with a mark of UTF-16 or 32. Raises UserError."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         if not content.strip():
             raise UserError(f"{path} is empty; give a JSON list of records: {WAY_OUT}")
         entries = json.loads(content, parse_int=_whole_number)
@@ -241,8 +241,7 @@ def _below(path: Path, root: Path) -> str:
 
 def _sizes(images: list[Path]) -> dict[Path, tuple[int, int] | Fault | None]:
     """(width, height) of each picture as shown, from its header alone; None for DICOM."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # most of the time goes to waiting for the disk
-        return dict(zip(images, pool.map(_size, images), strict=True))
+    return dict(zip(images, in_threads(_size, images), strict=True))
 
 
 def _size(image: Path) -> tuple[int, int] | Fault | None:

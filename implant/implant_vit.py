@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from core.args import UserError
 from core.backbones import timm_backbone
-from core.checkpoints import load_model_folder, load_weights
+from core.checkpoints import fitting, load_model_folder, load_weights
 from core.unfreezing import Part
 
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}  # of features; all have 12 blocks of 16-px patches
@@ -124,19 +124,20 @@ def load_classifier(path: Path, image_size: int) -> ImplantClassifier:
     """
     if Path(path).is_dir():
         state, config = load_model_folder(path, "implant")
-        if config["kind"] != "classifier":
-            raise UserError(f"{path} holds a {config['kind']}, not a classifier; give a run of train_classifier.py")
-        arguments = config["model"]
+        if config.get("kind") != "classifier":
+            raise UserError(f"{path} holds a {config.get('kind')}, not a classifier; give a run of train_classifier.py")
+        arguments = config.get("model")
     else:
         state, arguments = _known_by_shape(load_weights(path), path)
-    model = ImplantClassifier(**arguments | {"image_size": image_size})
-    positions = "backbone.vit.pos_embed"
-    grid = model.backbone.vit.patch_embed.grid_size
-    state[positions] = resample_abs_pos_embed(state[positions], grid, num_prefix_tokens=1)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not hold such a classifier: {' '.join(str(error).split())}") from error
+    with fitting(path):
+        model = ImplantClassifier(**arguments | {"image_size": image_size})
+        positions = "backbone.vit.pos_embed"
+        grid = model.backbone.vit.patch_embed.grid_size
+        state[positions] = resample_abs_pos_embed(state[positions], grid, num_prefix_tokens=1)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(f"{path} does not hold such a classifier: {' '.join(str(error).split())}") from error
     return model.eval()
 
 

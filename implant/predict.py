@@ -8,6 +8,7 @@ Input are pictures (with --pixel_spacing if it is known; DICOM files bring their
 whose sizes need not be known. Writes predictions.csv, one row a case, data_report.json and overview.png to --output.
 """
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core import figures
-from core.args import ArgumentParser, UserError, positive_int, script
+from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
 from core.files import distinct, whole_file
@@ -48,11 +49,13 @@ def parse_args(argv=None):
     parser.add_argument("--pixel_spacing", type=float, metavar="MM", help="mm a pixel, of pictures that do not say it")
     parser.add_argument("--calibration_json", type=Path, help="records of known sizes, which size the intervals")
     parser.add_argument("--level", type=float, default=0.9, help="share of cases that the intervals shall cover")
-    parser.add_argument("--mc_dropout", type=int, default=0, help="passes with dropout, whose spread sizes intervals")
+    parser.add_argument(
+        "--mc_dropout", type=non_negative_int, default=0, help="passes with dropout, whose spread sizes intervals"
+    )
     parser.add_argument("--catalogue", type=Path, help="JSON of sizes on sale (default: those of the training split)")
     parser.add_argument("--data_root", type=Path, help="where the pictures' paths start (default: at their JSON)")
     parser.add_argument("--batch_size", type=positive_int, default=16, help="crops a step")
-    parser.add_argument("--num_workers", type=int, default=0, help="loader processes")
+    parser.add_argument("--num_workers", type=non_negative_int, default=0, help="loader processes")
     args = parser.parse_args(argv)
     if not 0 < args.level < 1:
         parser.error("--level lies between 0 and 1")
@@ -65,10 +68,11 @@ def main(argv=None):
     args = parse_args(argv)
     accelerator = make_accelerator()
     console = make_console(quiet=not accelerator.is_main_process)
+    report = DataReport()
+    catalogue = read_catalogue(args.catalogue) if args.catalogue else None
+    records = leave_out_unreadable({"input": find_records(args, report)}, report)["input"]
     models = load_models(args.checkpoints)
     config = models[0][1]
-    report = DataReport()
-    records = leave_out_unreadable({"input": find_records(args, report)}, report)["input"]
     how = {"batch_size": args.batch_size, "num_workers": args.num_workers, "mc_dropout": args.mc_dropout}
     answer = predict_all(accelerator, console, "predicting", models, records, **how)
     if args.calibration_json:
@@ -78,10 +82,7 @@ def main(argv=None):
         found = predict_all(accelerator, console, "calibrating", models, known, **how).predictions
         answer = answer._replace(predictions=with_intervals(answer.predictions, calibrate(known, found, args.level)))
     if accelerator.is_main_process:
-        catalogue = (
-            read_catalogue(args.catalogue) if args.catalogue else catalogue_of(records_of(config["train_sizes"]))
-        )
-        nearest = nearest_sizes(answer.predictions, catalogue)
+        nearest = nearest_sizes(answer.predictions, catalogue or catalogue_of(records_of(config["train_sizes"])))
         args.output.mkdir(parents=True, exist_ok=True)
         write_table(args.output / "predictions.csv", records, answer, nearest)
         crops = ImplantCrops(records[:SHOWN], config["image_size"], config["margin"])
@@ -113,7 +114,7 @@ def find_records(args, report: DataReport) -> list[Record]:
                 f"--input {path}: {kind}; give {', '.join((*SUFFIXES, *DICOM_SUFFIXES))}, a folder or .json"
             )
         for record in records:
-            found.setdefault((record.image.resolve(), record.bbox), record)
+            found.setdefault((os.path.realpath(record.image), record.bbox), record)
     if not found:
         raise UserError(f"--input {' '.join(map(str, args.input))}: no picture there")
     names = distinct(record.id for record in found.values())

@@ -18,7 +18,7 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 import torch
 
 import sagemaker_container
-from core.args import ArgumentParser, add_training_arguments, positive_int, script
+from core.args import ArgumentParser, add_training_arguments, non_negative, positive_int, script, share
 from core.cases import Cases
 from core.run import Run
 from core.schedules import parameter_groups
@@ -45,7 +45,7 @@ def parse_args(argv=None):
     group.add_argument("--train_json", type=Path, help="records to learn from")
     group.add_argument("--val_json", type=Path, help="records to choose best/ by")
     group.add_argument("--data_root", type=Path, help="where the pictures' paths start (default: at their JSON)")
-    group.add_argument("--margin", type=float, default=0.1, help="around the box, of its longer side")
+    group.add_argument("--margin", type=non_negative, default=0.1, help="around the box, of its longer side")
     group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="other views each epoch")
     group.add_argument("--scale_features", action=argparse.BooleanOptionalAction,
                        help="crop's size in px and mm, modality (default: on where a spacing is known)")  # fmt: skip
@@ -61,18 +61,20 @@ def parse_args(argv=None):
     group.add_argument("--embedding_dim", type=positive_int, default=256, help="width to which branches are projected")
     group.add_argument("--model_size", choices=tuple(WIDTHS), default="base", help="of the visual ViT")
     group.add_argument("--image_size", type=positive_int, default=224, help="px of the crops, a multiple of 16")
-    group.add_argument("--dropout", type=float, default=0.2, help="in the regression head")
+    group.add_argument("--dropout", type=share, default=0.2, help="in the regression head")
     group.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True,
                        help="ImageNet weights for the visual ViT")  # fmt: skip
     group.add_argument("--backbone_weights", type=Path, metavar="FILE", help="ImageNet weights from a file (offline)")
     group.add_argument("--conv_stem", action="store_true", help="of the visual ViT, in place of patches: see README")
     group.add_argument("--uncertainty", action="store_true", help="a log-variance beside each size (β-NLL loss)")
     group.add_argument("--auxiliary", nargs="+", default=[], metavar="FIELD", help="fields to classify, as thread_type")
-    group.add_argument("--auxiliary_weight", type=float, default=0.2, help="of their loss")
+    group.add_argument("--auxiliary_weight", type=non_negative, default=0.2, help="of their loss")
     group = parser.add_argument_group("strategy")
     group.add_argument("--unfreeze_schedule", type=epoch_number, nargs="+", default=[[20, 40]], metavar="EPOCH",
                        help="two: from which the upper half of each network learns, and the rest")  # fmt: skip
-    group.add_argument("--embedding_lr_multiplier", type=float, default=0.1, help="on --lr, for the three networks")
+    group.add_argument(
+        "--embedding_lr_multiplier", type=non_negative, default=0.1, help="on --lr, for the three networks"
+    )
     group.add_argument("--cache_features", action="store_true", help="compute features once while all is frozen")
     group.add_argument("--cache_views", type=positive_int, default=4, help="augmented views of each picture to cache")
     add_training_arguments(parser, epochs=50, batch_size=16, lr=5e-4, warmup_epochs=2, weight_decay=0.01)

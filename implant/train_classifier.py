@@ -19,7 +19,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 import sagemaker_container
 from core import figures
-from core.args import ArgumentParser, UserError, add_training_arguments, positive_int, script
+from core.args import ArgumentParser, UserError, add_training_arguments, non_negative, positive_int, script, share
 from core.cases import Cases
 from core.run import Run
 from core.schedules import parameter_groups
@@ -37,13 +37,13 @@ def parse_args(argv=None):
     group.add_argument("--train_json", type=Path, help="records to learn from")
     group.add_argument("--val_json", type=Path, help="records to choose best/ by")
     group.add_argument("--data_root", type=Path, help="where the pictures' paths start (default: at their JSON)")
-    group.add_argument("--margin", type=float, default=0.1, help="around the box, of its longer side")
+    group.add_argument("--margin", type=non_negative, default=0.1, help="around the box, of its longer side")
     group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="other views each epoch")
     group = parser.add_argument_group("model")
     group.add_argument("--model_size", choices=tuple(WIDTHS), default="base", help="of the ViT")
     group.add_argument("--image_size", type=positive_int, default=224, help="px of the crops, a multiple of 16")
     group.add_argument("--embedding_dim", type=positive_int, default=256, help="numbers of the embedding")
-    group.add_argument("--dropout", type=float, default=0.1, help="before the head")
+    group.add_argument("--dropout", type=share, default=0.1, help="before the head")
     group.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="ImageNet weights")
     group.add_argument("--backbone_weights", type=Path, metavar="FILE", help="ImageNet weights from a file (offline)")
     group.add_argument("--visual_checkpoint", type=Path, help="run of either script whose ViT this one starts from")
