@@ -1,5 +1,5 @@
 """Runs a training script, the first argument, with the other arguments, as `python` does; at its end the processes
-compare their weights."""
+compare their weights, and the statistics of their batch norms."""
 
 import runpy
 import sys
@@ -14,8 +14,8 @@ from core.run import Run
 
 
 def finish(run, finish=Run.finish):
-    weights = torch.cat([tensor.detach().double().flatten() for tensor in run.model.parameters()])
-    gathered = run.accelerator.gather(weights[None])
+    state = torch.cat([tensor.detach().double().flatten() for tensor in run.model.state_dict().values()])
+    gathered = run.accelerator.gather(state[None])
     run.console.print(f"weights agree: {bool((gathered == gathered[0]).all())} ({len(gathered)})")
     finish(run)
 

@@ -8,7 +8,7 @@ SMALL += ["--sigma", "1.5", "--batch_size", "4", "--lr", "2e-3", "--warmup_epoch
 SMALL += ["--epochs", "3", "--log_with", "none", "--expansion", "none"]
 
 
-def train(tree, folder, *arguments, script=TRAIN, **options):
+def train(tree, folder, *arguments):
     """Trains on a tree, in a process of its own."""
     data = ("--dataset_path", tree, "--save_dir", folder, "--cache_dir", tree.parent / "cache")
-    return run(script, *data, *SMALL, *arguments, **options)
+    return run(TRAIN, *data, *SMALL, *arguments)

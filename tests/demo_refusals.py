@@ -2,6 +2,7 @@
 `arguments`."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -11,14 +12,15 @@ from core.demo_data import RECIPE, clear
 
 
 def refuses_existing_data_and_foreign_files(script, arguments, folder, empty, name):
-    """Nobody's work is lost: not what was drawn before, and not a file that was not. `name`: of a foreign picture."""
+    """Nobody's work is lost: not what was drawn before, and not a file that was not. `name`: of a foreign file, below
+    the output."""
     with pytest.raises(UserError, match="add --overwrite"):
         script.main(["--output", str(folder), *arguments])
-    note = empty / "images" / name
+    note = empty / name
     note.parent.mkdir()
     note.write_text("not yours")
     for extra in ([], ["--overwrite"]):
-        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        with pytest.raises(UserError, match=re.escape(note.name)):
             script.main(["--output", str(empty), *arguments, *extra])
     assert note.read_text() == "not yours"
 

@@ -27,6 +27,7 @@ def test_wrappers_pass_the_same_arguments_and_more(project, tmp_path):
     batch = (project / "train.bat").read_bytes().decode()
     assert "\n" not in batch.replace("\r\n", "")
     lines = [line.removesuffix("^").strip() for line in batch.splitlines()]
+    assert 'accelerate launch "%~dp0train.py"' in lines  # %~dp0 is the folder of train.bat
     flags = " ".join(line for line in lines if line.startswith("--")).split()
     assert flags == arguments[2:-3]
     assert lines[-1] == "%*"

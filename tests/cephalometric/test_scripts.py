@@ -1,10 +1,9 @@
-"""The scripts as users run them: trained, killed, resumed, on two processes, evaluated, on files of one's own."""
+"""The scripts as users run them: trained, evaluated, on files of one's own."""
 
 import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from ceph_landmarks import LANDMARKS
@@ -23,18 +21,13 @@ from ceph_training import SMALL, TRAIN, train
 from conftest import loads_nothing
 from core.images import read_image
 from files import dicom
-from launch import Launched, run
+from launch import run
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same_weights(folder, other):
-    ours, theirs = (load_file(f / "last" / "model.safetensors") for f in (folder, other))
-    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_training_leaves_its_results(trained):
@@ -51,66 +44,14 @@ def test_training_leaves_its_results(trained):
         assert figure.width > 500
 
 
-@pytest.mark.parametrize("seconds", [0.5, 2.0, 3.5])
-def test_killed_at_any_time_and_resumed_equals_uninterrupted(demo_tree, trained, tmp_path, seconds):
-    cache = demo_tree.parent / "cache"
-    arguments = ["--dataset_path", demo_tree, "--save_dir", tmp_path, "--cache_dir", cache, *SMALL]
-    launched = Launched(TRAIN, *arguments)
-    time.sleep(seconds)
-    launched.processes[0].kill()
-    launched.wait()
-    done = run(TRAIN, *arguments, "--resume")
-    assert done.returncode == 0, done.stderr
-    assert_same_weights(tmp_path, trained)
-
-
-def test_sigterm_in_an_epoch_saves_and_resumes_exactly(demo_tree, trained, tmp_path):
-    cache = demo_tree.parent / "cache"
-    arguments = ["--dataset_path", demo_tree, "--save_dir", tmp_path, "--cache_dir", cache, *SMALL]
-    launched = Launched(TRAIN, *arguments)
-    deadline = time.time() + 60
-    while not (tmp_path / "metrics.jsonl").exists() and time.time() < deadline:
-        time.sleep(0.02)
-    launched.processes[0].terminate()
-    stopped = launched.wait()
-    assert stopped.returncode == 128 + signal.SIGTERM
-    assert len(rows(tmp_path)) < 3
-    assert run(TRAIN, *arguments, "--resume").returncode == 0
-    assert_same_weights(tmp_path, trained)
-
-
-def test_two_processes_train_and_count_every_case_once(demo_tree, tmp_path):
-    done = train(demo_tree, tmp_path, "--batch_size", 2, "--epochs", 1, processes=2)  # 3 validation cases on 2 × 2
-    assert done.returncode == 0, done.stderr
-    assert "2 × 2 × 1 = 4" in done.stdout
-    one = run(
-        "cephalometric/evaluate.py", "--checkpoint", tmp_path / "best", "--dataset_path", demo_tree, "--split", "valid",
-        "--cache_dir", demo_tree.parent / "cache", "--output", tmp_path / "one",
+def test_the_logged_error_is_that_of_the_evaluation(demo_tree, trained, tmp_path):
+    done = run(
+        "cephalometric/evaluate.py", "--checkpoint", trained / "best", "--dataset_path", demo_tree, "--split", "valid",
+        "--cache_dir", demo_tree.parent / "cache", "--output", tmp_path,
     )  # fmt: skip
-    assert one.returncode == 0, one.stderr
-    alone = json.loads((tmp_path / "one" / "metrics.json").read_text())["mre"]["estimate"]
-    assert rows(tmp_path)[0]["val/mre_mm"] == pytest.approx(alone, rel=1e-5)
-    two = run(
-        "cephalometric/evaluate.py", "--checkpoint", tmp_path / "best", "--dataset_path", demo_tree, "--split", "valid",
-        "--cache_dir", demo_tree.parent / "cache", "--output", tmp_path / "two", processes=2,
-    )  # fmt: skip
-    assert two.returncode == 0, two.stderr
-    together = json.loads((tmp_path / "two" / "metrics.json").read_text())
-    assert together["environment"]["processes"] == 2
-    assert together["data"]["cases"] == 3
-    assert together["mre"]["estimate"] == pytest.approx(alone, rel=1e-4)  # batches of other sizes round otherwise
-
-
-def test_accelerate_launch_as_in_the_readme(demo_tree, tmp_path):
-    """The real launcher, with two processes on the CPU."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command += ["--main_process_port", "0", str(ROOT / TRAIN), "--dataset_path", str(demo_tree)]
-    command += ["--save_dir", str(tmp_path / "run"), "--cache_dir", str(demo_tree.parent / "cache"), *SMALL]
-    command += ["--batch_size", "2", "--epochs", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
-    assert "on 2 × cpu" in done.stdout
-    assert len(rows(tmp_path / "run")) == 1
+    alone = json.loads((tmp_path / "metrics.json").read_text())["mre"]["estimate"]
+    assert min(row["val/mre_mm"] for row in rows(trained)) == pytest.approx(alone, rel=1e-4)
 
 
 def test_the_references_command_line_starts_as_written(demo_tree, tmp_path):
@@ -349,20 +290,3 @@ def test_the_demo_reader_reads_predictions_as_annotations(demo_tree, trained, tm
     points = np.array([[float(row[f"{s}_x"]), float(row[f"{s}_y"])] for s in LANDMARKS])
     assert inside.sum() > 20
     assert np.allclose(case.points[inside], points[inside], atol=0.02)
-
-
-@pytest.mark.parametrize("core_inside", [False, True])
-def test_a_copied_folder_runs_under_another_name_from_anywhere(demo_tree, tmp_path, core_inside):
-    project = tmp_path / "elsewhere" / "my_skulls"
-    shutil.copytree(ROOT / "cephalometric", project, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "core", (project if core_inside else project.parent) / "core")
-    done = train(demo_tree, "run", "--epochs", 1, script=project / "train.py", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "best").is_dir()
-
-
-def test_as_a_module(demo_tree, tmp_path):
-    command = [sys.executable, "-m", "cephalometric.train", "--dataset_path", demo_tree, "--save_dir", tmp_path / "run"]
-    command += ["--cache_dir", demo_tree.parent / "cache", *SMALL, "--epochs", "1"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from core import figures
 from core.cases import Cases
 from core.console import make_console, progress
 from core.metrics import radial_errors, success_detection_rate
-from core.report import Report, plain
+from core.report import Report, plain, read_summary
 from core.schedules import parameter_groups, warmup_cosine
 from core.seeding import sample_rng
 from core.uncertainty import Interval, bootstrap
@@ -215,3 +215,4 @@ def test_figures_and_report_escape_and_embed(tmp_path):
     assert "A &amp; B" in page
     assert "0.5 <span>(0.4 to 0.6)</span>" in page  # which may stand below it
     assert "src=http" not in page
+    assert read_summary(tmp_path / "report.html") == ("A & B", [("error", "1.2 mm", "note")])

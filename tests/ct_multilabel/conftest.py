@@ -33,10 +33,12 @@ def store(demo_tree) -> Path:
 
 @pytest.fixture(scope="session")
 def train(store):
-    """Trains a small model on the demo store: `train(folder, *more_flags, start=run or Launched, **their options)`."""
+    """Trains a small model on the demo store: `train(folder, *more_flags, **options of run)`."""
 
-    def train_small(folder, *arguments, script="ct_multilabel/train.py", start=run, **options):
-        return start(script, "--slices_path", store, "--save_dir", folder, *SMALL, *arguments, **options)
+    def train_small(folder, *arguments, **options):
+        return run(
+            "ct_multilabel/train.py", "--slices_path", store, "--save_dir", folder, *SMALL, *arguments, **options
+        )
 
     return train_small
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 from dataclasses import replace
 
 import nibabel as nib
@@ -10,11 +9,11 @@ import numpy as np
 import pytest
 
 import ct_rate
+import demo_refusals
 from chest_anatomy import Canvas, sample_chest
 from chest_phantom import Scan, draw, nifti, write_phantom
 from conftest import load_script
 from core.args import UserError
-from core.demo_data import RECIPE, clear
 from ct_volumes import LABELS, load_volume, read_volume
 
 COARSE = Scan(shape=(40, 90, 90), spacing=(7.0, 4.0, 4.0), noise=0)  # cheap, and without noise
@@ -285,29 +284,14 @@ def test_unknown_finding_is_refused():
 
 
 def test_refuses_existing_data_and_foreign_files(script, tree, tmp_path):
-    with pytest.raises(UserError, match="add --overwrite"):
-        script.main(["--output", str(tree), "--patients", "4"])
-    note = tmp_path / "dataset" / "mine.txt"
-    note.parent.mkdir()
-    note.write_text("not yours")
-    for extra in ([], ["--overwrite"]):
-        with pytest.raises(UserError, match=r"mine\.txt"):
-            script.main(["--output", str(tmp_path), "--patients", "4", *extra])
-    assert note.read_text() == "not yours"
+    demo_refusals.refuses_existing_data_and_foreign_files(
+        script, ["--patients", "4"], tree, tmp_path, "dataset/mine.txt"
+    )
 
 
 def test_overwrite_replaces_only_what_the_recipe_explains(script, tree, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(tree, copy)
-    # A recipe of fewer patients explains fewer files: nothing is deleted.
-    (copy / RECIPE).write_text('{"patients": 4, "seed": 3, "files": ["../../etc"]}')
-    before = sorted(copy.rglob("*"))
-    with pytest.raises(UserError, match="another origin"):
-        clear(copy, True, script.files_of)
-    assert sorted(copy.rglob("*")) == before
-    shutil.copy(tree / RECIPE, copy)
-    clear(copy, True, script.files_of)
-    assert list(copy.rglob("*")) == []
+    smaller = {"patients": 4, "seed": 3, "files": ["../../etc"]}
+    demo_refusals.overwrites_only_what_the_recipe_explains(script, tree, tmp_path, smaller)
 
 
 @pytest.mark.parametrize("arguments", [["--patients", "3"], ["--seed", "-1"]])

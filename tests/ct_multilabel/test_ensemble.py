@@ -95,7 +95,7 @@ def test_one_member_keeps_its_own_spread_and_twins_have_none(slices):
 def save(folder: Path, seed: int, **changes) -> Path:
     one = member(seed)
     config = {"project": "ct_multilabel", "model": one.model.arguments, "labels": list(LABELS), "tune_fraction": 0.2}
-    config |= {"slices": {"size": 32, "slices": S}, "calibration": one.calibration.to_json()}
+    config |= {"slices": {"size": 32, "slices": S}, "prevalence": {}, "calibration": one.calibration.to_json()}
     save_model(folder, one.model, config | changes)
     return folder
 

@@ -47,7 +47,8 @@ def test_every_combination_builds_trains_saves_and_loads(backbone, attention, mu
         optimizer.zero_grad()
         assert loss.isfinite()
         assert all(not torch.equal(old, new) for old, new in zip(before, model.head.parameters(), strict=True))
-    save_model(tmp_path / "best", model, {"project": "ct_multilabel", "model": model.arguments, "labels": list(LABELS)})
+    config = {"project": "ct_multilabel", "model": model.arguments, "labels": list(LABELS), "tune_fraction": 0.15}
+    save_model(tmp_path / "best", model, config | {"slices": {}, "prevalence": {}, "calibration": {}})
     again, _ = SliceClassifier.from_folder(tmp_path / "best")
     with torch.no_grad():
         expected, got = (m(slices(2, 3, 3, 32, 32))["slices"] for m in (model.eval(), again))

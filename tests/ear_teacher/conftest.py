@@ -10,9 +10,9 @@ from torch import nn
 from torchvision.models import vgg16
 from transformers import SamConfig, SamModel
 
-from conftest import ROOT, load_script
+from conftest import load_script
 from files import write_csv
-from launch import AGREEING, run
+from launch import run
 from sam_vae import EarVAE
 
 # A SAM whose whole model, mask decoder and all, is a few megabytes. At 1024 px it has 4096 tokens, as every SAM.
@@ -114,12 +114,10 @@ def flags(pictures: Path, folder, *arguments) -> list[str]:
 
 @pytest.fixture(scope="session")
 def launch(pictures):
-    """Trains a tiny model in a process of its own, as a user would: `launch(folder, *more_flags, processes=1)`;
-    `start=Launched` does not wait for its end."""
+    """Trains a tiny model in a process of its own, as a user would: `launch(folder, *more_flags)`."""
 
-    def launch_tiny(folder, *arguments, start=run, **options):
-        compared = [AGREEING] if options.get("processes", 1) > 1 else []
-        return start(*compared, ROOT / "ear_teacher/train.py", *flags(pictures, folder, *arguments), **options)
+    def launch_tiny(folder, *arguments):
+        return run("ear_teacher/train.py", *flags(pictures, folder, *arguments))
 
     return launch_tiny
 

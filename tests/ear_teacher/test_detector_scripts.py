@@ -27,15 +27,6 @@ TINY = "--sam_image_size 128 --image_size 32 --epochs 2 --windows 1 --batch_size
 HELIX = np.stack([np.cos(np.linspace(0, 5, 17)), np.sin(np.linspace(0, 5, 17))], axis=1)  # 17 landmarks in [-1, 1]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def single_thread():
-    """So small a network gains nothing by two threads, and loses much where others compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def draw(folder, split, count, seed, modes=("RGB",)):
     """`count` pictures of an ellipse with 17 landmarks on it and their manifest; two of a subject. Synthetic."""
     rng = np.random.default_rng(seed)

@@ -141,7 +141,7 @@ def test_shares_of_the_splits(script):
 
 
 def test_refuses_existing_data_and_foreign_files(script, folder, tmp_path):
-    demo_refusals.refuses_existing_data_and_foreign_files(script, ARGUMENTS, folder, tmp_path, "mine.jpg")
+    demo_refusals.refuses_existing_data_and_foreign_files(script, ARGUMENTS, folder, tmp_path, "images/mine.jpg")
 
 
 def test_overwrite_replaces_only_what_the_recipe_explains(script, folder, tmp_path):

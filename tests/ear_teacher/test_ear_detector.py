@@ -45,7 +45,7 @@ def vae_folder(tmp_path_factory):
     torch.manual_seed(3)
     vae = EarVAE("tiny", sam_image_size=64, latent_dim=8, image_size=16, freeze_layers=2)
     folder = tmp_path_factory.mktemp("vae") / "best"
-    save_model(folder, vae, {"project": "ear_teacher", "kind": "vae", "model": vae.arguments})
+    save_model(folder, vae, {"project": "ear_teacher", "kind": "vae", "model": vae.arguments, "data": {}})
     return folder
 
 
@@ -87,8 +87,6 @@ def test_a_frozen_encoder_keeps_no_activations():
 @pytest.fixture(scope="module")
 def learnt():
     """(detector that has learnt a batch by heart, the batch, the losses on the way). Not to be changed."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a network gains nothing by two, and loses much where others compute
     model, batch, criterion = make_detector(), make_batch(), DetectionLoss(SIDE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     losses = []
@@ -98,7 +96,6 @@ def learnt():
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    torch.set_num_threads(threads)
     return model, batch, losses
 
 
@@ -212,7 +209,8 @@ def test_the_encoder_may_be_resized_and_unfrozen(vae_folder):
 
 def test_a_saved_detector_comes_back(tmp_path):
     model = make_detector(margin=0.4, width=32, flip=(1, 0, 2, 3, 4)).eval()
-    save_model(tmp_path / "best", model, {"project": "ear_teacher", "kind": "detector", "model": model.arguments})
+    config = {"project": "ear_teacher", "kind": "detector", "model": model.arguments, "schema": {}, "mean_ear": {}}
+    save_model(tmp_path / "best", model, config)
     for folder in (tmp_path / "best", tmp_path):  # a run stands for its best/
         again, config = EarDetector.from_folder(folder)
         assert config["kind"] == "detector"

@@ -178,21 +178,6 @@ def test_what_else_metrics_json_says(evaluated, run_folder, pictures):
     }  # fmt: skip
 
 
-def test_two_processes_find_what_one_finds(run_folder, pictures, evaluated, tmp_path):
-    """5 ears in batches of 2 × 2: three places are filled with ears that count once."""
-    done = run(EVALUATE, "--checkpoint", run_folder, "--manifest", pictures / "val.csv", "--output", tmp_path,
-               "--bootstrap", 200, "--nb_to_plot", 1, "--num_workers", 0, "--batch_size", 2, processes=2)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("report: ") == 1
-    ours, theirs = (read_json(folder / "metrics.json") for folder in (tmp_path, evaluated))
-    assert (ours["environment"]["processes"], theirs["environment"]["processes"]) == (2, 1)
-    for method in METHODS:
-        for name, interval in theirs["methods"][method].items():
-            assert ours["methods"][method][name] == pytest.approx(interval, rel=1e-3), (method, name)
-    tables = [read_csv(folder / "predictions.csv") for folder in (tmp_path, evaluated)]
-    assert [row["id"] for row in tables[0]] == [row["id"] for row in tables[1]]
-
-
 # ------------------------------------------------------------------------------------------------ the report
 
 

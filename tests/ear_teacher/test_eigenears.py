@@ -206,12 +206,3 @@ def test_two_processes_find_what_one_finds(results, run_folder, tmp_path):
     one, two = (read_csv(folder / "explained_variance.csv") for folder in (results, tmp_path / "two"))
     for name in ("deviation", "share", "cumulative", "brightness_share"):
         np.testing.assert_allclose(*([float(row[name]) for row in rows] for rows in (one, two)), rtol=1e-2)
-
-
-@pytest.mark.parametrize("inside", [True, False])
-def test_a_copy_of_the_folder_works_under_another_name(tmp_path, inside):
-    copy = shutil.copytree(ROOT / "ear_teacher", tmp_path / "copies" / "my_ears", ignore=shutil.ignore_patterns("__*"))
-    shutil.copytree(ROOT / "core", (copy if inside else copy.parent) / "core", ignore=shutil.ignore_patterns("__*"))
-    done = run(copy / "eigenears" / "create_eigenears.py", "--help", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "--checkpoint" in done.stdout

@@ -38,15 +38,6 @@ def check(vgg_file, capsys):
     return run_script
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """More than one only wait for each other here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def no_download(monkeypatch):
     """Fetching VGG16 fails, as without internet."""

@@ -235,7 +235,8 @@ def test_every_grid_becomes_a_code_of_a_4_by_4_map(make_vae, grid):
 @pytest.mark.parametrize("size", [224, 448])
 def test_a_saved_model_of_a_sam_needs_that_sam_no_more(make_vae, sam_folder, tmp_path, size):
     model = make_vae(sam_config="base", sam_model=sam_folder, sam_image_size=size, freeze_layers=1, size="tiny").eval()
-    save_model(tmp_path / "run" / "best", model, {"project": "ear_teacher", "kind": "vae", "model": model.arguments})
+    config = {"project": "ear_teacher", "kind": "vae", "model": model.arguments, "data": {}}
+    save_model(tmp_path / "run" / "best", model, config)
     assert str(sam_folder) not in (tmp_path / "run" / "best" / "config.json").read_text()
     again, config = EarVAE.from_folder(tmp_path / "run")
     assert not again.training
@@ -252,7 +253,7 @@ def test_a_saved_model_of_a_sam_needs_that_sam_no_more(make_vae, sam_folder, tmp
 def test_a_saved_tiny_model(make_vae, tmp_path):
     arguments = {"freeze_layers": 3, "freeze_embeddings": True, "gradient_checkpointing": True, "latent_dim": 7}
     model = make_vae(**arguments).eval()
-    save_model(tmp_path, model, {"project": "ear_teacher", "kind": "vae", "model": model.arguments})
+    save_model(tmp_path, model, {"project": "ear_teacher", "kind": "vae", "model": model.arguments, "data": {}})
     again = EarVAE.from_pretrained(tmp_path)
     assert counts(again) == counts(model)
     assert torch.equal(again(images(2))["reconstruction"], model(images(2))["reconstruction"])

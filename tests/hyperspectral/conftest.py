@@ -26,10 +26,10 @@ def demo(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def launch(demo):
-    """Trains a tiny model in a process of its own, as a user would: `launch(folder, *more_flags, processes=1)`."""
+    """Trains a tiny model in a process of its own, as a user would: `launch(folder, *more_flags)`."""
 
-    def launch_tiny(folder, *arguments, script="hyperspectral/train.py", **options):
-        return run(script, "--csv_file", demo, "--save_dir", folder, *TINY.split(), *arguments, **options)
+    def launch_tiny(folder, *arguments):
+        return run("hyperspectral/train.py", "--csv_file", demo, "--save_dir", folder, *TINY.split(), *arguments)
 
     return launch_tiny
 

@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
+import demo_refusals
 import retina_optics
 import retina_phantom as phantom
 from conftest import load_script
 from core.args import UserError
-from core.demo_data import RECIPE, clear
+from core.demo_data import RECIPE
 from wavelengths import DEFAULT_WAVELENGTHS, to_rgb
 
 NM = np.array(DEFAULT_WAVELENGTHS)
@@ -137,29 +138,13 @@ def test_wavelengths_are_the_bands(script, tmp_path):
 
 
 def test_refuses_existing_data_and_foreign_files(script, folder, tmp_path):
-    with pytest.raises(UserError, match="add --overwrite"):
-        script.main(["--output", str(folder), "--cases", "6"])
-    note = tmp_path / "cubes" / "mine.txt"
-    note.parent.mkdir()
-    note.write_text("not yours")
-    for extra in ([], ["--overwrite"]):
-        with pytest.raises(UserError, match=r"mine\.txt"):
-            script.main(["--output", str(tmp_path), "--cases", "6", *extra])
-    assert note.read_text() == "not yours"
+    demo_refusals.refuses_existing_data_and_foreign_files(script, ["--cases", "6"], folder, tmp_path, "cubes/mine.txt")
 
 
 def test_overwrite_replaces_only_what_the_recipe_explains(script, folder, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    (copy / RECIPE).write_text('{"cases": 6, "seed": 3}')  # explains fewer files: nothing is deleted
-    before = sorted(copy.rglob("*"))
-    with pytest.raises(UserError, match="another origin"):
-        clear(copy, True, script.files_of)
-    assert sorted(copy.rglob("*")) == before
-    shutil.copy(folder / RECIPE, copy)
-    (copy / "dataset_stats.json").write_text("{}")  # of cubes that will be gone
-    clear(copy, True, script.files_of)
-    assert list(copy.rglob("*")) == []
+    measured = shutil.copytree(folder, tmp_path / "measured")
+    (measured / "dataset_stats.json").write_text("{}")  # of cubes that will be gone
+    demo_refusals.overwrites_only_what_the_recipe_explains(script, measured, tmp_path, {"cases": 6, "seed": 3})
 
 
 @pytest.mark.parametrize(

@@ -446,8 +446,8 @@ def stored(tmp_path):
                 if "positions" in name:
                     parameter.add_(torch.randn(parameter.shape, generator=generator))
         folder = tmp_path / "best"
-        config = {"project": "hyperspectral", "model": model.arguments, "wavelengths": NM}
-        save_model(folder, model, config)
+        config = {"project": "hyperspectral", "model": model.arguments, "wavelengths": NM, "h5_key": "cube"}
+        save_model(folder, model, config | {"unit": "1", "statistics": {}, "split_fractions": [0.1, 0.1]})
         return folder, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     return store

@@ -1,10 +1,7 @@
-"""train.py and evaluate.py as users run them: results, arguments, one process and two, bad data."""
+"""train.py and evaluate.py as users run them: results, arguments, bad data."""
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +10,7 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.numpy import load_file
 
-from conftest import ROOT, load_script, loads_nothing
+from conftest import load_script, loads_nothing
 from core.args import UserError
 from core.checkpoints import save_model
 from cube_dataset import CubeDataset
@@ -265,41 +262,6 @@ def large_batches(train, tmp_path_factory):
 def test_two_accumulated_batches_equal_a_large_one(train, large_batches, tmp_path, decoder):
     train(tmp_path, *DECODERS[decoder], "--batch_size", 2, "--accumulate_grad_batches", 2)
     assert_equal_runs(tmp_path, large_batches[decoder])
-
-
-def test_two_processes_equal_one_with_large_batches(launch, large_batches, tmp_path):
-    """Validation, too: of 3 cubes in batches of 2, one is handed out twice, and must not count twice."""
-    done = launch(tmp_path, *DECODERS["cross"], "--batch_size", 2, processes=2)
-    assert done.returncode == 0, done.stderr
-    assert "2 × 2 × 1 = 4" in done.stdout
-    assert_equal_runs(tmp_path, large_batches["cross"])
-
-
-def test_stopped_within_an_epoch_and_resumed_equals_uninterrupted(train, tmp_path, monkeypatch):
-    """With augmentation and masks that are drawn anew in every epoch."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    train(whole, "--epochs", 3, "--decoder", "cross")
-    read, count = CubeDataset.__getitem__, iter(range(100))
-
-    def terminate_at_the_17th(dataset, index):  # an epoch reads 15, and keeps 12 of them
-        if next(count) == 16:
-            signal.raise_signal(signal.SIGTERM)
-        return read(dataset, index)
-
-    monkeypatch.setattr(CubeDataset, "__getitem__", terminate_at_the_17th)
-    with pytest.raises(SystemExit) as caught:
-        train(cut, "--epochs", 3, "--decoder", "cross")
-    assert caught.value.code == 128 + signal.SIGTERM
-    state = read_json(cut / "last" / "state.json")
-    assert state["epoch"] == 1
-    assert 0 < state["batch"] < 3
-    monkeypatch.undo()
-    train(cut, "--epochs", 3, "--decoder", "cross", "--resume")
-    assert logged(cut) == logged(whole)
-    for place in ("last", "best"):
-        ours, theirs = (load_file(f / place / "model.safetensors") for f in (cut, whole))
-        assert ours.keys() == theirs.keys()
-        assert all(np.array_equal(ours[name], theirs[name]) for name in theirs), place
 
 
 def test_init_from_moves_weights_to_other_cubes(trained, tmp_path):
@@ -557,20 +519,6 @@ def test_the_report_is_one_file(evaluated):
             assert np.asarray(figure.convert("L")).std() > 10
 
 
-def test_two_processes_evaluate_as_one_does(trained, demo, evaluated, tmp_path):
-    """6 cubes in batches of 4: two are handed out twice, and count once."""
-    done = run(EVALUATE, "--checkpoint", trained, "--csv_file", demo, "--output", tmp_path, "--bootstrap", 100,
-               "--mask_seeds", 2, "--nb_to_plot", 2, "--num_workers", 0, "--batch_size", 4, processes=2)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    ours, theirs = (read_json(folder / "metrics.json") for folder in (tmp_path, evaluated))
-    assert ours["environment"]["processes"] == 2
-    for method in METHODS:
-        for name, interval in theirs["methods"][method].items():
-            assert ours["methods"][method][name] == pytest.approx(interval, rel=1e-4), (method, name)
-    table, alone = (read_csv(folder / "predictions.csv") for folder in (tmp_path, evaluated))
-    assert [row["ID"] for row in table] == [row["ID"] for row in alone]
-
-
 def test_another_mask_ratio(evaluate, evaluated):
     folder, shown = evaluate("--mask_ratio", 0.5, "--mask_seeds", 1)
     metrics = read_json(folder / "metrics.json")
@@ -626,29 +574,3 @@ def test_a_mistake_ends_the_scripts_with_one_line(launch, tmp_path, trained):
     done = run(EVALUATE, "--checkpoint", trained, "--csv_file", "nowhere.csv", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "nowhere.csv" in done.stderr
-
-
-# ------------------------------------------------------------------------------------------------ copies
-
-
-@pytest.mark.parametrize("core_inside", [False, True])
-def test_a_copied_folder_runs_under_another_name_from_anywhere(launch, tmp_path, core_inside):
-    project = tmp_path / "elsewhere" / "my_retinas"
-    shutil.copytree(ROOT / "hyperspectral", project, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "core", (project if core_inside else project.parent) / "core")
-    scripts = [file for file in project.glob("*.py") if "__main__" in file.read_text(encoding="utf-8")]
-    assert len(scripts) == 6
-    for script in scripts:
-        done = run(script, "--help", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert "usage: " in done.stdout
-    done = launch("run", "--epochs", 1, script=project / "train.py", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "best").is_dir()
-
-
-def test_as_a_module():
-    command = [sys.executable, "-m", "hyperspectral.train", "--csv_file", "data.csv", "--print_config"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["csv_file"] == "data.csv"

@@ -199,7 +199,8 @@ def test_auxiliary_fields_and_uncertainty():
 def test_a_saved_model_comes_back(tmp_path):
     model = make("hierarchical", uncertainty=True, auxiliary={"thread_type": ["v"]}).eval()
     model.standardise(torch.tensor([[8.0, 3.0], [10.0, 4.0]]))
-    save_model(tmp_path / "best", model, {"project": "implant", "kind": "regressor", "model": model.arguments})
+    config = {"project": "implant", "kind": "regressor", "model": model.arguments, "image_size": 32, "margin": 0.1}
+    save_model(tmp_path / "best", model, config | {"modalities": None, "train_sizes": []})
     again, config = DualEmbeddingRegressor.from_folder(tmp_path)
     assert config["model"]["attention_type"] == "hierarchical"
     torch.testing.assert_close(again(batch())["mm"], model(batch())["mm"], rtol=0, atol=0)

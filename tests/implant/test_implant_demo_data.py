@@ -173,7 +173,7 @@ def test_another_seed_draws_other_implants(script, folder, tmp_path):
 
 
 def test_refuses_existing_data_and_foreign_files(script, folder, tmp_path):
-    demo_refusals.refuses_existing_data_and_foreign_files(script, ARGUMENTS, folder, tmp_path, "mine.png")
+    demo_refusals.refuses_existing_data_and_foreign_files(script, ARGUMENTS, folder, tmp_path, "images/mine.png")
 
 
 def test_overwrite_replaces_only_what_the_recipe_explains(script, folder, tmp_path):

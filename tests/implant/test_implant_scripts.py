@@ -3,7 +3,6 @@
 import json
 import shlex
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -15,19 +14,10 @@ from conftest import ROOT, load_script, loads_nothing
 from core.args import UserError
 from files import dicom, logged, read_csv, read_json
 from implant_crops import ImplantCrops
-from launch import AGREEING, run
+from launch import run
 
 TINY = "--model_size tiny --image_size 32 --no-pretrained --batch_size 8 --num_workers 0 --log_with none"
 CLASSIFIER, REGRESSOR = "implant/train_classifier.py", "implant/train.py"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def single_thread():
-    """So small a network gains nothing by two threads, and loses much where others compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def call(script, *arguments):
@@ -160,49 +150,6 @@ def test_the_cache_reads_no_picture_twice(implants, classifiers, tmp_path, monke
     monkeypatch.setattr(ImplantCrops, "__getitem__", counted)
     train(implants, classifiers, tmp_path, "--epochs", 4, "--cache_features", "--cache_views", 1)
     assert len(count) == 24 + 8
-
-
-def test_stopped_within_an_epoch_and_resumed_equals_uninterrupted(implants, classifiers, tmp_path, monkeypatch):
-    flags = ["--epochs", 2, "--unfreeze_schedule", 1, 1, "--attention_type", "dual", "--embeddings", "dual"]
-    train(implants, classifiers, tmp_path / "whole", *flags)
-    read, count = ImplantCrops.__getitem__, iter(range(1000))
-
-    def terminate_at_the_45th(self, index):  # 24 + 8 in the first epoch, then the second batch
-        if next(count) == 44:
-            signal.raise_signal(signal.SIGTERM)
-        return read(self, index)
-
-    monkeypatch.setattr(ImplantCrops, "__getitem__", terminate_at_the_45th)
-    with pytest.raises(SystemExit):
-        train(implants, classifiers, tmp_path / "cut", *flags)
-    monkeypatch.undo()
-    assert read_json(tmp_path / "cut" / "last" / "state.json")["epoch"] == 1
-    train(implants, classifiers, tmp_path / "cut", *flags, "--resume")
-    assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
-    whole = weights(tmp_path / "whole" / "last")
-    for name, value in weights(tmp_path / "cut" / "last").items():
-        np.testing.assert_array_equal(value, whole[name])
-
-
-def test_two_processes_have_equal_weights_and_each_case_once(implants, classifiers, tmp_path):
-    """Through both unfreezings, with cached features; validation has eight cases, the test ten."""
-    flags = [*records(implants), "--company_checkpoint", classifiers / "company", "--model_checkpoint",
-             classifiers / "model", *TINY.split(), "--embedding_dim", 32, "--epochs", 3, "--unfreeze_schedule", 1, 2,
-             "--cache_features", "--no-augment", "--batch_size", 4, "--save_dir", tmp_path / "run"]  # fmt: skip
-    done = run(AGREEING, ROOT / REGRESSOR, *flags, processes=2)
-    assert done.returncode == 0, done.stderr
-    assert "weights agree: True (2)" in done.stdout
-    one, two = (evaluated(implants, tmp_path / "run", tmp_path / f"by_{n}", processes=n) for n in (1, 2))
-    assert [row["id"] for row in one] == [row["id"] for row in two]
-    for ours, theirs in zip(one, two, strict=True):
-        assert float(ours["length_predicted_mm"]) == pytest.approx(float(theirs["length_predicted_mm"]), abs=1e-3)
-
-
-def evaluated(implants, checkpoint, output, processes=1):
-    done = run("implant/evaluate.py", "--checkpoints", checkpoint, "--test_json", implants / "test.json", "--output",
-               output, "--bootstrap", 20, "--num_workers", 0, "--batch_size", 3, processes=processes)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return read_csv(output / "predictions.csv")
 
 
 def test_the_references_command_runs_as_written(implants, classifiers, tmp_path, monkeypatch):

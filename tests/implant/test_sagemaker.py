@@ -573,7 +573,9 @@ def test_absolute_paths_stay_inside(sagemaker, tmp_path):
     assert not target.exists()
 
 
-@pytest.mark.parametrize("content", [b"no archive", packed([("model.safetensors", bytes(9999))])[:60]])
+@pytest.mark.parametrize(
+    "content", [b"no archive", packed([("model.safetensors", bytes(9999))])[:60]], ids=["no archive", "cut short"]
+)
 def test_damaged_archives_are_refused(content, sagemaker):
     sagemaker("company", {"model.tar.gz": content})
     with pytest.raises(UserError, match=r"model\.tar\.gz was not unpacked: \S"):
