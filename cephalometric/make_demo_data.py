@@ -25,7 +25,7 @@ import io
 import numpy as np
 
 from ceph_landmarks import LANDMARK_TITLES, LANDMARKS
-from core.args import ArgumentParser, UserError, positive_int, script
+from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
 from core.demo_data import dump, start, write
 from core.processes import cores, in_processes
 from phantom_film import Case, case_stream, picture_file
@@ -50,14 +50,12 @@ def parse_args(argv: list[str] | None = None):
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the Aariz tree to write")
     parser.add_argument("--cases", type=positive_int, default=70, help="number of phantoms, at least 3")
-    parser.add_argument("--seed", type=int, default=0, help="of everything; a whole number from 0")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of everything")
     parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that draw")
     parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
     args = parser.parse_args(argv)
     if args.cases < len(SPLITS):
         raise UserError(f"--cases {args.cases} cannot fill train, valid and test; ask for at least {len(SPLITS)}")
-    if args.seed < 0:
-        raise UserError(f"--seed {args.seed} is negative; use 0 or more")
     return args
 
 

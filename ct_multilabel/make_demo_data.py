@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from chest_phantom import Phantom, Scan, write_phantom
-from core.args import ArgumentParser, UserError, positive_int, script
+from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
 from core.console import make_console, progress
 from core.demo_data import start, write
 from core.losses.classification import UNKNOWN
@@ -67,14 +67,12 @@ def parse_args(argv: list[str] | None = None):
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the CT-RATE tree to write")
     parser.add_argument("--patients", type=positive_int, default=160, help="number of phantoms, at least 4")
-    parser.add_argument("--seed", type=int, default=0, help="of everything; a whole number from 0")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of everything")
     parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that draw")
     parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
     args = parser.parse_args(argv)
     if args.patients < 4:
         raise UserError(f"--patients {args.patients} cannot fill train and valid; ask for at least 4")
-    if args.seed < 0:
-        raise UserError(f"--seed {args.seed} is negative; use 0 or more")
     return args
 
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.args import ArgumentParser, UserError, positive_int, script
+from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
 from core.console import make_console, progress
 from core.demo_data import start, write
 from core.processes import cores, in_processes
@@ -83,7 +83,7 @@ def parse_args(argv: list[str] | None = None):
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the data set to write")
     parser.add_argument("--cases", type=positive_int, default=120, help=f"number of eyes, at least {FEWEST}")
     parser.add_argument("--size", type=positive_int, default=500, help=f"height and width, px, at least {SMALLEST}")
-    parser.add_argument("--seed", type=int, default=0, help="of everything; a whole number from 0")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of everything")
     parser.add_argument("--wavelengths", type=parse_wavelengths, help="of the bands, nm: a list, ranges or a file "
                         "(default: 450:730:10,850)")  # fmt: skip
     parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that draw")
@@ -93,8 +93,6 @@ def parse_args(argv: list[str] | None = None):
         raise UserError(f"--cases {args.cases} cannot fill train, valid and test; ask for at least {FEWEST}")
     if args.size < SMALLEST:
         raise UserError(f"--size {args.size} is too small to show an eye; ask for at least {SMALLEST}")
-    if args.seed < 0:
-        raise UserError(f"--seed {args.seed} is negative; use 0 or more")
     args.wavelengths = args.wavelengths or DEFAULT_WAVELENGTHS
     for nm in args.wavelengths:
         if not SHORTEST <= nm <= LONGEST:

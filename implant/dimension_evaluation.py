@@ -80,31 +80,18 @@ def read_catalogue(file: Path) -> Catalogue:
         raise UserError(f"{file}: no such file; leave out --catalogue to use the sizes of the training data") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is no JSON in UTF-8 ({first_line(error)})") from error
-    return parse_catalogue(entries, str(file))
-
-
-def parse_catalogue(entries: object, where: str) -> Catalogue:
-    """A catalogue from the plain JSON that `nested` makes. Raises UserError that begins with `where`."""
     form = '{company: {model: {"length": [sizes in mm], "diameter": [sizes in mm]}}}'
     if not isinstance(entries, dict) or not entries or not all(isinstance(m, dict) and m for m in entries.values()):
-        raise UserError(f"{where} is no catalogue: it must be {form}")
+        raise UserError(f"{file} is no catalogue: it must be {form}")
     catalogue = {}
     for company, models in entries.items():
         for model, of_target in models.items():
             for target in TARGETS:
                 listed = of_target.get(target) if isinstance(of_target, dict) else None
                 if not isinstance(listed, list) or not listed or not all(map(_is_size, listed)):
-                    raise UserError(f"{where}: {company}, {model} has no list of {target} in mm; it must be {form}")
+                    raise UserError(f"{file}: {company}, {model} has no list of {target} in mm; it must be {form}")
             catalogue[company, model] = {target: sorted(set(map(float, of_target[target]))) for target in TARGETS}
     return catalogue
-
-
-def nested(catalogue: Catalogue) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """A catalogue as JSON can hold it: company -> model -> target -> sizes."""
-    result = {}
-    for (company, model), of_target in catalogue.items():
-        result.setdefault(company, {})[model] = of_target
-    return result
 
 
 def on_sale(catalogue: Catalogue, target: str, company: str = "", model: str = "") -> np.ndarray:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.args import ArgumentParser, UserError, positive_int, script
+from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
 from core.console import make_console, progress
 from core.demo_data import dump, start, write
 from core.processes import cores, in_processes
@@ -71,7 +71,7 @@ def parse_args(argv: list[str] | None = None):
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the data set to write")
     parser.add_argument("--patients", type=positive_int, default=300, help=f"about 3 pictures each, at least {FEWEST}")
     parser.add_argument("--size", type=positive_int, default=DEFAULT_SIZE, help=f"about height, px, >= {SMALLEST}")
-    parser.add_argument("--seed", type=int, default=0, help="of everything; a whole number from 0")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of everything")
     parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that draw")
     parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
     args = parser.parse_args(argv)
@@ -79,8 +79,6 @@ def parse_args(argv: list[str] | None = None):
         raise UserError(f"--patients {args.patients} cannot fill train, val and test; ask for at least {FEWEST}")
     if args.size < SMALLEST:
         raise UserError(f"--size {args.size} is too small to show a thread; ask for at least {SMALLEST}")
-    if args.seed < 0:
-        raise UserError(f"--seed {args.seed} is negative; use 0 or more")
     return args
 
 

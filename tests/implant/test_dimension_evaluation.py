@@ -20,9 +20,7 @@ from dimension_evaluation import (
     groups,
     model_median,
     nearest_sizes,
-    nested,
     on_sale,
-    parse_catalogue,
     patients,
     read_catalogue,
     sizes,
@@ -99,7 +97,6 @@ def test_catalogue_of_records():
         ("Beta", "Two"): {"length": [11.5], "diameter": [4.2]},
     }
     assert set(catalogue) == combinations(records)
-    assert parse_catalogue(json.loads(json.dumps(nested(catalogue))), "config.json") == catalogue
 
 
 def test_catalogue_files(tmp_path):
