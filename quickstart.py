@@ -14,6 +14,7 @@ from __future__ import print_function
 import collections
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,9 +28,10 @@ STAMP = os.path.join(VENV, "installed.txt")
 OUTPUT = "runs/quickstart"
 OLDEST = (3, 10)
 LANES = 2  # projects at a time: networks as small as these do not keep two cores busy
+MARGIN = "%-13s | "  # before a project's lines, where there are other lanes
 
 # What a project does, as a reader would type it; {out} is its folder of results. Then what the page shows of it.
-Project = collections.namedtuple("Project", "title steps picture reports")
+Project = collections.namedtuple("Project", "title steps picture caption reports")
 PROJECTS = collections.OrderedDict()  # in an order that ends both lanes at about the same time
 
 PROJECTS["ear_teacher"] = Project(
@@ -73,6 +75,7 @@ PROJECTS["ear_teacher"] = Project(
         ),
     ],
     "detection/figures/typical.png",
+    "What the taught detector says of held-out pictures",
     ["detection/report.html", "evaluation/report.html", "eigenears/report.html"],
 )
 
@@ -105,6 +108,7 @@ PROJECTS["hyperspectral"] = Project(
         ),
     ],
     "features/P0003_L_figures/reconstructions.png",
+    "A held-out cube, what the model sees of it, and what it makes of that",
     ["evaluation/report.html", "probe/report.html"],
 )
 
@@ -134,6 +138,7 @@ PROJECTS["ct_multilabel"] = Project(
         ),
     ],
     "predictions/valid_1_a_1.png",
+    "Slices of a held-out scan in which the model saw findings, with maps of where",
     ["evaluation/report.html"],
 )
 
@@ -181,6 +186,7 @@ PROJECTS["implant"] = Project(
         ),
     ],
     "predictions/overview.png",
+    "Held-out implants with what the model says of them",
     ["evaluation/report.html"],
 )
 
@@ -213,6 +219,7 @@ PROJECTS["cephalometric"] = Project(
         ),
     ],
     "predictions/phantom_0061_tracing.png",
+    "Landmarks found on a held-out head, and the planes that are measured between them",
     ["evaluation/report.html"],
 )
 
@@ -273,7 +280,7 @@ def demonstrate(names):
     for name, project in sorted(PROJECTS.items()):
         files = ["%s/%s/%s" % (OUTPUT, name, file) for file in [project.picture] + project.reports]
         if all(os.path.exists(os.path.join(ROOT, file)) for file in files):
-            overview += ["--project", project.title] + files
+            overview += ["--project", project.title, files[0], project.caption] + files[1:]
     if run(overview) != 0:
         stop("the page of results could not be written")
     print("\nDone in %d min %02d s. Open:\n   %s" % (divmod(time.time() - start, 60) + (os.path.join(ROOT, index),)))
@@ -301,11 +308,12 @@ def run(arguments, lanes=1, label=""):
     if lanes == 1:
         return subprocess.call([PYTHON] + arguments, cwd=ROOT)
     share = {"OMP_NUM_THREADS": str(os.cpu_count() // lanes), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    share["COLUMNS"] = str(max(60, shutil.get_terminal_size((120, 24)).columns - len(MARGIN % "")))  # of tables
     process = subprocess.Popen(
         [PYTHON] + arguments, cwd=ROOT, env=dict(os.environ, **share), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     for line in process.stdout:
-        say("%-13s | %s" % (label, line.decode("utf-8", "replace").rstrip()))
+        say(MARGIN % label + line.decode("utf-8", "replace").rstrip())
     return process.wait()
 
 

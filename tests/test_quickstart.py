@@ -107,7 +107,7 @@ Image.new("RGB", (2000, 1000)).save(f"{sys.argv[1]}/a.png")
 report = Report(f"Report of {sys.argv[1]}")
 report.cards([("error", "1.2 mm", "less is better"), ("baseline", "3.4 mm", ""), ("cases", "5", "")])
 report.write(Path(sys.argv[1]) / "report.html")
-print("reported", os.environ.get("OMP_NUM_THREADS"), flush=True)
+print("reported", os.environ.get("OMP_NUM_THREADS"), os.environ.get("COLUMNS"), flush=True)
 """
 
 
@@ -118,7 +118,7 @@ def two_projects(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         start = f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
         (tmp_path / name / "work.py").write_text(start + REPORT)
-    project = quickstart.Project("Title <1>", [("report", "work.py {out}")], "a.png", ["report.html"])
+    project = quickstart.Project("Title <1>", [("report", "work.py {out}")], "a.png", "a picture", ["report.html"])
     monkeypatch.setattr(quickstart, "PROJECTS", {"one": project, "two": project._replace(title="Second")})
     monkeypatch.setattr(quickstart, "PYTHON", sys.executable)
     monkeypatch.setattr(quickstart, "ROOT", str(tmp_path))
@@ -129,11 +129,12 @@ def two_projects(tmp_path, monkeypatch):
 def test_two_projects_at_a_time_end_in_one_page(two_projects, monkeypatch, capfd):
     monkeypatch.setattr(quickstart.os, "cpu_count", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
     assert quickstart.demonstrate(["one", "two"]) == 0
     printed = capfd.readouterr().out
     assert "== one 1/1: report\n   python one/work.py runs/quickstart/one\n" in printed
     for name in ("one", "two"):
-        assert re.search(rf"^{name} +\| reported 3$", printed, re.MULTILINE)
+        assert re.search(rf"^{name} +\| reported 3 84$", printed, re.MULTILINE)
     index = two_projects / "runs" / "quickstart" / "index.html"
     assert str(index) in printed
     page = index.read_text()

@@ -2,7 +2,6 @@
 
 import pytest
 
-from conftest import PROJECTS
 from copies import Copy
 from files import read_csv, read_json
 from small_trainings import COMMANDS
@@ -26,11 +25,6 @@ MORE = {
         "--save_dir detector": "detector/best/config.json",
     },
 }  # fmt: skip
-
-
-@pytest.fixture(params=[folder.name for folder in PROJECTS])
-def project(request):
-    return request.param
 
 
 @pytest.mark.parametrize("core_inside", [True, False], ids=["core inside", "core beside"])

@@ -96,7 +96,8 @@ def test_with_spawned_workers(small, expected, tmp_path):
     spawned(ROOT / small.project / "train.py", small, expected, tmp_path)
 
 
-@pytest.mark.parametrize("small", ["hyperspectral"], indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("project", ["hyperspectral"], indirect=True)
 def test_with_spawned_workers_as_a_module(small, expected, tmp_path):
     """The workers then import it by its name. One project stands for all, as every worker takes seconds to start."""
     spawned(f"{small.project}.train", small, expected, tmp_path)
