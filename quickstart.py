@@ -302,18 +302,21 @@ def work(waiting, failed, lanes):
                 return
 
 
-def run(arguments, lanes=1, label=""):
+def run(arguments, lanes=1, project=""):
     """Runs Python of the environment from the repository's root; returns its exit code. Where there are other lanes,
-    it gets its share of the cores, and its lines begin with the label."""
+    the project's name stands before its lines."""
+    environment = dict(os.environ)
+    if project:  # alone, too, it gets a lane's share of the cores: more threads would add in another order
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // LANES)))
     if lanes == 1:
-        return subprocess.call([PYTHON] + arguments, cwd=ROOT)
-    share = {"OMP_NUM_THREADS": str(os.cpu_count() // lanes), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-    share["COLUMNS"] = str(max(60, shutil.get_terminal_size((120, 24)).columns - len(MARGIN % "")))  # of tables
+        return subprocess.call([PYTHON] + arguments, cwd=ROOT, env=environment)
+    environment.update(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8")
+    environment["COLUMNS"] = str(max(60, shutil.get_terminal_size((120, 24)).columns - len(MARGIN % "")))  # of tables
     process = subprocess.Popen(
-        [PYTHON] + arguments, cwd=ROOT, env=dict(os.environ, **share), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [PYTHON] + arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     for line in process.stdout:
-        say(MARGIN % label + line.decode("utf-8", "replace").rstrip())
+        say(MARGIN % project + line.decode("utf-8", "replace").rstrip())
     return process.wait()
 
 

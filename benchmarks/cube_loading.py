@@ -23,8 +23,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "hyperspectral")]
 
 import numpy as np
 import torch
+from device import GPU, MACHINE, PRECISION, now
 from mae_decoder import make_model
-from results import GPU, MACHINE, PRECISION, Result, now, show
+from results import Result, show
 
 import make_demo_data
 from core.args import ArgumentParser, add_training_arguments

@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "hyperspectral")]
 
 import h5py
 import numpy as np
-from results import MACHINE, Result, show
+from results import CPU, Result, show
 
 from cube_files import H5_KEY, open_dataset, read_cube
 from retina_phantom import draw
@@ -60,7 +60,7 @@ def measure() -> list[Result]:
     for name, times in zip(("read_cube", "h5py_alone"), milliseconds, strict=True):
         details[f"milliseconds_of_{name}"] = dict(zip(files, times, strict=True))
     details |= {"megabytes": sizes, "gzip": layout, "rounds": ROUNDS}
-    details["machine"] = f"{MACHINE}, files in cache, HDF5 {h5py.version.hdf5_version}"
+    details["machine"] = f"{CPU}, files in cache, HDF5 {h5py.version.hdf5_version}"
     return [Result("contiguous against gzip HDF5", ratio, f">= {TARGET}", "times faster", details)]
 
 

@@ -15,7 +15,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "implant")]
 
 import numpy as np
 import torch
-from results import DEVICE, GPU, MACHINE, Result, now, show
+from device import DEVICE, GPU, MACHINE, now
+from results import Result, show
 
 from core.schedules import parameter_groups
 from dimension_loss import DimensionLoss

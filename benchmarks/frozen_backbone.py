@@ -17,7 +17,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "ct_multilabel")]
 
 import numpy as np
 import torch
-from results import DEVICE, GPU, MACHINE, Result, now, show
+from device import DEVICE, GPU, MACHINE, now
+from results import Result, show
 
 from core.losses.classification import AsymmetricLoss
 from core.schedules import parameter_groups

@@ -7,9 +7,11 @@ in turn, so that a machine that others use as well treats both alike. Target: at
 quickstart's (HRNet-W18-small at 192×192, batch 6).
 """
 
+import io
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,7 +19,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "cephalometric")]
 
 import numpy as np
 import torch
-from results import MACHINE, Result, show
+from device import MACHINE
+from results import Result, show
 from torch.utils.data import DataLoader, Dataset
 
 from core.args import ArgumentParser, add_training_arguments
@@ -102,8 +105,9 @@ def pairs_of_seconds(make_model, criterion) -> np.ndarray:
 
 
 def measure() -> list[Result]:
-    real = pairs_of_seconds(lambda: HRNetLandmarks("hrnet_w18_small", (192, 192), 48), LandmarkLoss(4, (48, 48)))
-    empty = pairs_of_seconds(lambda: torch.nn.Conv2d(1, 1, 1), lambda prediction, batch: (prediction.mean(), {}))
+    with redirect_stdout(io.StringIO()):  # Run's lines are not the result
+        real = pairs_of_seconds(lambda: HRNetLandmarks("hrnet_w18_small", (192, 192), 48), LandmarkLoss(4, (48, 48)))
+        empty = pairs_of_seconds(lambda: torch.nn.Conv2d(1, 1, 1), lambda prediction, batch: (prediction.mean(), {}))
     overhead = float(np.median(real[:, 0] / real[:, 1])) - 1
     details = {"milliseconds_a_step": round(1000 * float(np.median(real[:, 1])), 1), "steps": len(real)}
     details["milliseconds_added_to_an_empty_step"] = round(1000 * float(np.median(empty[:, 0] - empty[:, 1])), 2)

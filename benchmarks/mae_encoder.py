@@ -16,9 +16,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "hyperspectral")]
 
 import numpy as np
 import torch
+from device import DEVICE, GPU, MACHINE, PRECISION, now
 from mae_decoder import make_model, sample
 from mae_step import take
-from results import DEVICE, GPU, MACHINE, PRECISION, Result, now, show
+from results import Result, show
 
 TARGET, VARIANT = 4, "mae_base"
 BATCH, ROUNDS = (6, 20) if GPU else (1, 3)

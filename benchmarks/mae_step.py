@@ -19,8 +19,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "hyperspectral")]
 
 import numpy as np
 import torch
+from device import MACHINE, PRECISION
 from mae_decoder import BATCH, ROUNDS, VARIANT, Training, make_model, sample
-from results import MACHINE, PRECISION, Result, show
+from results import Result, show
 from torch import Tensor, nn
 
 from mae_spectral import MAESpectral

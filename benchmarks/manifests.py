@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 from PIL import Image
-from results import MACHINE, ROOT, Result, show
+from results import CPU, ROOT, Result, show
 
 from core.args import ArgumentParser
 
@@ -293,7 +293,7 @@ def measure(names: Sequence[str] = NAMES, rows: Sequence[int] = ROWS) -> list[Re
             "peak": [round(found[1] / 1e6) for found in (few, many)],
             "kept": [round(found[2] / 1e6) for found in (few, many)],
         }
-        details |= {"links": SOURCES, "machine": f"{MACHINE}, files in cache"}
+        details |= {"links": SOURCES, "machine": f"{CPU}, files in cache"}
         results.append(Result(f"{name}, time", seconds[1], f"<= {SECONDS}", f"s for {rows[1]:,} rows", details))
         results.append(Result(f"{name}, memory", round(added / 1000, 2), f"<= {KILOBYTES}", "kB a row", details))
     return results

@@ -1,22 +1,15 @@
-"""What the benchmarks share: the form of a result, the device, the clock. Measures nothing itself."""
+"""What the benchmarks share: the form of a result. Imports no torch, which worker processes would load with it."""
 
 import json
 import platform
 import sys
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
-
-import torch
-
-GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if GPU else "cpu")
-MACHINE = torch.cuda.get_device_name() if GPU else f"{platform.machine()}, CPU"
-PRECISION = "bf16" if GPU else "fp32"
+CPU = f"{platform.machine()}, CPU"  # where benchmarks run that use nothing else
 
 
 @dataclass(frozen=True)
@@ -41,17 +34,3 @@ class Result:
 def show(results: Iterable[Result]) -> None:
     """Prints results as a JSON list: to read, and for run.py."""
     print(json.dumps([asdict(result) | {"met": result.met} for result in results], indent=1, ensure_ascii=False))
-
-
-def now() -> float:
-    """Seconds on a clock, once the device has done all that it was given."""
-    if GPU:
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def one_thread() -> None:
-    """On a CPU that others use as well, more threads wait for the one whose core was just taken: steps of 4 s took
-    19 s."""
-    if not GPU:
-        torch.set_num_threads(1)

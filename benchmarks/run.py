@@ -28,7 +28,7 @@ from core.args import ArgumentParser, UserError, script
 from core.console import make_console
 from core.files import whole_file
 
-SHARED = ("run", "results")  # measure nothing
+SHARED = ("run", "results", "device")  # measure nothing
 
 
 def benchmarks(folder: Path) -> list[str]:
@@ -45,8 +45,8 @@ def run(file: Path) -> dict:
             raise ValueError
         found["results"] = json.loads(done.stdout)
     except ValueError:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        found["failed"] = lines[-1] if lines else f"exit code {done.returncode}"
+        said = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+        found["failed"] = said[-1] if said else f"exit code {done.returncode}"
     return found | {"seconds": round(time.perf_counter() - start, 1)}
 
 

@@ -17,7 +17,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "ear_teacher")]
 
 import numpy as np
 import torch
-from results import DEVICE, GPU, MACHINE, PRECISION, Result, now, one_thread, show
+from device import DEVICE, GPU, MACHINE, PRECISION, now, one_thread
+from results import Result, show
 
 from core.schedules import parameter_groups
 from ear_vae_loss import WEIGHTS, EarVAELoss

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from results import MACHINE, ROOT, Result, show
+from results import CPU, ROOT, Result, show
 
 from core.args import ArgumentParser
 
@@ -103,7 +103,7 @@ def measure(projects: Sequence[str] = tuple(COMMANDS)) -> list[Result]:
         early, late = np.median(sizes[5:15]), np.median(sizes[-10:])
         trend = float(np.median(sizes[-15:] - sizes[-30:-15])) / 15
         details = {"megabytes": sizes.round(1).tolist(), "grown_megabytes": round(float(late - early), 1)}
-        details |= {"trend_kilobytes_an_epoch": round(1000 * trend, 1), "machine": MACHINE}
+        details |= {"trend_kilobytes_an_epoch": round(1000 * trend, 1), "machine": CPU}
         growth = round(100 * float(late / early - 1), 2)
         results.append(Result(f"{project}, epoch 10 to {EPOCHS}", growth, f"<= {TARGET}", "% more memory", details))
     return results

@@ -6,8 +6,8 @@ Aariz/{train,valid,test}/Cephalograms/<id>.png|jpg|jpeg|bmp
 Aariz/cephalogram_machine_mappings.csv      cephalogram_id, machine, pixel_size (mm/px), image_format, mode
 """
 
-import csv
 import math
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from cephalograms import PIXEL_SIZES, Cephalogram
 from core.args import UserError
 from core.files import read_json
 from core.images import SUFFIXES
+from core.tables import read_table
 from core.validation import DataReport
 
 APOSTROPHES = str.maketrans("'’´′", "````")
@@ -61,22 +62,24 @@ def _read_machines(root: Path, report: DataReport) -> dict[str, tuple[str, float
         report.add("no machine table", root / "cephalogram_machine_mappings.csv", "all cases uncalibrated, px only")
         return {}
     machines: dict[str, tuple[str, float | None]] = {}
-    with open(file, encoding="utf-8-sig", newline="") as table:
-        for row in csv.DictReader(table):
-            row = {(key or "").strip().lower(): (value or "").strip() for key, value in row.items() if key}
-            identity, text = row.get("cephalogram_id", ""), row.get("pixel_size", "")
-            where = f"{file}, {identity}"
-            try:
-                pixel_size = float(text)
-            except ValueError:
-                pixel_size = math.nan
-            if not PIXEL_SIZES[0] <= pixel_size <= PIXEL_SIZES[1]:
-                report.add("no plausible pixel size", where, "kept, uncalibrated, px only", f"pixel_size {text!r}")
-                pixel_size = None
-            if identity in machines and machines[identity][1] != pixel_size:
-                report.add("two pixel sizes", where, "kept, uncalibrated, px only", f"{machines[identity][1]}, {text}")
-                pixel_size = None
-            machines[identity] = (row.get("machine") or "unknown", pixel_size)
+    for _, row in read_table(file, (), "without the table, errors are in px alone"):
+        row = {(key or "").strip().lower(): (value or "").strip() for key, value in row.items() if key}
+        identity, text = row.get("cephalogram_id", ""), row.get("pixel_size", "")
+        where = f"{file}, {identity}"
+        try:
+            pixel_size = float(text)
+        except ValueError:
+            pixel_size = math.nan
+        if not PIXEL_SIZES[0] <= pixel_size <= PIXEL_SIZES[1]:
+            report.add("no plausible pixel size", where, "kept, uncalibrated, px only", f"pixel_size {text!r}")
+            pixel_size = None
+        if identity in machines and machines[identity][1] != pixel_size:
+            report.add("two pixel sizes", where, "kept, uncalibrated, px only", f"{machines[identity][1]}, {text}")
+            pixel_size = None
+        machines[identity] = (row.get("machine") or "unknown", pixel_size)
+    if not any(machines):
+        report.add("machine table names no case", file, "all cases uncalibrated, px only")
+        return {}
     return machines
 
 
@@ -105,7 +108,8 @@ def _read_points(file: Path, size: tuple[int, int], report: DataReport) -> np.nd
     """Points (29, 2) of one reader, NaN for what is missing, no number, or outside the picture. None: unreadable."""
     try:
         entries = read_json(file)["landmarks"]
-        values = {_symbol(entry["symbol"]): _coordinates(entry["value"]) for entry in entries}
+        places = {_symbol(entry["symbol"]): entry["value"] for entry in entries}
+        values = {s: (xy.get("x"), xy.get("y")) if isinstance(xy, dict) else (xy, None) for s, xy in places.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         report.add("annotation unreadable", file, "annotation left out", f"{type(error).__name__}: {error}")
         return None
@@ -115,10 +119,7 @@ def _read_points(file: Path, size: tuple[int, int], report: DataReport) -> np.nd
     return checked_points(values, file, size, report)
 
 
-def _coordinates(value: object) -> tuple[object, object]:
-    return (value.get("x"), value.get("y")) if isinstance(value, dict) else (value, None)
-
-
+@lru_cache(1000)  # 29 texts, again and again
 def _symbol(text: str) -> str:
     """Soft-tissue points end in a backtick; other apostrophes mean the same."""
     return text.strip().translate(APOSTROPHES)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def files_by_id(
 ) -> dict[str, Path]:
     """Id -> file, sorted. Of two files with one id the first counts; a file whose id is None is left out."""
     found: dict[str, Path] = {}
-    for file in sorted(files):
+    for file in sorted(files, key=str):  # pathlib's own order takes ten times as long
         if file.suffix.lower() not in suffixes or file.name.startswith("."):
             continue
         identity = id_of(file)
@@ -97,6 +98,10 @@ def checked_points(
     values: Mapping[str, tuple[object, object]], file: Path, size: tuple[int, int], report: DataReport
 ) -> np.ndarray:
     """Points (29, 2) of the x, y that a file gives for symbols; NaN for what is no number or outside the picture."""
+    with suppress(LookupError, ValueError, TypeError):  # nearly always nothing is wrong, and this is fast
+        points = np.array([values[symbol] for symbol in LANDMARKS], float)
+        if points.shape == (len(LANDMARKS), 2) and ((points >= -0.5) & (points <= np.array(size) - 0.5)).all():
+            return points
     points = np.full((len(LANDMARKS), 2), np.nan)
     for row, symbol in enumerate(LANDMARKS):
         if symbol not in values:

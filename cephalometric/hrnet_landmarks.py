@@ -16,7 +16,8 @@ from torch import nn
 from ceph_landmarks import LANDMARKS
 from core.args import UserError
 from core.backbones import timm_backbone
-from core.checkpoints import fitting, load_model_folder, must_hold
+from core.checkpoints import fitting, load_model_folder
+from core.files import must_hold
 from core.losses.landmarks import HeatmapLoss, WingLoss, soft_argmax
 from heatmaps import decode_dark, encode_heatmaps, to_heatmap, to_input
 from measurements import NAMES

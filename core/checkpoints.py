@@ -14,7 +14,6 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import UnionType
 
 import safetensors.torch
 import torch
@@ -144,13 +143,6 @@ def fitting(folder: Path) -> Iterator[None]:
         # torch lists every weight that does not fit, one a line
         reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: {CONFIG} and {WEIGHTS} do not fit ({reason}); {COPY_AGAIN}") from error
-
-
-def must_hold(config: dict, **needed: type | UnionType) -> None:
-    """Raises ValueError, for `fitting` to explain, unless the config holds all that is `needed`, by its type."""
-    for name, kind in needed.items():
-        if name not in config or not isinstance(config[name], kind):
-            raise ValueError(f"no {name}")
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import UnionType
 
 LARGEST_TEXT = 2**28  # bytes of a table, or of another file that is held in memory as a whole
 
@@ -37,21 +38,26 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def require_file(path: Path) -> None:
-    """Raises OSError for what is no plain file: a pipe would keep us waiting, a device has no end."""
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):
+def require_file(path: Path) -> os.stat_result:
+    """The status of a plain file. Raises OSError for what is none: a pipe would keep us waiting, a device has no
+    end."""
+    try:
+        status = os.stat(path)
+    except ValueError as error:  # a NUL in it
+        raise OSError(errno.EINVAL, "not a name that files have", str(path)) from error
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "a pipe or a device, no file", str(path))
+    return status
 
 
 def read_bytes(file: Path) -> bytes:
     """The content of a plain file of at most 256 MiB. Raises OSError for another."""
-    require_file(file)
-    if os.stat(file).st_size > LARGEST_TEXT:
+    if require_file(file).st_size > LARGEST_TEXT:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(file))
-    return Path(file).read_bytes()
+    with open(file, "rb") as opened:  # pathlib takes as long as the reading, where files are small
+        return opened.read()
 
 
 def read_json(file: Path) -> object:
@@ -61,6 +67,15 @@ def read_json(file: Path) -> object:
         return json.loads(content.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def must_hold(content: object, **needed: type | UnionType) -> None:
+    """Raises ValueError unless what a JSON file holds is an object with all that is `needed`, by its type."""
+    if not isinstance(content, dict):
+        raise ValueError("no object")
+    for name, kind in needed.items():
+        if name not in content or not isinstance(content[name], kind):
+            raise ValueError(f"no {name}")
 
 
 def distinct_names(names: Iterable[str]) -> list[str]:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from core.args import UserError
 from core.attention import attention as attention_block
 from core.backbones import timm_backbone
-from core.checkpoints import fitting, load_model_folder, must_hold
+from core.checkpoints import fitting, load_model_folder
+from core.files import must_hold
 from core.unfreezing import UnfreezingSchedule, frozen_context
 from ct_volumes import LABELS
 

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from core.args import UserError, first_line
-from core.files import read_json, whole_file
+from core.files import must_hold, read_json, require_file, whole_file
 from core.tables import read_table
 from ct_volumes import LABELS, WINDOWS, VolumeError, load_volume, slice_stack
 
@@ -52,13 +52,18 @@ def write_slices(file: Path, pixels: np.ndarray, attributes: dict) -> None:
         store.attrs.update(attributes)
 
 
+def _open(file: Path) -> h5py.File:
+    require_file(file)  # HDF5 would wait at a pipe
+    return h5py.File(file)
+
+
 def read_slices(file: Path, which: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
     """Slices uint8 (S, 3, H, W) of a file; those with the numbers `which`, in that order, or all.
 
     Raises VolumeError, naming the file, if it is missing or damaged.
     """
     try:
-        with h5py.File(file) as store:
+        with _open(file) as store:
             slices = store["slices"]
             if which is None:
                 return slices[:]
@@ -76,7 +81,7 @@ def read_slices(file: Path, which: Sequence[int] | np.ndarray | None = None) -> 
 def read_attributes(file: Path) -> dict | None:
     """The attributes of a file of slices; None if there is no such file, or a damaged one."""
     try:
-        with h5py.File(file) as store:
+        with _open(file) as store:
             return dict(store.attrs) if "slices" in store else None
     except OSError:
         return None
@@ -85,7 +90,7 @@ def read_attributes(file: Path) -> dict | None:
 def holds_slices(file: Path) -> bool:
     """Whether there is such a file of slices, and not a damaged one. Reads no attribute, which takes twice as long."""
     try:
-        with h5py.File(file) as store:
+        with _open(file) as store:
             return "slices" in store
     except OSError:
         return False
@@ -171,11 +176,13 @@ def read_settings(store: Path) -> dict:
     """The arguments of `ct_volumes.slice_stack` that made a store. Raises UserError if there is none."""
     file = Path(store) / SETTINGS
     try:
-        return read_json(file)
+        settings = read_json(file)
+        must_hold(settings, slices=int, size=int, field_mm=int | float, channels=str)
+        return settings
     except FileNotFoundError:
         raise UserError(f"{store} is no store of slices: it has no {SETTINGS}; extract_slices.py makes one") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({first_line(error)}); run extract_slices.py --overwrite") from error
+        raise UserError(f"{file} holds no settings ({first_line(error)}); run extract_slices.py --overwrite") from error
 
 
 # ------------------------------------------------------------------------------------------------------------ manifest

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.args import UserError
-from core.checkpoints import fitting, load_model_folder, must_hold
+from core.checkpoints import fitting, load_model_folder
+from core.files import must_hold
 from core.images import cut, square_window
 from core.losses.landmarks import soft_argmax
 from core.unfreezing import frozen_context, is_frozen, set_frozen

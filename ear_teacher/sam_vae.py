@@ -13,7 +13,8 @@ from torch import nn
 
 from core.args import UserError
 from core.attention import SpatialAttention
-from core.checkpoints import fitting, load_model_folder, must_hold
+from core.checkpoints import fitting, load_model_folder
+from core.files import must_hold
 from sam_encoder import SamEncoder
 
 LAYERS = {"base": (256, 512, 512), "tiny": (64, 64, 96)}  # channels of the custom layers

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from core.args import UserError, first_line
 from core.console import make_console, progress
-from core.files import read_json, whole_file
+from core.files import must_hold, read_json, whole_file
 from core.processes import in_processes
 from cube_files import H5_KEY, BadCube, Cube, Splits, foreground, read_cube, reason_of
 
@@ -43,6 +43,7 @@ class Statistics:
     @classmethod
     def from_json(cls, content: dict) -> "Statistics":
         """The inverse of `to_json`. Raises ValueError, KeyError or TypeError for other content."""
+        must_hold(content, mean=list, std=list, fingerprint=dict, unusable=dict)
         values = {name: tuple(map(float, content[name])) for name in ("mean", "std")}
         if len(values["mean"]) != len(values["std"]) or not all(value > 0 for value in values["std"]):
             raise ValueError("mean and std do not fit")

@@ -18,7 +18,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from core.args import UserError
-from core.checkpoints import fitting, load_model_folder, must_hold
+from core.checkpoints import fitting, load_model_folder
+from core.files import must_hold
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 DECODERS = ("full", "cross")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from core.args import UserError
-from core.checkpoints import fitting, load_model_folder, must_hold
+from core.checkpoints import fitting, load_model_folder
+from core.files import must_hold
 from core.unfreezing import Part, UnfreezingSchedule, frozen_context, set_frozen
 from implant_records import TARGETS
 from implant_vit import ImplantClassifier, ImplantVit, load_classifier

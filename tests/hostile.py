@@ -290,7 +290,7 @@ def cubes(folder: Path, good: Path, key: str) -> dict[str, Path]:
 
 def tables(good: Path, folder: Path) -> dict[str, Path]:
     """Hostile CSV tables. `good`: one with a header and rows."""
-    files, text = spoil(good, folder), good.read_text(encoding="utf-8")
+    files, text = spoil(good, folder), good.read_text(encoding="utf-8-sig")
     header, first, *_ = text.splitlines()
     columns, cells = header.split(","), first.split(",")
     return files | _write(folder, ".csv", {
@@ -310,7 +310,7 @@ def tables(good: Path, folder: Path) -> dict[str, Path]:
 
 def json_files(good: Path, folder: Path, **more: object) -> dict[str, Path]:
     """Hostile JSON. `good`: a JSON file; `more`: name -> content of further ones."""
-    files, text = spoil(good, folder), good.read_text(encoding="utf-8")
+    files, text = spoil(good, folder), good.read_text(encoding="utf-8-sig")
     contents = {
         "deep lists": "[" * DEEP + "]" * DEEP,
         "deep objects": '{"a":' * DEEP + "1" + "}" * DEEP,

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import ROOT, load_script
 
-SCRIPTS = sorted(file for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in ("run", "results"))
+SCRIPTS = sorted(file for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in ("run", "results", "device"))
 RESULT = {"name": "one way [a]", "ratio": 4.5, "target": ">= 4", "unit": "times faster", "details": {}, "met": True}
 UNMEASURED = RESULT | {"name": "gpu", "ratio": None, "target": "", "met": None}
 GOOD = f"import json\nprint(json.dumps({[RESULT, UNMEASURED]}))\n"

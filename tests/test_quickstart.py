@@ -143,8 +143,11 @@ def test_two_projects_at_a_time_end_in_one_page(two_projects, monkeypatch, capfd
     assert "Title &lt;1&gt;" in page
 
 
-def test_one_project_alone_joins_the_page_of_the_others(two_projects, capfd):
+def test_one_project_alone_joins_the_page_of_the_others(two_projects, monkeypatch, capfd):
+    monkeypatch.setattr(quickstart.os, "cpu_count", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     quickstart.demonstrate(["two"])
+    assert "\nreported 3 " in capfd.readouterr().out  # as many threads as beside the other, and so the same numbers
     page = two_projects / "runs" / "quickstart" / "index.html"
     assert 'href="two/report.html"' in page.read_text()
     assert 'href="one/report.html"' not in page.read_text()

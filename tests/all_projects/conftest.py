@@ -4,6 +4,7 @@ import pytest
 
 from conftest import PROJECTS
 from small_trainings import SmallTraining
+from trying import Attempts
 
 QUICK = "ear_teacher"  # does all that this folder tests in the least time
 
@@ -22,3 +23,8 @@ def small(project, tmp_path_factory, worker_id) -> SmallTraining:
     """The project with data drawn for it. Synthetic."""
     own = tmp_path_factory.getbasetemp()
     return SmallTraining(project, own if worker_id == "master" else own.parent)
+
+
+@pytest.fixture
+def attempts(tmp_path) -> Attempts:
+    return Attempts(tmp_path)

@@ -12,13 +12,10 @@ from typing import NamedTuple
 import pytest
 
 import hostile
-from conftest import ROOT
 from cube_files import H5_KEY
 from files import read_csv, read_json
 from launch import run
-
-SECONDS = 60  # for one attempt, which takes a few
-MIB = 2048
+from trying import refusal
 
 
 class Commands(NamedTuple):
@@ -84,47 +81,6 @@ def model(small) -> Path:
         except OSError:  # another process was first
             shutil.rmtree(training)
     return folder / "best"
-
-
-class Attempts:
-    """Tries a script on hostile input, and tells what did harm."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.marker, self.inputs = folder, folder / "marker", folder / "inputs"
-        (folder / "outside.png").write_bytes(b"outside")
-
-    def __call__(self, script: str, lines: list[list]) -> list[dict]:
-        """What became of `script` with each of these lines of arguments, in their order."""
-        before = set(self.inputs.rglob("*"))
-        places = self.folder / "lines.json", self.folder / "results.json"
-        places[0].write_text(json.dumps([list(map(str, line)) for line in lines]))
-        done = run("tests/attempts.py", ROOT / script, *places, SECONDS)
-        assert done.returncode == 0, done.stderr
-        outcomes = read_json(places[1])
-        assert not self.marker.exists(), "code of a file was run"
-        assert set(self.inputs.rglob("*")) == before, "written among the inputs"
-        for line, outcome in zip(lines, outcomes, strict=True):
-            told = (line, outcome["returncode"], outcome["mib"], outcome["stderr"][-2000:])
-            assert outcome["returncode"] in (0, 2), told
-            assert "Traceback" not in outcome["stderr"], told
-            assert outcome["mib"] < MIB, told
-        print(f"{len(lines)} runs, {sum(o['cpu'] for o in outcomes):.0f} s, {max(o['mib'] for o in outcomes):.0f} MiB")
-        return outcomes
-
-
-@pytest.fixture
-def attempts(tmp_path) -> Attempts:
-    return Attempts(tmp_path)
-
-
-def refusal(outcome: dict) -> str | None:
-    """The one line that refuses an input; None if it was used."""
-    if outcome["returncode"] == 0:
-        return None
-    lines = [line for line in outcome["stderr"].splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, outcome["stderr"]
-    assert outcome["stderr"].endswith(lines[0] + "\n"), outcome["stderr"]
-    return lines[0]
 
 
 def predicting(project: str, model: Path, out: Path) -> list[str]:

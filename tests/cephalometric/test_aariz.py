@@ -92,6 +92,16 @@ def test_a_bad_landmark_is_left_out_and_the_case_stays(tree, value, reason):
     assert report.problems[0].where.endswith("Senior Orthodontists/a.json")
 
 
+def test_a_place_that_is_no_object_is_no_place(tree):
+    file = tree.landmark_file("train", "a", "Senior")
+    content = json.loads(file.read_text())
+    content["landmarks"][0]["value"] = 5
+    file.write_text(json.dumps(content))
+    cases, report = read(tree)
+    assert np.isnan(cases["a"].points).any(axis=1).sum() == 1
+    assert problems(report) == {("coordinate is no number", "landmark left out")}
+
+
 def test_a_picture_turned_by_exif_is_measured_as_displayed(tree, tmp_path):
     """Stored lying, displayed upright: points right of the stored width are inside, the frame is upright."""
     points = np.tile([150.0, 60.0], (29, 1))
@@ -175,10 +185,15 @@ def test_gaps_in_the_machine_table(tree):
     assert cases["b"].mm_per_px is None
     assert cases["c"].mm_per_px == 0.1
     assert {reason for reason, _ in problems(report)} == {"two pixel sizes", "not in the machine table"}
-    (tree.root / "cephalogram_machine_mappings.csv").unlink()
-    cases, report = read(tree)
-    assert all(case.mm_per_px is None for case in cases.values())
-    assert problems(report) == {("no machine table", "all cases uncalibrated, px only")}
+    for change, reason in (
+        (lambda table: table.write_text("device\nA\n"), "machine table names no case"),
+        (lambda table: table.write_text(""), "machine table names no case"),
+        (lambda table: table.unlink(), "no machine table"),
+    ):
+        change(tree.root / "cephalogram_machine_mappings.csv")
+        cases, report = read(tree)
+        assert all(case.mm_per_px is None for case in cases.values())
+        assert (reason, "all cases uncalibrated, px only") in problems(report)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"cvm_stage": {"value": 9}}', '{"cvm_stage": {"value": "late"}}', "\x00"])

@@ -367,7 +367,7 @@ def test_a_store_that_is_none_is_one_line(tmp_path):
     with pytest.raises(UserError, match="has no column patient, scan, split"):
         read_manifest(tmp_path)
     (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="holds no settings"):
         read_settings(tmp_path)
     write_manifest(tmp_path, [])
     with pytest.raises(UserError, match="lists no volume"):
