@@ -7,6 +7,7 @@ from ceph_reading import GROUND_TRUTHS as GROUND_TRUTHS
 from ceph_reading import SPLITS
 from cephalograms import Cephalogram
 from core.args import UserError
+from core.processes import no_collection
 from core.validation import DataReport
 from isbi2015 import is_isbi2015, read_isbi2015
 
@@ -33,4 +34,5 @@ def read_cases(
             "nor ISBI 2015 (RawImage/ and AnnotationsByMD/ with 400_junior/ and 400_senior/); give the folder of one"
         )
     reader = {"aariz": read_aariz, "isbi2015": read_isbi2015}[dataset_format]
-    return reader(root, ground_truth, splits)
+    with no_collection():
+        return reader(root, ground_truth, splits)

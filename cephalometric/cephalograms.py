@@ -30,7 +30,7 @@ cv2.setNumThreads(0)  # the loader's processes fill the cores already
 PIXEL_SIZES = (0.02, 1.0)  # mm per px that a cephalogram can have
 
 
-@dataclass
+@dataclass(slots=True)
 class Cephalogram:
     """One picture with what is known of it. `points` (29, 2) native px, NaN = unknown."""
 
@@ -77,6 +77,10 @@ class FrameCache:
         os.replace(part.name, file)
         return frame
 
+    def holds(self, image: Path) -> bool:
+        """Whether the frame is there; torn by a crash, it will be made again when it is loaded."""
+        return self._file(image).is_file()
+
     def _file(self, image: Path) -> Path:
         status = image.stat()
         place = _resolved(image.parent) / image.name
@@ -97,7 +101,8 @@ def leave_out_unreadable(cases: dict[str, list[Cephalogram]], cache: FrameCache,
 
     def problem(case: Cephalogram) -> ImageError | None:
         try:
-            cache.load(case.image, case.size)
+            if not cache.holds(case.image):
+                cache.load(case.image, case.size)
         except ImageError as error:
             return error
         return None

@@ -1,5 +1,6 @@
-"""Work for several threads, or for several processes where threads would wait for each other."""
+"""Work for several threads, or for several processes where threads would wait for each other; work on many objects."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -8,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from core.args import UserError
@@ -20,6 +22,18 @@ def cores() -> int:
     """Cores that this process may use; at most 61 processes can be waited for under Windows."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(allowed, 61)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """For a block that makes many objects and no cycles: Python's collector would look at them all, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def in_threads(function: Callable[[Item], Outcome], items: Sequence[Item]) -> list[Outcome]:

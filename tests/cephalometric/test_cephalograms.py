@@ -135,12 +135,15 @@ def test_the_cache_spares_the_decoding_and_notices_changes(tmp_path, monkeypatch
     image = tmp_path / "a.png"
     Image.new("L", (50, 50), 10).save(image)
     cache = FrameCache(tmp_path / "cache", (32, 32))
+    assert not cache.holds(image)
     assert (cache.load(image) == 10).all()
+    assert cache.holds(image)
     monkeypatch.setattr("cephalograms.read_image", lambda *_: pytest.fail("decoded again"))
     assert (cache.load(image) == 10).all()
     monkeypatch.undo()
     Image.new("L", (50, 50), 99).save(image)
     os.utime(image, ns=(1, 1))
+    assert not cache.holds(image)
     assert (cache.load(image) == 99).all()
     next(cache.folder.glob("*.npy")).write_bytes(b"torn")
     for file in cache.folder.glob("*.npy"):
