@@ -22,8 +22,10 @@ def test_an_error_in_a_thread_comes_through():
 def test_the_collector_rests_for_the_block_alone(enabled):
     try:
         (gc.enable if enabled else gc.disable)()
-        with pytest.raises(KeyError), no_collection():
+        with no_collection():
             assert not gc.isenabled()
+        assert gc.isenabled() is enabled
+        with pytest.raises(KeyError), no_collection():
             raise KeyError
         assert gc.isenabled() is enabled
     finally:
