@@ -24,7 +24,7 @@ FILES = {  # of a project's data -> the kind of what can be wrong with it
 }
 USED = {
     "cephalometric": {"tenth", "NUL"},  # a table that lacks cases: it is they who are listed
-    "hyperspectral": {"cube, one pixel"},  # a cube all the same: train.py refuses it, as it is smaller than the others
+    "hyperspectral": {"cube, one pixel"},  # a cube all the same
 }
 MEASURING = 1  # place of hyperspectral's statistics in its preparation: they read the cubes first
 
@@ -57,6 +57,7 @@ def exchange(file: Path, other: Path) -> None:
 
 
 def test_training_on_hostile_data(small: SmallTraining, attempts: Attempts):
+    """Each time a copy of the data, with one file exchanged, and an epoch if it comes to that."""
     commands, number, used = COMMANDS[small.project], 0, set()
     for pattern, kind in FILES[small.project].items():
         place = sorted(small.data.glob(pattern))[0].relative_to(small.data)
