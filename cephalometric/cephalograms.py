@@ -7,7 +7,6 @@ import hashlib
 import os
 import tempfile
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version at import otherwise
@@ -83,14 +82,9 @@ class FrameCache:
 
     def _file(self, image: Path) -> Path:
         status = image.stat()
-        place = _resolved(image.parent) / image.name
-        key = f"{place}|{status.st_size}|{status.st_mtime_ns}|{self.frame}|1"  # 1: version of the drawing
+        drawing = 1  # its version
+        key = f"{os.path.abspath(image)}|{status.st_size}|{status.st_mtime_ns}|{self.frame}|{drawing}"
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
-
-
-@lru_cache(100)  # of many pictures' folder
-def _resolved(folder: Path) -> Path:
-    return folder.resolve()
 
 
 def leave_out_unreadable(cases: dict[str, list[Cephalogram]], cache: FrameCache, report: DataReport) -> None:

@@ -133,16 +133,18 @@ def load_model_folder(folder: Path, project: str | None = None) -> tuple[dict[st
 
 
 @contextlib.contextmanager
-def fitting(folder: Path) -> Iterator[None]:
-    """For a block that builds a model of a folder's config and weights: if they do not fit, it raises UserError."""
+def fitting(source: Path) -> Iterator[None]:
+    """For a block that builds a model of a folder's config and weights, or of a file's weights: if they do not fit, it
+    raises UserError."""
     try:
         yield
     except UserError as error:
-        raise UserError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
+        raise UserError(str(error) if str(source) in str(error) else f"{source}: {error}") from error
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
         # torch lists every weight that does not fit, one a line
         reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: {CONFIG} and {WEIGHTS} do not fit ({reason}); {COPY_AGAIN}") from error
+        what = "these weights do not fit the model" if source.is_file() else f"{CONFIG} and {WEIGHTS} do not fit"
+        raise UserError(f"{source}: {what} ({reason}); {COPY_AGAIN}") from error
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:

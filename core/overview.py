@@ -49,7 +49,7 @@ def write_overview(output: Path, projects: list[tuple[str, Path, str, list[Path]
         report.section(name)
         for page in pages:
             heading, cards = read_summary(page)
-            report.links([(_relative(page, output), f"{heading} →")])
+            report.link(_relative(page, output), f"{heading} →")
             report.cards(cards[:2])
         with tempfile.TemporaryDirectory() as folder:
             report.figures([(_smaller(picture, Path(folder)), caption)])

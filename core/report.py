@@ -84,10 +84,9 @@ class Report:
             parts.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
         self._parts.append(f'<div class="row">{"".join(parts)}</div>' if len(parts) > 1 else "".join(parts))
 
-    def links(self, links: Iterable[tuple[str, str]]) -> None:
-        """Addresses relative to the page, each with its text."""
-        parts = [f'<a href="{html.escape(quote(address))}">{html.escape(text)}</a>' for address, text in links]
-        self._parts.append(f"<p>{' · '.join(parts)}</p>")
+    def link(self, address: str, text: str) -> None:
+        """An address relative to the page."""
+        self._parts.append(f'<p><a href="{html.escape(quote(address))}">{html.escape(text)}</a></p>')
 
     def details(self, summary: str, text: str) -> None:
         """Preformatted text that opens on a click."""

@@ -129,15 +129,12 @@ def load_classifier(path: Path, image_size: int) -> ImplantClassifier:
         arguments = config.get("model")
     else:
         state, arguments = _known_by_shape(load_weights(path), path)
-    with fitting(path):
+    with fitting(Path(path)):
         model = ImplantClassifier(**arguments | {"image_size": image_size})
         positions = "backbone.vit.pos_embed"
         grid = model.backbone.vit.patch_embed.grid_size
         state[positions] = resample_abs_pos_embed(state[positions], grid, num_prefix_tokens=1)
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(f"{path} does not hold such a classifier: {' '.join(str(error).split())}") from error
+        model.load_state_dict(state)
     return model.eval()
 
 

@@ -1,56 +1,47 @@
-"""Tries a script, the first argument, with many lines of arguments, the JSON lists of the second, each in a process of
-its own, and writes to the third what became of each: exit code, what it said, and its largest memory.
-
-The script's imports are paid once: it is loaded as a module, and each attempt is a fork of that process, executing it
-as `__main__`. What takes longer than the fourth argument, in seconds, is killed.
-"""
+"""Scripts tried on hostile input: never a traceback, code from a file, 2 GiB of memory, or a run without end."""
 
 import json
-import os
-import resource
-import runpy
-import signal
-import sys
-import tempfile
-import time
-import traceback
 from pathlib import Path
 
-script, lines, results, seconds = sys.argv[1:]
-sys.path[:0] = [str(Path(script).parent)]
+from conftest import ROOT
+from files import read_json
+from launch import run
+
+SECONDS = 60  # for one attempt, which takes a few
+MIB = 2048
 
 
-def attempt(arguments: list[str]) -> dict:
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        started = time.monotonic()
-        if not (child := os.fork()):
-            os.setsid()  # its loader workers are killed with it
-            for descriptor, file in ((1, out), (2, err)):
-                os.dup2(file.fileno(), descriptor)
-            code = 0
-            try:
-                sys.argv = [script, *arguments]
-                runpy.run_path(script, run_name="__main__")
-            except SystemExit as ended:
-                code = ended.code or 0
-            except BaseException:
-                traceback.print_exc()
-                code = 1
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(code)
-        ended, status, usage = os.wait4(child, os.WNOHANG)
-        while not ended:
-            if time.monotonic() - started > float(seconds):
-                os.killpg(child, signal.SIGKILL)
-            time.sleep(0.02)
-            ended, status, usage = os.wait4(child, os.WNOHANG)
-        out.seek(0), err.seek(0)
-        said = {"stdout": out.read(), "stderr": err.read(), "cpu": usage.ru_utime + usage.ru_stime}
-        return {"returncode": os.waitstatus_to_exitcode(status), "mib": usage.ru_maxrss / 1024, **said}
+class Attempts:
+    """Tries a script on hostile input, and tells what did harm."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.marker, self.inputs = folder, folder / "marker", folder / "inputs"
+        (folder / "outside.png").write_bytes(b"outside")
+
+    def __call__(self, script: str, lines: list[list]) -> list[dict]:
+        """What became of `script` with each of these lines of arguments, in their order."""
+        before = set(self.inputs.rglob("*"))
+        places = self.folder / "lines.json", self.folder / "results.json"
+        places[0].write_text(json.dumps([list(map(str, line)) for line in lines]))
+        done = run("tests/attempting.py", ROOT / script, *places, SECONDS)
+        assert done.returncode == 0, done.stderr
+        outcomes = read_json(places[1])
+        assert not self.marker.exists(), "code of a file was run"
+        assert set(self.inputs.rglob("*")) == before, "written among the inputs"
+        for line, outcome in zip(lines, outcomes, strict=True):
+            told = (line, outcome["returncode"], outcome["mib"], outcome["stderr"][-2000:])
+            assert outcome["returncode"] in (0, 2), told
+            assert "Traceback" not in outcome["stderr"], told
+            assert outcome["mib"] < MIB, told
+        print(f"{len(lines)} runs, {sum(o['cpu'] for o in outcomes):.0f} s, {max(o['mib'] for o in outcomes):.0f} MiB")
+        return outcomes
 
 
-runpy.run_path(script, run_name="loaded")
-attempts = json.loads(Path(lines).read_text())
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-Path(results).write_text(json.dumps([attempt(arguments) for arguments in attempts]))
-print(f"{len(attempts)} attempts from {base:.0f} MiB")
+def refusal(outcome: dict) -> str | None:
+    """The one line that refuses an input; None if it was used."""
+    if outcome["returncode"] == 0:
+        return None
+    lines = [line for line in outcome["stderr"].splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, outcome["stderr"]
+    assert outcome["stderr"].endswith(lines[0] + "\n"), outcome["stderr"]
+    return lines[0]

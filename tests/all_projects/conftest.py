@@ -2,9 +2,9 @@
 
 import pytest
 
+from attempts import Attempts
 from conftest import PROJECTS
 from small_trainings import SmallTraining
-from trying import Attempts
 
 QUICK = "ear_teacher"  # does all that this folder tests in the least time
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import pytest
 
 import hostile
+from attempts import refusal
 from cube_files import H5_KEY
 from files import read_csv, read_json
 from launch import run
-from trying import refusal
 
 
 class Commands(NamedTuple):

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import hostile
+from attempts import Attempts, refusal
 from cube_files import H5_KEY
 from small_trainings import COMMANDS, SmallTraining
-from trying import Attempts, refusal
 
 ANNOTATIONS = "Aariz/train/Annotations"
 FILES = {  # of a project's data -> the kind of what can be wrong with it

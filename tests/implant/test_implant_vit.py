@@ -98,7 +98,7 @@ def test_legacy_weights_without_a_head_have_no_classes(tmp_path):
         (lambda state: {"fc.weight": torch.zeros(3, 3)}, "holds no ViT"),
         (lambda state: {k: v for k, v in state.items() if not k.startswith("embedding")}, "no linear layer"),
         (lambda state: state | {"other.weight": torch.zeros(4, 192)}, "several linear layers on 192"),
-        (lambda state: {k: v for k, v in state.items() if "blocks.11." not in k}, "does not hold such a classifier"),
+        (lambda state: {k: v for k, v in state.items() if "blocks.11." not in k}, "do not fit the model"),
     ],
 )
 def test_other_weights_are_refused_in_one_line(tmp_path, change, message):

@@ -1,0 +1,56 @@
+"""Tries a script, the first argument, with many lines of arguments, the JSON lists of the second, each in a process of
+its own, and writes to the third what became of each: exit code, what it said, and its largest memory.
+
+The script's imports are paid once: it is loaded as a module, and each attempt is a fork of that process, executing it
+as `__main__`. What takes longer than the fourth argument, in seconds, is killed.
+"""
+
+import json
+import os
+import resource
+import runpy
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+script, lines, results, seconds = sys.argv[1:]
+sys.path[:0] = [str(Path(script).parent)]
+
+
+def attempt(arguments: list[str]) -> dict:
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        started = time.monotonic()
+        if not (child := os.fork()):
+            os.setsid()  # its loader workers are killed with it
+            for descriptor, file in ((1, out), (2, err)):
+                os.dup2(file.fileno(), descriptor)
+            code = 0
+            try:
+                sys.argv = [script, *arguments]
+                runpy.run_path(script, run_name="__main__")
+            except SystemExit as ended:
+                code = ended.code or 0
+            except BaseException:
+                traceback.print_exc()
+                code = 1
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
+        ended, status, usage = os.wait4(child, os.WNOHANG)
+        while not ended:
+            if time.monotonic() - started > float(seconds):
+                os.killpg(child, signal.SIGKILL)
+            time.sleep(0.02)
+            ended, status, usage = os.wait4(child, os.WNOHANG)
+        out.seek(0), err.seek(0)
+        said = {"stdout": out.read(), "stderr": err.read(), "cpu": usage.ru_utime + usage.ru_stime}
+        return {"returncode": os.waitstatus_to_exitcode(status), "mib": usage.ru_maxrss / 1024, **said}
+
+
+runpy.run_path(script, run_name="loaded")
+attempts = json.loads(Path(lines).read_text())
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+Path(results).write_text(json.dumps([attempt(arguments) for arguments in attempts]))
+print(f"{len(attempts)} attempts from {base:.0f} MiB")
