@@ -275,7 +275,7 @@ def demonstrate(names):
     if failed:
         stop("%s: this step failed; what it said stands above" % failed[0])
     index = OUTPUT + "/index.html"
-    overview = ["-m", "core.overview", index, "--title", "Quickstart", "--note"]
+    overview = ["-m", "core.report", index, "--title", "Quickstart", "--note"]
     overview += ["All data are drawn and show no patient: the numbers say that the parts work together, no more."]
     for name, project in sorted(PROJECTS.items()):
         files = ["%s/%s/%s" % (OUTPUT, name, file) for file in [project.picture] + project.reports]

@@ -32,10 +32,10 @@ from core.args import ArgumentParser, add_training_arguments
 from core.processes import cores
 from core.run import Run
 from core.schedules import parameter_groups
-from cube_dataset import CubeDataset
-from cube_files import read_cubes
-from cube_statistics import compute_statistics
-from mae_spectral_loss import MAESpectralLoss
+from hsi.dataset import CubeDataset
+from hsi.files import read_cubes
+from hsi.loss import MAESpectralLoss
+from hsi.statistics import compute_statistics
 
 TARGET, VARIANT, FILES, SIZE = 0.05, "mae_tiny", 6, 500
 BATCH, BATCHES = (6, 120) if GPU else (2, 16)

@@ -20,9 +20,9 @@ import h5py
 import numpy as np
 from results import CPU, Result, show
 
-from cube_files import H5_KEY, open_dataset, read_cube
-from retina_phantom import draw
-from wavelengths import DEFAULT_WAVELENGTHS
+from hsi.demo.phantom import draw
+from hsi.files import H5_KEY, open_dataset, read_cube
+from hsi.wavelengths import DEFAULT_WAVELENGTHS
 
 TARGET, ROUNDS, SIZE = 25, 20, 500
 

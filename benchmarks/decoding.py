@@ -17,7 +17,7 @@ import torch
 from results import CPU, Result, show
 from scipy.ndimage import gaussian_filter
 
-from heatmaps import decode_dark, encode_heatmaps
+from ceph.heatmaps import decode_dark, encode_heatmaps
 
 TARGET = 20
 

@@ -19,8 +19,8 @@ from device import DEVICE, GPU, MACHINE, now
 from results import Result, show
 
 from core.schedules import parameter_groups
-from dimension_loss import DimensionLoss
-from dual_embedding import DualEmbeddingRegressor
+from implants.dual_embedding import DualEmbeddingRegressor
+from implants.loss import DimensionLoss
 
 FASTER = 10  # target
 SIZE, BATCH, ROUNDS = ("base", 64, 30) if GPU else ("small", 8, 8)

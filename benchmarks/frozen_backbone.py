@@ -23,7 +23,7 @@ from results import Result, show
 from core.losses.classification import AsymmetricLoss
 from core.schedules import parameter_groups
 from core.unfreezing import set_frozen
-from slice_classifier import SliceClassifier
+from ct.slice_classifier import SliceClassifier
 
 FASTER, MEMORY = 2, 0.6  # targets
 BATCH, ROUNDS = (64, 30) if GPU else (8, 8)

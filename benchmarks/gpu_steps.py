@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from results import ROOT, Result, show
 
-from core.args import first_line
 from core.devices import make_accelerator
+from core.errors import first_line
 from core.schedules import parameter_groups
 
 WARM_UP, ROUNDS = 5, 20
@@ -27,7 +27,7 @@ PRECISIONS = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 
 
 def cephalometric(small: bool):
-    from hrnet_landmarks import HRNetLandmarks, LandmarkLoss
+    from ceph.hrnet import HRNetLandmarks, LandmarkLoss
 
     backbone, side, batch = ("hrnet_w18_small", 64, 2) if small else ("hrnet_w48", 512, 6)
     model = HRNetLandmarks(backbone, (side, side), side // 4)
@@ -39,7 +39,7 @@ def cephalometric(small: bool):
 
 def ct_multilabel(small: bool):
     from core.losses.classification import AsymmetricLoss
-    from slice_classifier import SliceClassifier
+    from ct.slice_classifier import SliceClassifier
 
     name, side, batch = ("test_resnet", 32, 2) if small else ("efficientnet_b0", 224, 64)
     data = {"slices": torch.randint(0, 256, (batch, 1, 3, side, side), dtype=torch.uint8)}
@@ -50,8 +50,8 @@ def ct_multilabel(small: bool):
 
 
 def ear_teacher(small: bool):
-    from ear_vae_loss import WEIGHTS, EarVAELoss
-    from sam_vae import EarVAE
+    from ear.losses import WEIGHTS, EarVAELoss
+    from ear.sam_vae import EarVAE
 
     config, sam_side, frozen, batch = ("tiny", 128, 0, 2) if small else ("base", 1024, 6, 4)
     model = EarVAE(config, sam_image_size=sam_side, freeze_layers=frozen)
@@ -61,8 +61,8 @@ def ear_teacher(small: bool):
 
 
 def hyperspectral(small: bool):
-    from mae_spectral import VARIANTS, MAESpectral
-    from mae_spectral_loss import MAESpectralLoss
+    from hsi.loss import MAESpectralLoss
+    from hsi.mae_spectral import VARIANTS, MAESpectral
 
     model = MAESpectral(**VARIANTS["mae_tiny" if small else "mae_medium"])
     batch, statistics = 1 if small else 6, ([0.5] * 30, [0.3] * 30)
@@ -74,8 +74,8 @@ def hyperspectral(small: bool):
 
 
 def implant(small: bool):
-    from dimension_loss import DimensionLoss
-    from dual_embedding import DualEmbeddingRegressor
+    from implants.dual_embedding import DualEmbeddingRegressor
+    from implants.loss import DimensionLoss
 
     size, batch = ("tiny", 2) if small else ("base", 16)
     classifier = {"size": size, "classes": [str(number) for number in range(20)]}

@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 from results import CPU, Result, show
 
-from cephalograms import FrameCache
-from core.images import Letterbox, read_image
-from phantom_film import draw_case
+from ceph.dataset import FrameCache
+from ceph.demo.film import draw_case
+from core.images import read_image
+from core.windows import Letterbox
 
 TARGET, PICTURES = 5, 4
 SIZE = (4472, 4472)  # 20 megapixels

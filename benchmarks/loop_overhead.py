@@ -23,10 +23,10 @@ from device import MACHINE
 from results import Result, show
 from torch.utils.data import DataLoader, Dataset
 
+from ceph.hrnet import HRNetLandmarks, LandmarkLoss
 from core.args import ArgumentParser, add_training_arguments
 from core.run import Run
 from core.schedules import parameter_groups, warmup_cosine
-from hrnet_landmarks import HRNetLandmarks, LandmarkLoss
 
 TARGET, EPOCHS = 0.03, 7
 

@@ -22,8 +22,8 @@ from results import Result, show
 from torch import Tensor, nn
 
 from core.schedules import parameter_groups
-from mae_spectral import VARIANTS, MAESpectral
-from mae_spectral_loss import MAESpectralLoss
+from hsi.loss import MAESpectralLoss
+from hsi.mae_spectral import VARIANTS, MAESpectral
 
 TARGET, VARIANT = 1.8, "mae_medium"
 BATCH, ROUNDS = (6, 20) if GPU else (1, 3)

@@ -24,7 +24,7 @@ from mae_decoder import BATCH, ROUNDS, VARIANT, Training, make_model, sample
 from results import Result, show
 from torch import Tensor, nn
 
-from mae_spectral import MAESpectral
+from hsi.mae_spectral import MAESpectral
 
 TARGET = 1.5
 

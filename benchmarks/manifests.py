@@ -77,8 +77,8 @@ def link_pictures(folder: Path, files: list[tuple[str, Path]]) -> None:
 
 
 def make_cephalometric(folder: Path, rows: int) -> None:
-    from ceph_landmarks import LANDMARKS
-    from cephalograms import FrameCache
+    from ceph.dataset import FrameCache
+    from ceph.landmarks import LANDMARKS
 
     root, pictures = folder / "Aariz", []
     points = [
@@ -114,8 +114,8 @@ def make_cephalometric(folder: Path, rows: int) -> None:
 
 
 def make_ct_multilabel(folder: Path, rows: int) -> None:
-    from ct_volumes import LABELS
-    from slice_store import StoredVolume, write_manifest, write_settings, write_slices
+    from ct.store import StoredVolume, write_manifest, write_settings, write_slices
+    from ct.volumes import LABELS
 
     store, volumes = folder / "slices", []
     settings = {"slices": 4, "size": 32, "field_mm": 360.0, "channels": "windows"}
@@ -136,8 +136,8 @@ def make_ct_multilabel(folder: Path, rows: int) -> None:
 
 def make_tree(folder: Path, rows: int) -> None:
     """A CT-RATE tree, whose files hold nothing: find_volumes opens none."""
-    from ct_rate import labels_file, metadata_file, volume_file
-    from ct_volumes import LABELS
+    from ct.ct_rate import labels_file, metadata_file, volume_file
+    from ct.volumes import LABELS
 
     root = folder / "CT-RATE"
     sources = [folder / f"{number}.nii.gz" for number in range(SOURCES)]
@@ -180,8 +180,8 @@ def make_ear_teacher(folder: Path, rows: int) -> None:
 def make_hyperspectral(folder: Path, rows: int) -> None:
     import h5py
 
-    from cube_files import H5_KEY, read_cubes
-    from cube_statistics import compute_statistics, fingerprint_of, statistics_file
+    from hsi.files import H5_KEY, read_cubes
+    from hsi.statistics import compute_statistics, fingerprint_of, statistics_file
 
     rng, sources = np.random.default_rng(0), [folder / f"{number}.h5" for number in range(SOURCES)]
     for source in sources:
@@ -233,7 +233,7 @@ def check(name: str, folder: Path, connection) -> None:
     sys.path.insert(0, str(ROOT / name.split()[0]))
     with redirect_stdout(io.StringIO()):
         if name == TREE:
-            from ct_rate import find_volumes
+            from ct.ct_rate import find_volumes
 
             start = clocks()
             kept = find_volumes(folder / "CT-RATE", ("train",))

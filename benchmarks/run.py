@@ -24,8 +24,9 @@ sys.path.append(str(HERE.parent))
 import psutil
 from rich.table import Table
 
-from core.args import ArgumentParser, UserError, script
+from core.args import ArgumentParser, script
 from core.console import make_console
+from core.errors import UserError
 from core.files import whole_file
 
 SHARED = ("run", "results", "device")  # measure nothing

@@ -21,8 +21,8 @@ from device import DEVICE, GPU, MACHINE, PRECISION, now, one_thread
 from results import Result, show
 
 from core.schedules import parameter_groups
-from ear_vae_loss import WEIGHTS, EarVAELoss
-from sam_vae import EarVAE
+from ear.losses import WEIGHTS, EarVAELoss
+from ear.sam_vae import EarVAE
 
 CHECKPOINTED, FROZEN, FASTER = 0.5, 0.75, 4  # targets
 BATCH, ROUNDS = (4, 10) if GPU else (1, 1)

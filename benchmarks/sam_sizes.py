@@ -18,7 +18,7 @@ import torch
 from device import DEVICE, GPU, MACHINE, PRECISION, now, one_thread
 from results import Result, show
 
-from sam_encoder import SamEncoder
+from ear.sam_encoder import SamEncoder
 
 SIZES, TARGETS = (1024, 672, 448, 224), {448: 6, 224: 25}
 BATCH, ROUNDS = (8, 20) if GPU else (1, 3)

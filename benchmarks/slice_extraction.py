@@ -22,7 +22,7 @@ import numpy as np
 from results import CPU, Result, show
 from scipy import ndimage
 
-from ct_volumes import WINDOWS, load_volume, slice_stack, window
+from ct.volumes import WINDOWS, load_volume, slice_stack, window
 
 TARGET, VOLUMES, SHAPE, SPACING = 2, 8, (512, 512, 120), (0.75, 0.75, 2.5)
 OURS = "stored int16 to one float32 copy; lungs on a 4 mm copy; 32 slices cut and area-averaged by cv2; all cores"
@@ -71,7 +71,7 @@ def plain(file: Path, slices: int = 32, size: int = 224, field_mm: float = 360.0
 
 def make_tree(root: Path) -> list[Path]:
     """A CT-RATE tree of the synthetic volumes."""
-    from ct_rate import LABELS, labels_file, volume_file
+    from ct.ct_rate import LABELS, labels_file, volume_file
 
     names = [f"train_{number}_a_1" for number in range(VOLUMES)]
     files = [volume_file(root, name) for name in names]

@@ -19,8 +19,8 @@ import numpy as np
 from results import CPU, Result, show
 from slice_extraction import SPACING, draw
 
-from ct_volumes import load_volume, slice_stack
-from slice_store import read_slices, write_slices
+from ct.store import read_slices, write_slices
+from ct.volumes import load_volume, slice_stack
 
 TARGET, SLICES, ROUNDS = 50, 8, 5
 

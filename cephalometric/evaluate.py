@@ -17,18 +17,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ceph_data import FORMATS, GROUND_TRUTHS, SPLITS, read_cases
-from cephalograms import CephalogramDataset, FrameCache, leave_out_unreadable
+from ceph.cases import FORMATS, GROUND_TRUTHS, SPLITS, read_cases
+from ceph.comparison import compare
+from ceph.dataset import CephalogramDataset, FrameCache, leave_out_unreadable
+from ceph.evaluation import THRESHOLDS, Evaluation
+from ceph.predictor import Predictor, add_arguments, predict_dataset
+from ceph.report import interval_cells, rate_cells, write_results
 from core.args import ArgumentParser, non_negative_int, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
 from core.environment import environment
 from core.metrics import success_detection_rate
-from core.run_folder import evaluation_folder
-from landmark_comparison import compare
-from landmark_evaluation import THRESHOLDS, Evaluation
-from landmark_predictor import Predictor, add_arguments, predict_dataset
-from landmark_report import interval_cells, rate_cells, write_results
+from core.results import evaluation_folder
 
 
 def parse_args(argv=None):

@@ -19,13 +19,15 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 import torch
 from torch import nn
 
-from core.args import ArgumentParser, UserError, script
+from ceph.hrnet import HRNetLandmarks
+from ceph.tta import predict_views
+from core.args import ArgumentParser, script
 from core.console import make_console
+from core.errors import UserError
 from core.files import whole_file
-from core.images import ImageError, Letterbox, read_image
-from core.run_folder import evaluation_folder
-from hrnet_landmarks import HRNetLandmarks
-from tta import predict_views
+from core.images import ImageError, read_image
+from core.results import evaluation_folder
+from core.windows import Letterbox
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 UNITS = {

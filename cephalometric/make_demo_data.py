@@ -24,11 +24,12 @@ import io
 
 import numpy as np
 
-from ceph_landmarks import LANDMARK_TITLES, LANDMARKS
-from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
+from ceph.demo.film import Case, case_stream, picture_file
+from ceph.landmarks import LANDMARK_TITLES, LANDMARKS
+from core.args import ArgumentParser, non_negative_int, positive_int, script
 from core.demo_data import dump, start, write
+from core.errors import UserError
 from core.processes import cores, in_processes
-from phantom_film import Case, case_stream, picture_file
 
 SPLITS = {"train": 0.70, "valid": 0.15, "test": 0.15}
 READERS = {"Junior Orthodontists": 1.0, "Senior Orthodontists": 0.7}  # factor on READER_SD

@@ -18,17 +18,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ceph_landmarks import LANDMARK_TITLES, LANDMARKS
-from cephalograms import PIXEL_SIZES
+from ceph.anatomy import MEASUREMENTS, assess, read_norms, vertical_measurements
+from ceph.dataset import PIXEL_SIZES
+from ceph.landmarks import LANDMARK_TITLES, LANDMARKS
+from ceph.predictor import Predictor, add_arguments
+from ceph.tracing import tracing
 from core import figures
-from core.args import ArgumentParser, UserError, script
+from core.args import ArgumentParser, script
 from core.console import make_console
 from core.devices import make_accelerator
+from core.errors import UserError
 from core.files import distinct_names
 from core.images import SUFFIXES, ImageError, is_dicom, read_image, without_suffix
-from landmark_predictor import Predictor, add_arguments
-from measurements import MEASUREMENTS, assess, read_norms, vertical_measurements
-from tracing import tracing
 
 
 def parse_args(argv=None):

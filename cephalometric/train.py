@@ -16,8 +16,8 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 import numpy as np
 import torch
 
-from ceph_data import FORMATS, GROUND_TRUTHS, read_cases
-from cephalograms import (
+from ceph.cases import FORMATS, GROUND_TRUTHS, read_cases
+from ceph.dataset import (
     CephalogramDataset,
     FrameCache,
     leave_out_unreadable,
@@ -25,13 +25,13 @@ from cephalograms import (
     measurement_statistics,
     stage_weights,
 )
+from ceph.expansion import EXPANSIONS
+from ceph.hrnet import HRNetLandmarks, LandmarkLoss, decode
 from core.args import ArgumentParser, add_training_arguments, non_negative, positive, positive_int, script
 from core.cases import Cases
 from core.metrics import radial_errors, success_detection_rate
 from core.run import Run
 from core.schedules import parameter_groups
-from expansion import EXPANSIONS
-from hrnet_landmarks import HRNetLandmarks, LandmarkLoss, decode
 
 
 def parse_args(argv=None):

@@ -18,18 +18,19 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 import numpy as np
 import torch
 
-from ceph_data import FORMATS, GROUND_TRUTHS, read_cases
-from ceph_landmarks import LANDMARKS
-from cephalograms import Cephalogram, CephalogramDataset, FrameCache, leave_out_unreadable
-from core.args import ArgumentParser, UserError, add_training_arguments, positive, positive_int, script
+from ceph.cases import FORMATS, GROUND_TRUTHS, read_cases
+from ceph.dataset import Cephalogram, CephalogramDataset, FrameCache, leave_out_unreadable
+from ceph.hrnet import PointLoss
+from ceph.landmarks import LANDMARKS
+from ceph.predictor import Predictor, predict_dataset
+from ceph.refiner import MM_PER_PX, LandmarkRefiner, peaks
+from ceph.refiner_crops import CoarseCrops, RefinerCrops
+from core.args import ArgumentParser, add_training_arguments, positive, positive_int, script
 from core.cases import Cases
+from core.errors import UserError
 from core.metrics import radial_errors, success_detection_rate
 from core.run import Run
 from core.schedules import parameter_groups
-from hrnet_landmarks import PointLoss
-from landmark_predictor import Predictor, predict_dataset
-from landmark_refiner import MM_PER_PX, LandmarkRefiner, peaks
-from refiner_crops import CoarseCrops, RefinerCrops
 
 
 def parse_args(argv=None):

@@ -2,25 +2,16 @@
 one clear line instead of a traceback for a user's mistake."""
 
 import argparse
+import difflib
 import errno
 import math
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
-
-class UserError(Exception):
-    """A mistake that the user can mend. Its text is one line that names the file or flag, and the way out."""
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line; its type where it says nothing."""
-    lines = str(error).splitlines()
-    if lines and lines[0].startswith("Caught ") and "DataLoader worker" in lines[0]:
-        return lines[-1].partition(": ")[2] or lines[-1]  # a worker's traceback, whose last line says what it is
-    return next(iter(lines), "") or type(error).__name__
-
+from core.errors import UserError, first_line
 
 # What the system says of a place that cannot be written: a user can mend it, the program cannot.
 NOT_WRITABLE = (
@@ -48,14 +39,15 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     """Shows defaults, and leaves the commands in a script's docstring as they were written."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, argparse.SUPPRESS):
-            return action.help
+        if any(action.default is hidden for hidden in (None, False, argparse.SUPPRESS)) or action.default == []:
+            return action.help  # 0 is a default like others
         return super()._get_help_string(action)
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse that reads `--batch-size` and `--batch_size` as one flag. Abbreviations are refused: a flag that is
-    added later must not change what an old command means."""
+    """argparse that reads `--batch-size` and `--batch_size` as one flag, and refuses in one line, with the nearest flag
+    for a misspelt one. Abbreviations are refused: a flag that is added later must not change what an old command
+    means."""
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("formatter_class", _HelpFormatter)
@@ -73,6 +65,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
         args = sys.argv[1:] if args is None else args
         return super().parse_known_args([respell(str(argument)) for argument in args], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+        if unknown != message.split()[0] and unknown.startswith("--"):
+            flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            near = difflib.get_close_matches(unknown.partition("=")[0].replace("-", "_"), flags, 1, 0.5)
+            message = f"unknown flag {unknown}" + (f"; did you mean {near[0]}?" if near else "")
+        self.exit(2, f"error: {message} (--help lists the flags)\n")
 
 
 def positive_int(text: str) -> int:
@@ -136,47 +136,74 @@ def add_training_arguments(
 ) -> None:
     """The arguments that `core.run.Run` reads, in two groups; each project brings its own defaults."""
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--epochs", type=positive_int, default=epochs, help="passes over the training data")
-    group.add_argument("--batch_size", type=positive_int, default=batch_size, help="samples a process and step")
+    group.add_argument("--epochs", type=positive_int, default=epochs, help="number of epochs")
+    group.add_argument("--batch_size", type=positive_int, default=batch_size, help="batch size per process")
     group.add_argument("--lr", "--learning_rate", type=non_negative, default=lr, help="peak learning rate of AdamW")
-    group.add_argument("--warmup_epochs", type=non_negative, default=warmup_epochs, help="epochs of linear warm-up")
+    group.add_argument("--warmup_epochs", type=non_negative, default=warmup_epochs, help="linear warm-up, in epochs")
     group.add_argument(
-        "--weight_decay", type=non_negative, default=weight_decay, help="on weights; none on biases and norms"
+        "--weight_decay", type=non_negative, default=weight_decay, help="weight decay (none on biases and norms)"
     )
     group.add_argument(
-        "--grad_clip", type=non_negative, default=grad_clip, help="largest gradient norm; 0 = no clipping"
+        "--grad_clip", type=non_negative, default=grad_clip, help="maximum gradient norm; 0 = no clipping"
     )
-    group.add_argument("--accumulate_grad_batches", type=positive_int, default=1, help="batches an update")
+    group.add_argument(
+        "--accumulate_grad_batches", type=positive_int, default=1, help="gradient accumulation: batches per update"
+    )
     group.add_argument(
         "--early_stopping_patience",
         type=non_negative_int,
         default=early_stopping_patience,
-        help="epochs without a new best; 0 = never",
+        help="early stopping after this many epochs without improvement; 0 = never",
     )
 
     group = parser.add_argument_group("run")
-    group.add_argument("--save_dir", type=Path, help="of results (default: runs/<project>, or what --resume names)")
+    group.add_argument(
+        "--save_dir",
+        type=Path,
+        help="output folder of the run (default: runs/<project>, or the folder given to --resume)",
+    )
     group.add_argument("--log_dir", type=Path, help="folder of the TensorBoard events (default: inside --save_dir)")
-    group.add_argument("--log_with", choices=("tensorboard", "mlflow", "none"), default="tensorboard", help="tracker")
-    group.add_argument("--experiment_name", metavar="NAME", help="under which the tracker files it (default: project)")
-    group.add_argument("--tags", nargs="+", type=_tag, default=[], metavar="NAME=VALUE", help="that the tracker keeps")
+    group.add_argument(
+        "--log_with", choices=("tensorboard", "mlflow", "none"), default="tensorboard", help="experiment tracker"
+    )
+    group.add_argument("--experiment_name", metavar="NAME", help="experiment name in the tracker (default: project)")
+    group.add_argument(
+        "--tags", nargs="+", type=_tag, default=[], metavar="NAME=VALUE", help="tags stored by the tracker"
+    )
     group.add_argument(
         "--resume",
         nargs="?",
         const="latest",
         metavar="FOLDER",
-        help="go on with an interrupted run: no value = the one in --save_dir, or a run folder, or its last/",
+        help="resume an interrupted run: a run folder or its last/; no value = the run in --save_dir",
     )
-    group.add_argument("--overwrite", action="store_true", help="start anew where --save_dir already holds a run")
-    group.add_argument("--seed", type=non_negative_int, default=0, help="of weights, order and augmentation")
+    group.add_argument("--overwrite", action="store_true", help="replace the run that --save_dir already holds")
     group.add_argument(
-        "--num_workers", type=non_negative_int, default=num_workers, help="loader processes a training process"
+        "--seed", type=non_negative_int, default=0, help="random seed of initial weights, data order and augmentation"
+    )
+    group.add_argument(
+        "--num_workers", type=non_negative_int, default=num_workers, help="data loader workers per process"
     )
     group.add_argument(
         "--mixed_precision",
         nargs="?",
         const="fp16",
         choices=("no", "fp16", "bf16"),
-        help="no value = fp16; left out, `accelerate launch` or `accelerate config` decides",
+        help="mixed precision; no value = fp16 (default: as set by accelerate launch or accelerate config)",
     )
-    group.add_argument("--compile", action="store_true", help="torch.compile the model")
+    group.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
+
+
+def add_evaluation_arguments(
+    parser: argparse.ArgumentParser, *, output: str, batch_size: int | None, per: str, seed: str = "the bootstrap"
+) -> None:
+    """The arguments that every evaluation has. `output`: name of the default folder beside best/; `per`: what a batch
+    counts; `batch_size` None = no batches; `seed`: what is drawn with it."""
+    parser.add_argument("--output", type=Path, help=f"output folder (default: {output}/ beside best/)")
+    if batch_size:
+        parser.add_argument(
+            "--batch_size", type=positive_int, default=batch_size, help=f"batch size per process, in {per}"
+        )
+        parser.add_argument("--num_workers", type=non_negative_int, default=2, help="data loader workers per process")
+    parser.add_argument("--bootstrap", type=positive_int, default=1000, help="bootstrap resamples of the intervals")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help=f"random seed of {seed}")

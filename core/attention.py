@@ -7,14 +7,16 @@
   weights. timm warns that results with CBAM are mixed: compare with `none`.
 """
 
-from timm.layers.cbam import CbamModule, SpatialAttn
-from timm.layers.squeeze_excite import SqueezeExcite
 from torch import nn
 
 ATTENTIONS = ("none", "se", "cbam")
 
-# CBAM's second half on its own: SpatialAttention(kernel_size=7), (B, C, H, W) -> (B, C, H, W), any C.
-SpatialAttention = SpatialAttn
+
+def spatial_attention(kernel_size: int = 7) -> nn.Module:
+    """CBAM's second half on its own: (B, C, H, W) -> (B, C, H, W), any C."""
+    from timm.layers.cbam import SpatialAttn  # timm takes seconds to import: only where a model is built
+
+    return SpatialAttn(kernel_size)
 
 
 def attention(name: str, channels: int, reduction: int = 16) -> nn.Module:
@@ -24,6 +26,9 @@ def attention(name: str, channels: int, reduction: int = 16) -> nn.Module:
     it for `se` to a multiple of 8, so that 64 channels would get 8 units instead of 4.)
     Raises ValueError for a name that is not in ATTENTIONS.
     """
+    from timm.layers.cbam import CbamModule
+    from timm.layers.squeeze_excite import SqueezeExcite
+
     hidden = max(1, channels // reduction)
     if name == "none":
         return nn.Identity()

@@ -3,11 +3,10 @@
 import logging
 from pathlib import Path
 
-import timm
 from torch import nn
 
-from core.args import UserError
 from core.checkpoints import load_weights
+from core.errors import UserError
 
 
 def timm_backbone(name: str, pretrained: bool = False, weights: Path | None = None, **options) -> nn.Module:
@@ -16,6 +15,8 @@ def timm_backbone(name: str, pretrained: bool = False, weights: Path | None = No
     `options` go to `timm.create_model`. For `in_chans=1` the weights of the three colours are added up, as timm does:
     a grey picture is r = g = b. Raises UserError for an unknown name, and where the weights cannot be had.
     """
+    import timm  # here, so that a script's --help does not wait for it
+
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0]}*")[:10]
         raise UserError(f"{name} is not a model of timm" + (f"; there are {', '.join(close)} …" if close else ""))

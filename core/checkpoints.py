@@ -18,9 +18,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from core.args import UserError, first_line
+from core.errors import UserError, first_line
 from core.files import flush, read_json, require_file
-from core.report import plain
+from core.results import plain
 
 WEIGHTS, CONFIG, CHECKSUMS = "model.safetensors", "config.json", "checksums.json"
 COPY_AGAIN = "copy it again, or train again"
@@ -109,10 +109,11 @@ def save_model(folder: Path, model: torch.nn.Module, config: dict, keep: Path | 
         (writing / CONFIG).write_text(json.dumps(plain(config), indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def load_model_folder(folder: Path, project: str | None = None) -> tuple[dict[str, torch.Tensor], dict]:
+def load_model_folder(folder: Path, *kinds: str) -> tuple[dict[str, torch.Tensor], dict]:
     """Returns (state_dict, config) of a model folder; a run folder stands for its `best/`.
 
-    Raises UserError if it is no such folder, is damaged, or holds the model of another `project`.
+    `kinds`: the config's "kind" must be one of them; none = any. Raises UserError if it is no such folder, is damaged,
+    or holds a model of another kind.
     """
     folder = Path(folder)
     if (folder / "best" / WEIGHTS).is_file():
@@ -127,8 +128,8 @@ def load_model_folder(folder: Path, project: str | None = None) -> tuple[dict[st
         raise UserError(f"{folder} cannot be read: {first_line(error)}; {COPY_AGAIN}") from error
     if not isinstance(config, dict):
         raise UserError(f"{folder}: {CONFIG} holds no settings of a model; {COPY_AGAIN}")
-    if project and config.get("project") != project:
-        raise UserError(f"{folder} holds a model of {config.get('project')}, not of {project}")
+    if kinds and config.get("kind") not in kinds:
+        raise UserError(f"{folder} holds a model of kind {config.get('kind')!r}, not {' or '.join(map(repr, kinds))}")
     return state, config
 
 

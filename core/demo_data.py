@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from core.args import UserError
+from core.errors import UserError
 
 RECIPE = "demo_data.json"  # the numbers from which the list of all written files follows
 

@@ -5,45 +5,49 @@ import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from core.uncertainty import Interval
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from core.uncertainty import Interval
 
 BLUE, GREY, RED, GREEN = "#1f5fa8", "#8a8f98", "#d1495b", "#2e8b57"
-mpl.rcParams.update(
-    {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "#e6e8eb",
-        "axes.axisbelow": True,
-        "axes.titlesize": 11,
-        "axes.titlelocation": "left",
-        "legend.frameon": False,
-    }
-)
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e8eb",
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
 
 
-def figure(width: float = 7.0, height: float = 4.0) -> Figure:
+def figure(width: float = 7.0, height: float = 4.0) -> "Figure":
     """An empty figure of `width` × `height` inches."""
+    import matplotlib as mpl  # here, so that what draws nothing starts without it
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    mpl.rcParams.update(STYLE)
     fig = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(fig)
     return fig
 
 
-def save(fig: Figure, file: Path, dpi: int = 130) -> Path:
+def save(fig: "Figure", file: Path, dpi: int = 130) -> Path:
     """Writes a PNG or JPEG, by the file's suffix, and returns its path."""
     file.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(file, dpi=dpi)
     return file
 
 
-def cumulative_errors(errors: Mapping[str, np.ndarray], unit: str, marks: Sequence[float]) -> Figure:
+def cumulative_errors(errors: Mapping[str, np.ndarray], unit: str, marks: Sequence[float]) -> "Figure":
     """Share of errors up to each size, a curve for each name; dotted lines at `marks`. NaN = unknown, left out.
 
     The axis reaches to where the first curve is complete, or twice the last mark: others may go on beyond it.
@@ -64,7 +68,7 @@ def cumulative_errors(errors: Mapping[str, np.ndarray], unit: str, marks: Sequen
     return fig
 
 
-def interval_bars(intervals: Mapping[str, Interval], xlabel: str) -> Figure:
+def interval_bars(intervals: "Mapping[str, Interval]", xlabel: str) -> "Figure":
     """Horizontal bars with interval whiskers, in the order given, the first on top."""
     estimates, low, high = np.array(list(intervals.values())).T
     fig = figure(7.0, 0.9 + 0.23 * len(intervals))
@@ -78,7 +82,7 @@ def interval_bars(intervals: Mapping[str, Interval], xlabel: str) -> Figure:
     return fig
 
 
-def confusion_matrix(counts: np.ndarray, names: Sequence, title: str) -> Figure:
+def confusion_matrix(counts: np.ndarray, names: Sequence, title: str) -> "Figure":
     """Counts (truth, prediction) as numbers on shades of blue by share of the true class; zeros where there is room."""
     many, longest = len(names), max(len(str(name)) for name in names)
     slanted, side = longest > 3, max(3.4, 0.36 * many)
@@ -96,7 +100,7 @@ def confusion_matrix(counts: np.ndarray, names: Sequence, title: str) -> Figure:
     return fig
 
 
-def training_curves(metrics_file: Path, monitor: str) -> Figure:
+def training_curves(metrics_file: Path, monitor: str) -> "Figure":
     """Losses and the monitored metric over the epochs of a run's metrics.jsonl."""
     rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
 
@@ -122,7 +126,7 @@ def curve_grid(
     ylabel: str,
     levels: Mapping[str, float] | None = None,
     columns: int = 6,
-) -> Figure:
+) -> "Figure":
     """A small panel a title, such as "Cardiomegaly  0.91", with its curves (x, y) in [0, 1]; the first in blue.
 
     A dotted line shows what chance gives: the diagonal of ROC curves, or a title's level (the prevalence, for
@@ -145,7 +149,7 @@ def curve_grid(
     return fig
 
 
-def reliability_diagram(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
+def reliability_diagram(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> "Figure":
     """Frequency over mean probability, a curve for each name, and below it how many cells each bin holds.
 
     `curves`: name -> (mean probability, frequency, count), each (bins,), as `core.uncertainty.reliability` gives them.

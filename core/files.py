@@ -27,6 +27,12 @@ def whole_file(file: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def write_text(file: Path, text: str) -> None:
+    """Writes `text` in UTF-8; the file is whole or absent at any moment."""
+    with whole_file(file) as unfinished:
+        unfinished.write_text(text, encoding="utf-8", newline="")
+
+
 def flush(path: Path) -> None:
     """Waits until a file or folder is on the disk."""
     if path.is_dir() and os.name == "nt":

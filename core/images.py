@@ -1,21 +1,16 @@
-"""One reader for every kind of picture; square windows and the letterbox, which keep its geometry.
-
-Pixel centres are at integers: the picture spans [-0.5, width - 0.5]. A resize by `scale` therefore takes x to
-(x + 0.5) · scale - 0.5; leaving the halves out shifts everything by up to half a pixel of the coarser grid.
-"""
+"""One reader for every kind of picture."""
 
 import math
 import threading
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from core.args import first_line
+from core.errors import first_line
 from core.files import require_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -23,7 +18,6 @@ DICOM_SUFFIXES = (".dcm", ".dicom")
 LARGEST = 112_000_000  # px: 20 × 25 cm at 1200 dpi; some copies of it, in colour, come to 2 GiB
 LARGE, ONE_AT_A_TIME = 20_000_000, threading.Lock()  # px of a picture beside which no other large one is decoded
 DEFLATED = b"1.2.840.10008.1.2.1.99"
-Window = tuple[float, float, float]  # a square in px: x, y of the upper left corner, side; x = -0.5 is the left edge
 
 
 class ImageError(ValueError):
@@ -211,68 +205,3 @@ def _pair(spacing) -> tuple[float, float] | None:
     except (TypeError, ValueError):
         return None
     return (x, y) if x > 0 and y > 0 else None
-
-
-def square_window(box: tuple[float, float, float, float], margin: float) -> Window:
-    """The square around the centre of a box (x0, y0, x1, y1) whose side is `1 + margin` times the box's longer one."""
-    x0, y0, x1, y1 = box
-    side = max(x1 - x0, y1 - y0) * (1 + margin)
-    return (x0 + x1 - side) / 2, (y0 + y1 - side) / 2, side
-
-
-def cut(pixels: np.ndarray, window: Window, size: int) -> np.ndarray:
-    """A window of the picture (H, W[, 3]) uint8 as (size, size[, 3]); low-pass filtered where it shrinks. Beyond the
-    picture's border its outermost pixels go on."""
-    x, y, side = window
-    corners = np.array([x, y, x + side, y + side]) + 0.5  # the first pixel spans [0, 1] here
-    reach = math.ceil(max(1, side / size))  # of the filter, beyond the window
-    left, top = np.floor(corners[:2]).astype(int) - reach
-    right, bottom = np.ceil(corners[2:]).astype(int) + reach
-    rows = np.arange(top, bottom).clip(0, pixels.shape[0] - 1)
-    columns = np.arange(left, right).clip(0, pixels.shape[1] - 1)
-    region = Image.fromarray(pixels[rows[:, None], columns])
-    box = tuple(corners - (left, top, left, top))
-    return np.asarray(region.resize((size, size), Image.Resampling.BILINEAR, box=box))
-
-
-@dataclass(frozen=True)
-class Letterbox:
-    """A picture in a frame of another size: one scale for both axes, centred, padded; coordinates map exactly."""
-
-    picture: tuple[int, int]  # width, height
-    frame: tuple[int, int]  # width, height
-
-    @property
-    def scale(self) -> float:
-        """Frame px per picture px, the same in x and y."""
-        return min(self.frame[0] / self.picture[0], self.frame[1] / self.picture[1])
-
-    @property
-    def content(self) -> tuple[int, int]:
-        """Columns and rows of the frame that the picture fills. What does not fill a last one is cut off there."""
-        return tuple(max(1, math.floor(side * self.scale + 1e-6)) for side in self.picture)
-
-    @property
-    def offset(self) -> tuple[int, int]:
-        """Columns and rows of padding before the picture."""
-        return tuple((side - filled) // 2 for side, filled in zip(self.frame, self.content, strict=True))
-
-    def to_frame(self, points):
-        """Picture px (..., 2) xy to frame px. NumPy arrays and torch tensors alike."""
-        return (points + 0.5) * self.scale - 0.5 + self._like(points)
-
-    def to_picture(self, points):
-        """Frame px (..., 2) xy to picture px."""
-        return (points - self._like(points) + 0.5) / self.scale - 0.5
-
-    def _like(self, points):
-        return np.array(self.offset) if isinstance(points, np.ndarray) else points.new_tensor(self.offset)
-
-    def draw(self, pixels: np.ndarray, fill: int = 0) -> np.ndarray:
-        """The frame uint8 (height, width[, 3]) with the picture `pixels` in it, low-pass filtered where it shrinks."""
-        (columns, rows), (left, top) = self.content, self.offset
-        box = (0, 0, min(self.picture[0], columns / self.scale), min(self.picture[1], rows / self.scale))
-        content = Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BILINEAR, box=box)
-        frame = np.full((self.frame[1], self.frame[0], *pixels.shape[2:]), fill, np.uint8)
-        frame[top : top + rows, left : left + columns] = np.asarray(content)
-        return frame

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
-from core.args import UserError
+from core.errors import UserError
 
 Item, Outcome = TypeVar("Item"), TypeVar("Outcome")
 TOGETHER = 64  # items that a thread takes at once: handing out one costs as much as reading a header
@@ -44,6 +44,19 @@ def in_threads(function: Callable[[Item], Outcome], items: Sequence[Item]) -> li
         return [outcome for part in pool.map(lambda part: [function(item) for item in part], parts) for outcome in part]
 
 
+def shared(accelerator, function: Callable[[Item], Outcome], items: Sequence[Item]) -> list[Outcome]:
+    """`function(item)` of every item, in order, in every process of an accelerate.Accelerator: each process computes
+    its share, by threads. The outcomes must be picklable."""
+    rank, count = accelerator.process_index, accelerator.num_processes
+    mine = in_threads(function, items[rank::count])
+    if count == 1:
+        return mine
+    from accelerate.utils import gather_object
+
+    shares = gather_object([mine])
+    return [shares[place % count][place // count] for place in range(len(items))]
+
+
 def in_processes(function: Callable, jobs: Sequence[tuple], workers: int) -> Iterator:
     """`function(*job)` of every job, in order, by `workers` processes; with one worker, by this one.
 
@@ -67,7 +80,7 @@ def in_processes(function: Callable, jobs: Sequence[tuple], workers: int) -> Ite
         while running:
             yield running.popleft().result()
     except BrokenProcessPool:
-        raise UserError("a worker process died, for want of memory most likely: use fewer --workers") from None
+        raise UserError("a worker process was killed, probably out of memory: use fewer --workers") from None
     finally:
         # A second Ctrl-C must not break into this: Python would then wait for its workers for ever.
         main_thread = threading.current_thread() is threading.main_thread()

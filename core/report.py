@@ -1,17 +1,26 @@
-"""Results on disk: plain JSON, and a report in one HTML file that loads nothing from anywhere."""
+"""Reports: one HTML file each, which loads nothing from anywhere, and one page over the reports of several projects.
+
+    python -m core.report index.html --project Ears ears.png "Ears it had not seen" run/report.html run/other.html
+
+That page has a picture of each project, and under the link to each report its first two cards: what was measured, and
+what it is held against.
+"""
 
 import base64
 import html
 import json
-import math
+import os
 import re
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
+from PIL import Image
 
-from core.args import UserError
+from core.args import ArgumentParser, script
+from core.errors import UserError
+from core.files import write_text
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c2430; --soft: #667080; --line: #e2e5ea; --blue: #1f5fa8; --tint: #f4f6f9; }
@@ -35,12 +44,13 @@ figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { c
 details { margin: .6rem 0; } summary { cursor: pointer; } a, summary { color: var(--blue); }
 pre { background: var(--tint); padding: .8rem; overflow-x: auto; font-size: .8rem; border-radius: .4rem; }
 """
+LARGEST = 800, 560  # px of the pictures: a page of several is read by scrolling
 SUMMARY = '<script type="application/json" id="summary">', "</script>"
 
 
 class Report:
     """Collects sections and writes them as one self-contained HTML file. All text is escaped. Title and cards stand in
-    the file a second time, as JSON, for `core.overview`."""
+    the file a second time, as JSON, for the page over several."""
 
     def __init__(self, title: str, subtitle: str = ""):
         self.title = title
@@ -103,8 +113,7 @@ class Report:
             f"<title>{html.escape(self.title)}</title><style>{STYLE}</style></head><body>{''.join(self._parts)}"
             f"{SUMMARY[0]}{summary}{SUMMARY[1]}</body></html>"
         )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(page, encoding="utf-8")
+        write_text(file, page)
         return file
 
 
@@ -117,21 +126,6 @@ def read_summary(page: Path) -> tuple[str, list[tuple[str, str, str]]]:
     return summary["title"], [tuple(card) for card in summary["cards"]]
 
 
-def plain(value: object) -> object:
-    """A nested result as plain JSON types: named tuples as objects, arrays as lists, NaN (no JSON) as null."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {f"{key:g}" if isinstance(key, float) else str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _cell(value: object) -> str:
     text = html.escape(str(value))
     if len(text) > 60:
@@ -140,3 +134,71 @@ def _cell(value: object) -> str:
     if estimate and re.fullmatch(r"\(.+ to .+\)", interval):  # a wide table has it below the estimate
         return f'<td class="interval">{estimate}<span>{interval}</span></td>'
     return f"<td>{text}</td>"
+
+
+# ------------------------------------------------------------------------------------------------ several reports
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("output", type=Path, help="the page")
+    parser.add_argument(
+        "--project",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar="WORD",
+        help="title, picture, its caption, reports; repeat",
+    )
+    parser.add_argument("--title", default="Overview")
+    parser.add_argument("--note", default="", help="a line below the title")
+    args = parser.parse_args(argv)
+    if any(len(project) < 4 for project in args.project):
+        parser.error("--project takes a title, a picture, its caption and at least one report")
+    return args
+
+
+def write_overview(output: Path, projects: list[tuple[str, Path, str, list[Path]]], title: str, note: str = "") -> Path:
+    """Writes the page. `projects`: (title, picture, its caption, reports) of each; links are relative to the page.
+
+    Raises UserError for a file that is missing or no report.
+    """
+    report = Report(title, note)
+    for name, picture, caption, pages in projects:
+        for file in (picture, *pages):
+            if not file.is_file():
+                raise UserError(f"{file}: no such file; run the project's evaluation first")
+        report.section(name)
+        for page in pages:
+            heading, cards = read_summary(page)
+            report.link(_relative(page, output), f"{heading} →")
+            report.cards(cards[:2])
+        with tempfile.TemporaryDirectory() as folder:
+            report.figures([(_smaller(picture, Path(folder)), caption)])
+    return report.write(output)
+
+
+def _relative(file: Path, page: Path) -> str:
+    return Path(os.path.relpath(file, page.parent)).as_posix()
+
+
+def _smaller(picture: Path, folder: Path) -> Path:
+    file = folder / "smaller.jpg"
+    with Image.open(picture) as image:
+        image = image.convert("RGB")
+        image.thumbnail(LARGEST)
+        image.save(file, quality=85)
+    return file
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    projects = [
+        (title, Path(picture), caption, [Path(page) for page in pages])
+        for title, picture, caption, *pages in args.project
+    ]
+    print(f"overview: {write_overview(args.output, projects, args.title, args.note)}")
+
+
+if __name__ == "__main__":
+    script(main)

@@ -44,12 +44,11 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from core import figures
-from core.args import UserError, first_line
 from core.checkpoints import replacing, save_model, writing_name
 from core.console import make_console, progress
 from core.devices import has_accelerator, make_accelerator
 from core.environment import environment
+from core.errors import UserError, first_line
 from core.run_folder import RunFolder
 from core.schedules import warmup_cosine
 from core.seeding import seed_batch
@@ -315,6 +314,8 @@ class Run:
     def finish(self) -> None:
         """Draws the curves, closes the trackers and says where the best model is. The run's model is gone after it."""
         if self.is_main and self.best is not None:
+            from core import figures
+
             curves = figures.training_curves(self.folder / "metrics.jsonl", self.monitor)
             figures.save(curves, self.folder / "figures" / "training.png")
         self._close()

@@ -1,15 +1,14 @@
 """The folder of one run: which one it is, what an earlier run left in it, and its plain files."""
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from core.args import UserError
 from core.checkpoints import CONFIG, damage
-from core.files import flush, whole_file
-from core.report import plain
+from core.errors import UserError
+from core.files import flush, write_text
+from core.results import plain, write_json
 
 STATES = ("last", "previous")  # full states, the newest first
 
@@ -74,8 +73,8 @@ class RunFolder:
         for name in sorted(set(before) & set(arguments) - harmless):
             if before[name] != arguments[name]:
                 self.say(f"resumed with another --{name}: {before[name]} before, {arguments[name]} now")
-        _write(file, json.dumps(arguments, indent=1))
-        _write(self.path / "environment.json", json.dumps(environment, indent=1))
+        write_json(file, arguments)
+        write_json(self.path / "environment.json", environment)
 
     def log(self, row: dict) -> None:
         """Adds one line to metrics.jsonl."""
@@ -120,20 +119,7 @@ class RunFolder:
         if state.name != STATES[0]:  # or the next save would keep the bad one, in the place of this good one
             shutil.rmtree(self.path / STATES[0], ignore_errors=True)
         lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.exists() else []
-        _write(self.metrics, "".join(line for line in lines[:epochs] if line.endswith("\n")))
-
-
-def evaluation_folder(checkpoint: Path, name: str) -> Path:
-    """Where results of a model go if nobody says: `name` in the folder of its run, which holds its best/; for best_2/,
-    best_3/ `name`_2, `name`_3."""
-    if not re.fullmatch("best(_[2-9])?", checkpoint.name):
-        return checkpoint / name
-    return checkpoint.parent / (name + checkpoint.name.removeprefix("best"))
-
-
-def _write(file: Path, text: str) -> None:
-    with whole_file(file) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+        write_text(self.metrics, "".join(line for line in lines[:epochs] if line.endswith("\n")))
 
 
 def _states(folder: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 
-from core.args import UserError
+from core.errors import UserError
 from core.validation import find_leaks
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.args import UserError, first_line
+from core.errors import UserError, first_line
 from core.files import read_bytes
 
 

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit
 from torch import nn
 
 from core.losses.classification import UNKNOWN
@@ -101,6 +99,9 @@ def fit_platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     finite, and `labels` (1, 0, or -1 for unknown) of one shape; all known cells count alike. (1, 0) where the known
     cells hold one class or none. Raises ValueError for other shapes and logits that are not finite.
     """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
     logits, labels = _known(logits, labels)
     if not np.isfinite(logits).all():
         raise ValueError("logits must be finite")

@@ -1,19 +1,23 @@
 """Checks of the data before the first step: every problem counted, listed and written to `data_report.json`."""
 
 import hashlib
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
-from core.args import UserError
+from core.errors import UserError
 from core.images import ImageError, read_image
-from core.processes import in_threads
+from core.processes import in_threads, shared
+from core.results import write_json
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Shown = TypeVar("Shown")  # a case with its `id` and its picture, the file `image`
 
@@ -46,8 +50,17 @@ class DataReport:
         """Writes all of it as JSON: counts first, then every problem."""
         counts = [{"reason": r, "action": a, "count": n} for (r, a), n in self.counts().items()]
         content = {"cases": self.cases, "counts": counts, "problems": [asdict(p) for p in self.problems]}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        write_json(file, content)
+
+    @contextmanager
+    def written_to(self, file: Path, main: bool = True) -> Iterator[None]:
+        """For the block that reads the data: writes the report at its end, also where the block refuses them. On the
+        `main` process only."""
+        try:
+            yield
+        finally:
+            if main:
+                self.write(file)
 
     def print(self, console: Console, file: Path | None = None) -> None:
         """Prints usable cases and, if there are problems, a table of them with one example each."""
@@ -89,20 +102,28 @@ def content_keys(files: Iterable[Path]) -> dict[Path, str | None]:
     return keys
 
 
-def leave_out_unreadable(splits: Mapping[str, list[Shown]], report: DataReport) -> dict[str, list[Shown]]:
-    """Decodes the picture of every case once, and leaves out those whose picture is broken. Raises UserError if a split
-    has no case left."""
+def leave_out_unreadable(
+    splits: Mapping[str, list[Shown]],
+    report: DataReport,
+    accelerator: "Accelerator | None" = None,
+    decode: Callable[[Shown], object] = lambda case: read_image(case.image),
+) -> dict[str, list[Shown]]:
+    """Decodes the picture of every case once, and leaves out those whose picture is broken.
+
+    The processes of `accelerator` share the pictures, and all get the same result. `decode` raises ImageError for a
+    broken one. Raises UserError if a split has no case left.
+    """
 
     def problem(case: Shown) -> ImageError | None:
         try:
-            read_image(case.image)
+            decode(case)
         except ImageError as error:
             return error
         return None
 
     kept = {}
     for split, cases in splits.items():
-        problems = in_threads(problem, cases)
+        problems = in_threads(problem, cases) if accelerator is None else shared(accelerator, problem, cases)
         kept[split] = [case for case, error in zip(cases, problems, strict=True) if error is None]
         for case, error in zip(cases, problems, strict=True):
             if error is not None:

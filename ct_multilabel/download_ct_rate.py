@@ -38,10 +38,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars, logging
 from rich.console import Console
 
-import ct_rate
-from core.args import NOT_WRITABLE, ArgumentParser, UserError, first_line, positive_int, script
+from core.args import NOT_WRITABLE, ArgumentParser, positive_int, script
 from core.console import make_console, progress
+from core.errors import UserError, first_line
 from core.validation import DataReport
+from ct import ct_rate
 
 REPOSITORY = "ibrahimhamamci/CT-RATE"
 TIMEOUT = 60  # s without an answer

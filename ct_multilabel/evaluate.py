@@ -23,21 +23,22 @@ from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_precision_recall_curve, binary_roc
 
 from core import figures
-from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
+from core.args import ArgumentParser, non_negative_int, positive_int, script
 from core.cases import Cases
 from core.console import make_console, progress
 from core.devices import make_accelerator
 from core.environment import environment
+from core.errors import UserError
 from core.losses.classification import UNKNOWN
-from core.report import Report, plain
-from core.run_folder import evaluation_folder
+from core.report import Report
+from core.results import evaluation_folder, plain
 from core.uncertainty import reliability
-from ct_ensemble import Member, Predictions, average, calibrated, load_members, predict_logits, settings_text
-from ct_evaluation import MACRO, Evaluation
-from ct_slices import VolumeDataset, divide
-from ct_volumes import LABELS
-from slice_store import check_files, read_manifest, read_settings
-from vlm3d import write_results
+from ct.ensemble import Member, Predictions, average, calibrated, load_members, predict_logits, settings_text
+from ct.evaluation import MACRO, Evaluation
+from ct.slices import VolumeDataset, divide
+from ct.store import check_files, read_manifest, read_settings
+from ct.vlm3d import write_results
+from ct.volumes import LABELS
 
 
 def parse_args(argv=None):

@@ -17,11 +17,11 @@ from pathlib import Path
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
 
-from core.args import ArgumentParser, UserError, first_line, positive, positive_int, script
+from core.args import ArgumentParser, positive, positive_int, script
 from core.console import make_console, progress
+from core.errors import UserError, first_line
 from core.processes import cores
-from ct_volumes import CHANNELS, VolumeError
-from slice_store import (
+from ct.store import (
     MANIFEST,
     SETTINGS,
     SPLITS,
@@ -35,6 +35,7 @@ from slice_store import (
     write_manifest,
     write_settings,
 )
+from ct.volumes import CHANNELS, VolumeError
 
 # ct_rate is imported in main(): it brings torch, which every worker process would load with this file.
 
@@ -73,7 +74,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from ct_rate import find_volumes, patient_of
+    from ct.ct_rate import find_volumes, patient_of
 
     settings = {name: getattr(args, name) for name in ("slices", "size", "field_mm", "channels")}
     check_store(args.output, settings, args.overwrite)

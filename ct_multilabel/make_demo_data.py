@@ -25,14 +25,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from chest_phantom import Phantom, Scan, write_phantom
-from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
+from core.args import ArgumentParser, non_negative_int, positive_int, script
 from core.console import make_console, progress
 from core.demo_data import start, write
+from core.errors import UserError
 from core.losses.classification import UNKNOWN
 from core.processes import cores, in_processes
-from ct_rate import SPLITS, labels_file, metadata_file, no_chest_file, volume_file
-from ct_volumes import LABELS
+from ct.ct_rate import SPLITS, labels_file, metadata_file, no_chest_file, volume_file
+from ct.demo.phantom import Phantom, Scan, write_phantom
+from ct.volumes import LABELS
 
 BLOCK = 20  # patients that share a permutation a label, so that each block has its share of every finding
 POSITIVE = {"train": 3, "valid": 1}  # patients of a block with a finding: 20 % of 15 and of 5

@@ -19,14 +19,15 @@ from rich.console import Console
 from rich.table import Table
 
 from core import figures
-from core.args import ArgumentParser, UserError, non_negative_int, script
+from core.args import ArgumentParser, non_negative_int, script
 from core.console import make_console
 from core.devices import make_accelerator
-from ct_ensemble import Member, Predictions, average, calibrated, load_members, predict_logits
-from ct_montage import montage
-from ct_rate import find_files, read_metadata, stem
-from ct_volumes import LABELS, VolumeError, load_volume, slice_stack
-from vlm3d import write_results
+from core.errors import UserError
+from ct.ct_rate import find_files, read_metadata, stem
+from ct.ensemble import Member, Predictions, average, calibrated, load_members, predict_logits
+from ct.montage import montage
+from ct.vlm3d import write_results
+from ct.volumes import LABELS, VolumeError, load_volume, slice_stack
 
 MOST = 6  # labels in a picture
 SLICES = 3  # a label

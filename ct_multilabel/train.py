@@ -16,19 +16,20 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 
 import torch
 
-from core.args import ArgumentParser, UserError, add_training_arguments, non_negative, positive_int, script, share
+from core.args import ArgumentParser, add_training_arguments, non_negative, positive_int, script, share
 from core.attention import ATTENTIONS
 from core.cases import Cases
+from core.errors import UserError
 from core.losses.classification import AsymmetricLoss, FocalLoss, MaskedBCE
 from core.run import Run
 from core.schedules import parameter_groups
 from core.unfreezing import UnfreezingSchedule
 from core.validation import DataReport
-from ct_slices import SliceDataset, VolumeDataset, augmentation, cutmix, divide
-from ct_volumes import LABELS
-from slice_classifier import POOLINGS, SliceClassifier
-from slice_store import check_files, read_manifest, read_settings
-from vlm3d import AGGREGATES, Calibration, official_metrics, prevalence
+from ct.slice_classifier import POOLINGS, SliceClassifier
+from ct.slices import SliceDataset, VolumeDataset, augmentation, cutmix, divide
+from ct.store import check_files, read_manifest, read_settings
+from ct.vlm3d import AGGREGATES, Calibration, official_metrics, prevalence
+from ct.volumes import LABELS
 
 LOSSES = {"focal": FocalLoss, "bce": MaskedBCE, "asl": AsymmetricLoss}
 MODES = {"auroc": "max", "f1": "max", "loss": "min"}  # what --monitor chooses the best model by

@@ -19,22 +19,23 @@ from rich.console import Console
 from rich.table import Table
 
 from core import figures
-from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
+from core.args import ArgumentParser, non_negative_int, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
 from core.environment import environment
-from core.report import Report, plain
-from core.run_folder import evaluation_folder
+from core.errors import UserError
+from core.report import Report
+from core.results import evaluation_folder, plain
 from core.uncertainty import Interval, bootstrap
 from core.validation import DataReport, leave_out_unreadable
-from ear_codes import encode_all, nearest, take_data_of_training
-from ear_crops import EarCrops, read_manifest, to_pixels, to_tensor
-from ear_plots import kl_bars, picture_grid, reconstruction_grid
-from ear_splits import refuse_shared_subjects
-from latent_space import active_units, kl_by_dimension
-from manifest_entries import BOX_FORMATS
-from reconstruction_quality import PixelPCA, pixel_pca, quality
-from sam_vae import EarVAE
+from ear.codes import encode_all, nearest, take_data_of_training
+from ear.crops import EarCrops, read_manifest, to_pixels, to_tensor
+from ear.entries import BOX_FORMATS
+from ear.latent_space import active_units, kl_by_dimension
+from ear.plots import kl_bars, picture_grid, reconstruction_grid
+from ear.quality import PixelPCA, pixel_pca, quality
+from ear.sam_vae import EarVAE
+from ear.splits import refuse_shared_subjects
 
 MODEL, PCA, MEAN = METHODS = ("model", "pixel PCA", "mean ear")
 METRICS = {"psnr": ("PSNR [dB]", "{:.2f}"), "ssim": ("SSIM", "{:.3f}")}

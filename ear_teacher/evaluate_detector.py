@@ -21,16 +21,22 @@ from rich.console import Console
 from rich.table import Table
 
 from core import figures
-from core.args import ArgumentParser, UserError, positive_int, script
+from core.args import ArgumentParser, positive_int, script
 from core.console import make_console, progress
 from core.devices import make_accelerator
 from core.environment import environment
+from core.errors import UserError
 from core.images import picture_size, read_image
-from core.report import Report, plain
-from core.run_folder import evaluation_folder
+from core.landmarks import Schema, make_schema
+from core.report import Report
+from core.results import evaluation_folder, plain
 from core.uncertainty import Interval
 from core.validation import DataReport, leave_out_unreadable
-from detector_evaluation import (
+from ear.detector import EarDetector
+from ear.detector_plots import overlays
+from ear.detector_windows import read_labelled
+from ear.entries import BOX_FORMATS
+from ear.evaluation import (
     FAILURE,
     MEAN_IN_BOX,
     MEAN_IN_PICTURE,
@@ -40,13 +46,8 @@ from detector_evaluation import (
     place_mean_ear,
     write_predictions,
 )
-from detector_plots import overlays
-from ear_detector import EarDetector
-from ear_landmarks import Schema, make_schema
-from ear_manifest import Ear
-from ear_splits import split_by_subject
-from ear_windows import read_labelled
-from manifest_entries import BOX_FORMATS
+from ear.manifest import Ear
+from ear.splits import split_by_subject
 
 COLUMNS = {  # measure -> title, digits
     "nme": ("NME [%]", "{:.2f}"),

@@ -26,11 +26,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
+from core.args import ArgumentParser, non_negative_int, positive_int, script
 from core.console import make_console, progress
 from core.demo_data import dump, start, write
+from core.errors import UserError
 from core.processes import cores, in_processes
-from ear_scene import SIDES, Scene, write_scene
+from ear.demo.scene import SIDES, Scene, write_scene
 
 SPLITS = ("train", "val", "test")
 # Persons repeat this pattern of 20, 14 in train, 3 in val, 3 in test; * = their train pictures have landmarks.

@@ -27,19 +27,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from core import figures
-from core.args import ArgumentParser, UserError, first_line, non_negative_int, positive_int, script
+from core.args import ArgumentParser, non_negative_int, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
+from core.errors import UserError, first_line
 from core.files import distinct, distinct_names, whole_file
 from core.images import SUFFIXES, ImageError
 from core.tables import read_table
 from core.validation import DataReport, leave_out_unreadable
-from ear_codes import encode_all, nearest
-from ear_crops import EarCrops, read_manifest
-from ear_manifest import Ear, side_in_name
-from ear_plots import picture_grid
-from manifest_entries import BOX_FORMATS
-from sam_vae import EarVAE
+from ear.codes import encode_all, nearest
+from ear.crops import EarCrops, read_manifest
+from ear.entries import BOX_FORMATS
+from ear.manifest import Ear, side_in_name
+from ear.plots import picture_grid
+from ear.sam_vae import EarVAE
 
 CODES, TABLE = "codes.safetensors", "codes.csv"
 GREY = 128  # in place of a neighbour whose picture is gone

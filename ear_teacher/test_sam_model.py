@@ -14,12 +14,13 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 
 import torch
 
-from core.args import ArgumentParser, UserError, positive_int, script
+from core.args import ArgumentParser, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
-from ear_vae_loss import WEIGHTS, EarVAELoss
-from sam_encoder import SAM_CONFIGS, SAM_MODEL
-from sam_vae import EarVAE
+from core.errors import UserError
+from ear.losses import WEIGHTS, EarVAELoss
+from ear.sam_encoder import SAM_CONFIGS, SAM_MODEL
+from ear.sam_vae import EarVAE
 
 
 def parse_args(argv=None):

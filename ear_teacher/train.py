@@ -24,15 +24,15 @@ from core.cases import Cases
 from core.run import Run
 from core.schedules import parameter_groups
 from core.validation import DataReport, leave_out_unreadable
-from ear_crops import EarCrops, read_manifest, to_pixels
-from ear_plots import kl_bars, reconstruction_grid
-from ear_splits import refuse_shared_subjects
-from ear_vae_loss import WEIGHTS, EarVAELoss
-from latent_space import active_units, kl_by_dimension
-from manifest_entries import BOX_FORMATS
-from reconstruction_quality import quality
-from sam_encoder import SAM_CONFIGS, SAM_MODEL
-from sam_vae import EarVAE
+from ear.crops import EarCrops, read_manifest, to_pixels
+from ear.entries import BOX_FORMATS
+from ear.latent_space import active_units, kl_by_dimension
+from ear.losses import WEIGHTS, EarVAELoss
+from ear.plots import kl_bars, reconstruction_grid
+from ear.quality import quality
+from ear.sam_encoder import SAM_CONFIGS, SAM_MODEL
+from ear.sam_vae import EarVAE
+from ear.splits import refuse_shared_subjects
 
 PRECISIONS = {"32": "no", "16-mixed": "fp16", "bf16-mixed": "bf16"}
 DATA = Path("data/preprocessed")

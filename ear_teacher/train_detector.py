@@ -17,21 +17,23 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 
 import torch
 
-from core.args import ArgumentParser, UserError, add_training_arguments, non_negative, positive_int, script, share
+from core.args import ArgumentParser, add_training_arguments, non_negative, positive_int, script, share
 from core.cases import Cases
+from core.errors import UserError
 from core.images import picture_size
+from core.landmarks import Schema, read_schema
 from core.run import Run
 from core.schedules import parameter_groups
 from core.validation import DataReport, leave_out_unreadable
-from detection_loss import DetectionLoss
-from detector_evaluation import intersection_over_union, mean_ear
-from ear_detector import EarDetector
-from ear_landmarks import Schema, schema_for, schema_from
-from ear_manifest import Ear
-from ear_splits import refuse_shared_subjects, split_by_subject
-from ear_windows import RandomWindows, TwoLooks, read_labelled
-from manifest_entries import BOX_FORMATS
-from sam_encoder import SAM_CONFIGS
+from ear.anatomy import SCHEMAS, schema_for
+from ear.detection_loss import DetectionLoss
+from ear.detector import EarDetector
+from ear.detector_windows import RandomWindows, TwoLooks, read_labelled
+from ear.entries import BOX_FORMATS
+from ear.evaluation import intersection_over_union, mean_ear
+from ear.manifest import Ear
+from ear.sam_encoder import SAM_CONFIGS
+from ear.splits import refuse_shared_subjects, split_by_subject
 
 DATA = Path("data/preprocessed")
 
@@ -150,7 +152,7 @@ def read_data(run: Run, args) -> tuple[dict[str, list[Ear]], Schema]:
     refuse_shared_subjects(splits)
     splits = leave_out_unreadable(splits, report)
     counts = {split: len(ears[0].landmarks) for split, ears in splits.items()}
-    schema = schema_from(args.landmark_schema) if args.landmark_schema else schema_for(counts["train"])
+    schema = read_schema(args.landmark_schema, SCHEMAS) if args.landmark_schema else schema_for(counts["train"])
     for split, count in counts.items():
         if count != len(schema.names):
             raise UserError(

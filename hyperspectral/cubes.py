@@ -19,14 +19,15 @@ from collections import Counter, defaultdict
 from rich.console import Console
 from rich.table import Table
 
-from core.args import ArgumentParser, UserError, positive_int, script
+from core.args import ArgumentParser, positive_int, script
 from core.console import make_console, progress
+from core.errors import UserError
 from core.files import whole_file
 from core.processes import cores, in_processes
 from core.validation import DataReport
-from cube_files import Splits, add_data_arguments, inspect, read_cubes, report_bad
-from cube_repack import claim, repack_cube, repack_targets, repacked_csv
-from cube_statistics import compute_statistics, constant_bands, measure_all, statistics_file
+from hsi.files import Splits, add_data_arguments, inspect, read_cubes, report_bad
+from hsi.repack import claim, repack_cube, repack_targets, repacked_csv
+from hsi.statistics import compute_statistics, constant_bands, measure_all, statistics_file
 
 # Neither torch nor a module that imports it: every worker process would load it with this file.
 

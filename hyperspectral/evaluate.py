@@ -26,17 +26,17 @@ from core.cases import Cases
 from core.console import make_console, progress
 from core.devices import make_accelerator
 from core.environment import environment
-from core.report import Report, plain
-from core.run_folder import evaluation_folder
+from core.report import Report
+from core.results import evaluation_folder, plain
 from core.uncertainty import bootstrap
 from core.validation import DataReport
-from cube_dataset import CubeDataset
-from cube_files import SPLITS, inspect, leave_out, read_cubes
-from cube_statistics import unusable_cubes
-from mae_spectral import MAESpectral
-from reconstruction_baselines import interpolate, mean_spectrum
-from reconstruction_metrics import measure
-from spectral_plots import Shown, write_figures
+from hsi.baselines import interpolate, mean_spectrum
+from hsi.dataset import CubeDataset
+from hsi.files import SPLITS, inspect, leave_out, read_cubes
+from hsi.mae_spectral import MAESpectral
+from hsi.metrics import measure
+from hsi.plots import Shown, write_figures
+from hsi.statistics import unusable_cubes
 
 MODEL, INTERPOLATION, MEAN = METHODS = ("model", "interpolation", "mean spectrum")
 METRICS = {  # name -> title, digits

@@ -27,14 +27,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
+from core.args import ArgumentParser, non_negative_int, positive_int, script
 from core.console import make_console, progress
 from core.demo_data import start, write
+from core.errors import UserError
 from core.processes import cores, in_processes
-from cube_statistics import statistics_file
-from retina_optics import LONGEST, SHORTEST
-from retina_phantom import write_eye
-from wavelengths import DEFAULT_WAVELENGTHS, parse_wavelengths
+from hsi.demo.optics import LONGEST, SHORTEST
+from hsi.demo.phantom import write_eye
+from hsi.statistics import statistics_file
+from hsi.wavelengths import DEFAULT_WAVELENGTHS, parse_wavelengths
 
 SPLITS = ("train", "valid", "test")
 LABELS = ("normal", "lesion")

@@ -26,19 +26,20 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from core.args import ArgumentParser, UserError, non_negative_int, script, share
+from core.args import ArgumentParser, non_negative_int, script, share
 from core.console import make_console, progress
 from core.devices import make_accelerator
+from core.errors import UserError
 from core.files import distinct_names, whole_file
 from core.seeding import sample_rng
 from core.validation import DataReport
-from cube_files import BadCube, Cube, foreground, read_cube, read_cubes, reason_of, report_bad
-from mae_spectral import MAESpectral
-from probe_report import mask_picture
-from reconstruction_metrics import measure
-from spectral_plots import Shown, write_figures
-from spectral_probe import ProbeModel
-from wavelengths import parse_wavelengths
+from hsi.files import BadCube, Cube, foreground, read_cube, read_cubes, reason_of, report_bad
+from hsi.mae_spectral import MAESpectral
+from hsi.metrics import measure
+from hsi.plots import Shown, write_figures
+from hsi.probe import ProbeModel
+from hsi.probe_report import mask_picture
+from hsi.wavelengths import parse_wavelengths
 
 SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5", ".mat")  # .mat: MATLAB 7.3 writes HDF5
 RECONSTRUCTION = "_reconstruction.h5"

@@ -29,11 +29,9 @@ from core.files import distinct_names
 from core.run import Run
 from core.schedules import parameter_groups
 from core.unfreezing import UnfreezingSchedule
-from cube_files import Cube, inspect, leave_out, read_cubes
-from cube_statistics import measure_all
-from mae_spectral import MAESpectral
-from probe_report import Picture, mask_picture, print_summary, write_classification, write_segmentation
-from spectral_probe import (
+from hsi.files import Cube, inspect, leave_out, read_cubes
+from hsi.mae_spectral import MAESpectral
+from hsi.probe import (
     IGNORED,
     PROJECT,
     LabelledDataset,
@@ -45,7 +43,9 @@ from spectral_probe import (
     with_labels,
     with_masks,
 )
-from wavelengths import parse_wavelengths
+from hsi.probe_report import Picture, mask_picture, print_summary, write_classification, write_segmentation
+from hsi.statistics import measure_all
+from hsi.wavelengths import parse_wavelengths
 
 PIXELS = 20_000  # of the train cubes, from which the segmentation by spectrum alone learns,
 PENALTY = 1e-4  # and its penalty on weights: so many pixels leave nothing to choose

@@ -29,16 +29,16 @@ from core.args import (
     share,
 )
 from core.cases import Cases
-from core.report import plain
+from core.results import plain
 from core.run import Run
 from core.schedules import parameter_groups
-from cube_dataset import CubeDataset
-from cube_files import add_data_arguments, inspect, leave_out, read_cubes
-from cube_statistics import compute_statistics, matching_statistics, statistics_file
-from mae_spectral import DECODERS, VARIANTS, MAESpectral
-from mae_spectral_loss import LOSS_ON, MAESpectralLoss
-from reconstruction_metrics import measure
-from spectral_plots import Shown, write_figures
+from hsi.dataset import CubeDataset
+from hsi.files import add_data_arguments, inspect, leave_out, read_cubes
+from hsi.loss import LOSS_ON, MAESpectralLoss
+from hsi.mae_spectral import DECODERS, VARIANTS, MAESpectral
+from hsi.metrics import measure
+from hsi.plots import Shown, write_figures
+from hsi.statistics import compute_statistics, matching_statistics, statistics_file
 
 SHOWN = ("mse", "psnr", "sam", "ssim")  # of the hidden voxels, after each validation
 BETAS = (0.9, 0.95)  # He et al. 2022: a shorter memory than usual, because masks make gradients noisy

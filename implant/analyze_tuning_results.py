@@ -22,11 +22,13 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from core import figures
-from core.args import ArgumentParser, UserError, positive_int, script
+from core.args import ArgumentParser, positive_int, script
 from core.console import make_console
-from core.report import Report, plain
-from core.tuning import cell, interrupted, open_storage, trial_table
-from tuning_plots import history, importances, is_log, is_number, parallel_coordinates
+from core.errors import UserError
+from core.report import Report
+from core.results import plain
+from implants.tuning import cell, interrupted, open_storage, trial_table
+from implants.tuning_plots import history, importances, is_log, is_number, parallel_coordinates
 
 ENOUGH = 8  # complete trials, for importances
 QUANTILE = 0.25  # the best quarter of the trials is compared with all

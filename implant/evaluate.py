@@ -18,15 +18,17 @@ from rich.console import Console
 from rich.table import Table
 
 from core import figures
-from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
+from core.args import ArgumentParser, non_negative_int, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
 from core.environment import environment
-from core.report import Report, plain
-from core.run_folder import evaluation_folder
+from core.errors import UserError
+from core.report import Report
+from core.results import evaluation_folder, plain
 from core.uncertainty import Interval
 from core.validation import DataReport, leave_out_unreadable
-from dimension_evaluation import (
+from implants.crops import ImplantCrops
+from implants.evaluation import (
     CLOSE,
     Evaluation,
     Summary,
@@ -40,7 +42,7 @@ from dimension_evaluation import (
     with_intervals,
     write_predictions,
 )
-from dimension_plots import (
+from implants.plots import (
     ablation_bars,
     attention_bars,
     attention_maps,
@@ -48,10 +50,9 @@ from dimension_plots import (
     predicted_against_true,
     residuals,
 )
-from implant_crops import ImplantCrops
-from implant_predictor import Answer, load_models, predict_all
-from implant_records import TARGETS, Record, load_records, refuse_leaks
-from implant_splits import records_of
+from implants.predictor import Answer, load_models, predict_all
+from implants.records import TARGETS, Record, load_records, refuse_leaks
+from implants.splits import records_of
 
 MEDIAN, MODEL_MEDIAN = "median of the training split", "median of the predicted model"
 COLUMNS = {  # measure -> title, digits

@@ -25,11 +25,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
+from core.args import ArgumentParser, non_negative_int, positive_int, script
 from core.console import make_console, progress
 from core.demo_data import dump, start, write
+from core.errors import UserError
 from core.processes import cores, in_processes
-from implant_phantom import CATALOGUE, COMPANIES, DEFAULT_SIZE, Implant, Picture, sample_implant, write_picture
+from implants.demo.phantom import CATALOGUE, COMPANIES, DEFAULT_SIZE, Implant, Picture, sample_implant, write_picture
 
 SPLITS = ("train", "val", "test")
 PATTERN = ("train", "train", "val", "train", "test")  # patients repeat it

@@ -23,18 +23,19 @@ from rich.console import Console
 from rich.table import Table
 
 from core import figures
-from core.args import ArgumentParser, UserError, non_negative_int, positive_int, script
+from core.args import ArgumentParser, non_negative_int, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
+from core.errors import UserError
 from core.files import distinct, whole_file
 from core.images import DICOM_SUFFIXES, SUFFIXES, ImageError, is_dicom, read_image, without_suffix
 from core.validation import DataReport, leave_out_unreadable
-from dimension_evaluation import Predictions, calibrate, catalogue_of, nearest_sizes, read_catalogue, with_intervals
-from dimension_plots import overview
-from implant_crops import ImplantCrops
-from implant_predictor import Answer, load_models, predict_all
-from implant_records import TARGETS, Record, load_records
-from implant_splits import records_of
+from implants.crops import ImplantCrops
+from implants.evaluation import Predictions, calibrate, catalogue_of, nearest_sizes, read_catalogue, with_intervals
+from implants.plots import overview
+from implants.predictor import Answer, load_models, predict_all
+from implants.records import TARGETS, Record, load_records
+from implants.splits import records_of
 
 SHOWN = 24  # cases in overview.png and on the terminal
 

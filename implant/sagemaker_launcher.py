@@ -38,10 +38,11 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 
-from core.args import ArgumentParser, UserError, positive_int, script
-from core.tuning import Categorical, Space
-from sagemaker_container import CHECKPOINTS
-from search_spaces import METRICS, SCRIPTS, SPACES
+from core.args import ArgumentParser, positive_int, script
+from core.errors import UserError
+from implants.sagemaker_container import CHECKPOINTS
+from implants.search_spaces import METRICS, SCRIPTS, SPACES
+from implants.tuning import Categorical, Space
 
 PRINTED = {"classifier": "val_accuracy", "regression": "avg_mae"}  # by the training scripts, for the tuning job to read
 GOALS = {"max": "Maximize", "min": "Minimize"}
@@ -258,12 +259,13 @@ def _channel(name: str, uri: str) -> dict:
 
 
 def pack_source(folder: Path) -> bytes:
-    """The project as a sourcedir.tar.gz: modules of `folder`, core/ (inside or beside it) and requirements.txt.
+    """The project as a sourcedir.tar.gz: scripts and package of `folder`, core/ (inside or beside it) and
+    requirements.txt.
 
-    All lie at the root, where script mode looks for the entry point. Equal files give equal bytes. Raises UserError
-    if core/ or requirements.txt is missing.
+    The scripts lie at the root, where script mode looks for the entry point. Equal files give equal bytes. Raises
+    UserError if core/ or requirements.txt is missing.
     """
-    files = {file.name: file for file in folder.glob("*.py")}
+    files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*.py")}
     for name in ("core", "requirements.txt"):
         found = next((place / name for place in (folder, folder.parent) if (place / name).exists()), None)
         if found is None:

@@ -17,18 +17,18 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 
 import torch
 
-import sagemaker_container
 from core.args import ArgumentParser, add_training_arguments, non_negative, positive_int, script, share
 from core.cases import Cases
 from core.run import Run
 from core.schedules import parameter_groups
-from dimension_loss import DimensionLoss
-from dual_embedding import ATTENTION_TYPES, EMBEDDINGS, DualEmbeddingRegressor, load_visual
-from feature_cache import CachedCrops
-from implant_crops import ImplantCrops, classes_of, scale_length
-from implant_records import TARGETS
-from implant_splits import read_splits, size_table
-from implant_vit import WIDTHS, ImplantVit, load_classifier
+from implants import sagemaker_container
+from implants.crops import ImplantCrops, classes_of, scale_length
+from implants.dual_embedding import ATTENTION_TYPES, EMBEDDINGS, DualEmbeddingRegressor, load_visual
+from implants.feature_cache import CachedCrops
+from implants.loss import DimensionLoss
+from implants.records import TARGETS
+from implants.splits import read_splits, size_table
+from implants.vit import WIDTHS, ImplantVit, load_classifier
 
 
 def epoch_number(text: str) -> list[int]:

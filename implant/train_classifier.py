@@ -17,17 +17,18 @@ import torch
 import torch.nn.functional as F
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix, multiclass_f1_score
 
-import sagemaker_container
 from core import figures
-from core.args import ArgumentParser, UserError, add_training_arguments, non_negative, positive_int, script, share
+from core.args import ArgumentParser, add_training_arguments, non_negative, positive_int, script, share
 from core.cases import Cases
+from core.errors import UserError
 from core.run import Run
 from core.schedules import parameter_groups
-from dimension_loss import class_loss
-from dual_embedding import load_visual
-from implant_crops import ImplantCrops, classes_of
-from implant_splits import read_splits
-from implant_vit import WIDTHS, ImplantClassifier
+from implants import sagemaker_container
+from implants.crops import ImplantCrops, classes_of
+from implants.dual_embedding import load_visual
+from implants.loss import class_loss
+from implants.splits import read_splits
+from implants.vit import WIDTHS, ImplantClassifier
 
 
 def parse_args(argv=None):

@@ -32,12 +32,13 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 
-from core import tuning
-from core.args import ArgumentParser, UserError, positive_int, script
+from core.args import ArgumentParser, positive_int, script
 from core.console import make_console
+from core.errors import UserError
 from core.processes import cores
-from core.tuning import Categorical, Space, cell, trial_table
-from search_spaces import METRICS, SCRIPTS, SPACES
+from implants import tuning
+from implants.search_spaces import METRICS, SCRIPTS, SPACES
+from implants.tuning import Categorical, Space, cell, trial_table
 
 ALIASES = {"lr": "learning_rate"}
 OURS = {"save_dir", "resume", "overwrite"}  # flags that a trial gets from here, or must not have

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from core.args import UserError
 from core.demo_data import RECIPE, clear
+from core.errors import UserError
 
 
 def refuses_existing_data_and_foreign_files(script, arguments, folder, empty, name):

@@ -9,7 +9,7 @@ import pydicom
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from cube_files import H5_KEY
+from hsi.files import H5_KEY
 
 
 def read_json(file):

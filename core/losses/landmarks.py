@@ -41,48 +41,6 @@ class WingLoss(nn.Module):
         return _mean_over_known(loss.mean(dim=-1), known)
 
 
-class AdaptiveWingLoss(nn.Module):
-    """Adaptive wing loss (Wang et al. 2019, "Adaptive Wing Loss for Robust Face Alignment via Heatmap Regression").
-
-    With target y in [0, 1] and error `d = |y − ŷ|`: `ω ln(1 + (d/ε)^(α−y))` if `d < θ`, else `A d − C`, where
-    `A = ω (α−y) (θ/ε)^(α−y−1) / (ε (1 + (θ/ε)^(α−y)))` and `C = θ A − ω ln(1 + (θ/ε)^(α−y))`. The exponent makes it
-    behave like a wing on the peak and like a squared error on the background. α must exceed 2, so that the gradient
-    is 0 at a perfect peak.
-    """
-
-    def __init__(self, alpha: float = 2.1, omega: float = 14.0, epsilon: float = 1.0, theta: float = 0.5):
-        super().__init__()
-        self.alpha = alpha
-        self.omega = omega
-        self.epsilon = epsilon
-        self.theta = theta
-
-    @full_precision
-    def forward(
-        self, prediction: Tensor, target: Tensor, mask: Tensor | None = None, weight: Tensor | None = None
-    ) -> Tensor:
-        """prediction and target `(B, K, H, W)`, mask `(B, K)` bool, weight broadcastable to the maps -> scalar.
-
-        The mean is over the pixels of known maps. The paper's weight map is `1 + 10 M`, M a dilated foreground.
-        """
-        check_same_shape(prediction, target)
-        known = _known_landmarks(mask, prediction)
-        target = torch.where(known[..., None, None], target, 0.0)
-        error = (torch.where(known[..., None, None], prediction, 0.0) - target).abs()
-
-        exponent = self.alpha - target
-        ratio = self.theta / self.epsilon
-        power = ratio**exponent
-        slope = self.omega * exponent * ratio ** (exponent - 1) / (self.epsilon * (1 + power))  # A
-        offset = self.theta * slope - self.omega * torch.log1p(power)  # C
-        # Clamped, because `where` multiplies the branch not taken by 0, and a power that overflows would make that NaN.
-        near = self.omega * torch.log1p((error.clamp(max=self.theta) / self.epsilon) ** exponent)
-        loss = torch.where(error < self.theta, near, slope * error - offset)
-        if weight is not None:
-            loss = loss * weight
-        return _mean_over_known(loss.mean(dim=(-2, -1)), known)
-
-
 class HeatmapLoss(nn.Module):
     """Squared error of a heatmap, as a share of the target's energy: `Σ (ŷ − y)² / Σ y²` for each map.
 

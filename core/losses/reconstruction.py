@@ -8,10 +8,8 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
-from torchvision.models import VGG16_Weights, vgg16
 
-from core.args import first_line
+from core.errors import first_line
 from core.losses.precision import full_precision
 from core.losses.shapes import check_same_shape
 from core.losses.spectral import unit_vectors
@@ -43,6 +41,8 @@ class SSIMLoss(nn.Module):
     @full_precision
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """prediction and target `(B, C, H, W)`, at least 6×6 pixels -> scalar in [0, 2]."""
+        from torchmetrics.functional.image import structural_similarity_index_measure  # seconds: not for --help
+
         check_same_shape(prediction, target)
         return 1 - structural_similarity_index_measure(
             prediction - self.low, target - self.low, data_range=self.high - self.low
@@ -114,6 +114,8 @@ class PerceptualLoss(nn.Module):
         data_range: tuple[float, float] = (-1.0, 1.0),
         layers: tuple[str, ...] = ("relu1_2", "relu2_2", "relu3_3", "relu4_3"),
     ):
+        from torchvision.models import vgg16
+
         super().__init__()
         unknown = set(layers) - set(VGG16_LAYERS)
         if unknown or not layers:
@@ -206,6 +208,8 @@ def _scharr_x(images: Tensor) -> Tensor:
 def _read_vgg16_weights(weights_file: str | PathLike | None) -> dict[str, Tensor]:
     """The entries of torchvision's download, or of a file, by key."""
     if weights_file is None:
+        from torchvision.models import VGG16_Weights
+
         try:
             return VGG16_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:

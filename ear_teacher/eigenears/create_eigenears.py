@@ -23,17 +23,18 @@ from rich.console import Console
 from rich.table import Table
 
 from core import figures
-from core.args import ArgumentParser, UserError, positive_int, script
+from core.args import ArgumentParser, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
 from core.environment import environment
-from core.report import Report, plain
-from core.run_folder import evaluation_folder
+from core.errors import UserError
+from core.report import Report
+from core.results import evaluation_folder, plain
 from core.validation import DataReport, leave_out_unreadable
-from ear_codes import encode_all, take_data_of_training
-from ear_crops import EarCrops, read_manifest, to_pixels
-from ear_plots import Eigenear, eigenear_grid, eigenear_strip, explained_variance, picture_grid
-from latent_space import (
+from ear.codes import encode_all, take_data_of_training
+from ear.crops import EarCrops, read_manifest, to_pixels
+from ear.entries import BOX_FORMATS
+from ear.latent_space import (
     PCA,
     STRUCTURE,
     Mixture,
@@ -45,8 +46,8 @@ from latent_space import (
     sample,
     verdict,
 )
-from manifest_entries import BOX_FORMATS
-from sam_vae import EarVAE
+from ear.plots import Eigenear, eigenear_grid, eigenear_strip, explained_variance, picture_grid
+from ear.sam_vae import EarVAE
 
 FIRST = 5  # components in the headline
 

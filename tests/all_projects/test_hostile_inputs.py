@@ -13,8 +13,8 @@ import pytest
 
 import hostile
 from attempts import refusal
-from cube_files import H5_KEY
 from files import read_csv, read_json
+from hsi.files import H5_KEY
 from launch import run
 
 

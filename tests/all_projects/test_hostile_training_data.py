@@ -6,7 +6,7 @@ from pathlib import Path
 
 import hostile
 from attempts import Attempts, refusal
-from cube_files import H5_KEY
+from hsi.files import H5_KEY
 from small_trainings import COMMANDS, SmallTraining
 
 ANNOTATIONS = "Aariz/train/Annotations"

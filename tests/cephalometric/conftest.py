@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ceph_landmarks import LANDMARK_TITLES, LANDMARKS
+from ceph.landmarks import LANDMARK_TITLES, LANDMARKS
 from ceph_training import train
 from launch import run
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from aariz import read_aariz
-from ceph_landmarks import LANDMARKS
-from cephalograms import FrameCache, leave_out_unreadable
-from core.args import UserError
-from core.images import Letterbox
+from ceph.aariz import read_aariz
+from ceph.dataset import FrameCache, leave_out_unreadable
+from ceph.landmarks import LANDMARKS
+from core.errors import UserError
+from core.windows import Letterbox
 
 POINTS = np.stack([np.linspace(20, 100, 29), np.linspace(30, 140, 29)], axis=1)
 

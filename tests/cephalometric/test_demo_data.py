@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import phantom
-import phantom_film
-from ceph_landmarks import LANDMARK_TITLES, LANDMARKS
-from core.args import UserError
+from ceph.demo import film as phantom_film
+from ceph.demo import phantom
+from ceph.landmarks import LANDMARK_TITLES, LANDMARKS
 from core.demo_data import RECIPE, clear, write
+from core.errors import UserError
 
 SCRIPT = Path(phantom.__file__).with_name("make_demo_data.py")
 SPLITS = ("train", "valid", "test")

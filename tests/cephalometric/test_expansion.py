@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from aariz import read_aariz
-from ceph_landmarks import LANDMARKS
-from cephalograms import Cephalogram, CephalogramDataset, FrameCache, mean_shape, measurement_statistics
+from ceph.aariz import read_aariz
+from ceph.dataset import Cephalogram, CephalogramDataset, FrameCache, mean_shape, measurement_statistics
+from ceph.expansion import draw_sample, expand
+from ceph.landmarks import LANDMARKS
 from conftest import load_script
 from core.seeding import sample_rng
-from expansion import draw_sample, expand
 
 TILTED = ("tilted left", "tilted right")
 TEETH = {"upper": ["UMT", "UPM", "UIT"], "lower": ["LMT", "LPM", "LIT"]}

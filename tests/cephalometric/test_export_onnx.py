@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from ceph_landmarks import LANDMARKS
+from ceph.anatomy import NAMES
+from ceph.heatmaps import decode_dark, encode_heatmaps
+from ceph.hrnet import HRNetLandmarks
+from ceph.landmarks import LANDMARKS
+from ceph.tta import predict_views
 from conftest import load_script
-from core.args import UserError
 from core.checkpoints import save_model
-from core.images import Letterbox
-from heatmaps import decode_dark, encode_heatmaps
-from hrnet_landmarks import HRNetLandmarks
+from core.errors import UserError
+from core.windows import Letterbox
 from launch import run
-from measurements import NAMES
-from tta import predict_views
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

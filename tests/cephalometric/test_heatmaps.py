@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from core.images import Letterbox
-from heatmaps import decode_dark, encode_heatmaps, to_heatmap, to_input
+from ceph.heatmaps import decode_dark, encode_heatmaps, to_heatmap, to_input
+from core.windows import Letterbox
 
 
 def random_points(count, size, margin, seed=0):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ceph_data import FORMATS, read_cases
-from ceph_landmarks import LANDMARKS
+from ceph.cases import FORMATS, read_cases
+from ceph.dataset import FrameCache, leave_out_unreadable
+from ceph.isbi2015 import SIZE, read_isbi2015
+from ceph.landmarks import LANDMARKS
 from ceph_training import train
-from cephalograms import FrameCache, leave_out_unreadable
-from core.args import UserError
+from core.errors import UserError
 from files import logged, read_csv, read_json
-from isbi2015 import SIZE, read_isbi2015
 from launch import run
 
 NUMBERS = {"TrainingData": (1, 150), "Test1Data": (151, 300), "Test2Data": (301, 400)}

@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from ceph_landmarks import LANDMARKS
+from ceph.comparison import compare
+from ceph.evaluation import differences
+from ceph.landmarks import LANDMARKS
 from conftest import ROOT, loads_nothing
-from core.args import UserError
+from core.errors import UserError
 from files import logged, read_json
-from landmark_comparison import compare
-from landmark_evaluation import differences
 from launch import AGREEING, run
 
 REFINER = "cephalometric/train_refiner.py"

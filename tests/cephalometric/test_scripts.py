@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ceph_landmarks import LANDMARKS
+from ceph.landmarks import LANDMARKS
 from ceph_training import SMALL, TRAIN, train
 from conftest import loads_nothing
 from core.images import read_image
@@ -280,7 +280,7 @@ def test_the_demo_reader_reads_predictions_as_annotations(demo_tree, trained, tm
     folder = tmp_path / "Aariz/test/Annotations/Cephalometric Landmarks"
     for reader in ("Junior", "Senior"):
         shutil.copy(tmp_path / "out" / f"{source.stem}.json", folder / f"{reader} Orthodontists")
-    from aariz import read_aariz
+    from ceph.aariz import read_aariz
 
     cases, _ = read_aariz(tmp_path / "Aariz")
     case = next(case for case in cases["test"] if case.id == source.stem)

@@ -5,10 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from heatmaps import decode_dark, encode_heatmaps, to_heatmap
-from hrnet_landmarks import HRNetLandmarks, decode
-from measurements import IS_LENGTH
-from tta import VIEWS, View, predict_views
+from ceph.anatomy import IS_LENGTH
+from ceph.heatmaps import decode_dark, encode_heatmaps, to_heatmap
+from ceph.hrnet import HRNetLandmarks, decode
+from ceph.tta import VIEWS, View, predict_views
 
 HEIGHTS = torch.tensor([1.0, 0.85, 0.7, 0.55, 0.4])  # of the blobs, one a landmark: that is how they are told apart
 BLOB, SIGMA, STRIDE = 4.0, 2.0, 2  # SDs in input px, in heatmap px

@@ -7,7 +7,8 @@ import pytest
 from torch.utils.data import DataLoader, Dataset
 
 from conftest import PROJECTS
-from core.args import ArgumentParser, UserError, add_training_arguments, first_line, script
+from core.args import ArgumentParser, add_training_arguments, script
+from core.errors import UserError, first_line
 
 
 def parser():

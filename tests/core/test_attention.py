@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core.attention import ATTENTIONS, SpatialAttention, attention
+from core.attention import ATTENTIONS, attention, spatial_attention
 
 
 def squeeze_excite(x, weights):
@@ -21,7 +21,7 @@ def channel_attention(x, weights):
     return x * gate[:, :, None, None]
 
 
-def spatial_attention(x, weights, prefix=""):
+def spatial_formula(x, weights, prefix=""):
     pooled = torch.stack([x.mean(dim=1), x.max(dim=1).values], dim=1)  # (B, 2, H, W)
     scores = F.conv2d(pooled, weights[f"{prefix}conv.conv.weight"], padding=3)
     bn = {key.rsplit(".", 1)[1]: value for key, value in weights.items() if key.startswith(f"{prefix}conv.bn.")}
@@ -50,14 +50,14 @@ def test_cbam_against_its_formula():
     torch.manual_seed(0)
     module, x = shaken(attention("cbam", 48, reduction=4)), torch.randn(2, 48, 9, 8)
     weights = module.state_dict()
-    expected = spatial_attention(channel_attention(x, weights), weights, "spatial.")
+    expected = spatial_formula(channel_attention(x, weights), weights, "spatial.")
     torch.testing.assert_close(module(x), expected)
 
 
 def test_spatial_attention_against_its_formula():
     torch.manual_seed(0)
-    module, x = shaken(SpatialAttention(kernel_size=7)), torch.randn(2, 5, 9, 8)
-    torch.testing.assert_close(module(x), spatial_attention(x, module.state_dict()))
+    module, x = shaken(spatial_attention(kernel_size=7)), torch.randn(2, 5, 9, 8)
+    torch.testing.assert_close(module(x), spatial_formula(x, module.state_dict()))
 
 
 def test_none_is_the_identity():

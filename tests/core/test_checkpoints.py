@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from core import checkpoints
-from core.args import UserError
 from core.checkpoints import damage, load_model_folder, load_weights, replacing, save_model
+from core.errors import UserError
 
 
 def test_a_model_folder_comes_back_whole(tmp_path):

@@ -8,7 +8,8 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import FileMetaDataset
 
-from core.images import ImageError, Letterbox, is_dicom, picture_size, read_image, without_suffix
+from core.images import ImageError, is_dicom, picture_size, read_image, without_suffix
+from core.windows import Letterbox
 from files import dicom
 
 RNG = np.random.default_rng(0)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from core.losses.landmarks import AdaptiveWingLoss, HeatmapLoss, WingLoss, soft_argmax
+from core.losses.landmarks import HeatmapLoss, WingLoss, soft_argmax
 
 
 def gaussians(points, size=(32, 32), sigma=2.0, dtype=torch.float32):
@@ -20,16 +20,6 @@ def wing(x, omega, epsilon):
     if x < omega:
         return omega * math.log(1 + x / epsilon)
     return x - (omega - omega * math.log(1 + omega / epsilon))
-
-
-def adaptive_wing(prediction, y):
-    alpha, omega, epsilon, theta = 2.1, 14.0, 1.0, 0.5
-    d = abs(y - prediction)
-    if d < theta:
-        return omega * math.log(1 + (d / epsilon) ** (alpha - y))
-    power = (theta / epsilon) ** (alpha - y)
-    a = omega * (1 / (1 + power)) * (alpha - y) * (theta / epsilon) ** (alpha - y - 1) / epsilon
-    return a * d - (theta * a - omega * math.log(1 + power))
 
 
 class TestWing:
@@ -55,40 +45,6 @@ class TestWing:
         offset = torch.tensor([0.5, -3.0, 11.0, -25.0], dtype=torch.float64)[:, None]  # both branches, no kink
         prediction = (target + offset).requires_grad_()
         assert torch.autograd.gradcheck(lambda x: WingLoss()(x, target), prediction)
-
-
-class TestAdaptiveWing:
-    def test_against_a_loop(self):
-        torch.manual_seed(0)
-        prediction, target = torch.rand(2, 2, 3, 5, 4, dtype=torch.float64)
-        prediction = 3 * prediction - 1
-        weight = 1 + 10 * torch.rand(2, 3, 5, 4, dtype=torch.float64).round()
-        mask = torch.tensor([[True, False, True], [False, True, True]])
-        triples = zip(prediction[mask].flatten(), target[mask].flatten(), weight[mask].flatten(), strict=True)
-        values = [(w * adaptive_wing(p.item(), y.item())).item() for p, y, w in triples]
-        expected = sum(values) / len(values)
-        assert AdaptiveWingLoss()(prediction, target, mask, weight).item() == pytest.approx(expected, rel=1e-9)
-
-    def test_gradcheck(self):
-        torch.manual_seed(0)
-        target = torch.rand(1, 2, 3, 3, dtype=torch.float64)
-        offset = torch.tensor([0.1, -0.3, 0.9], dtype=torch.float64)  # both sides of theta
-        prediction = (target + offset).requires_grad_()
-        assert torch.autograd.gradcheck(lambda x: AdaptiveWingLoss()(x, target), prediction)
-
-    def test_a_perfect_map_has_no_loss_and_no_gradient(self):
-        target = gaussians([[[10, 12], [3.3, 4.4]]])
-        prediction = target.clone().requires_grad_()
-        loss = AdaptiveWingLoss()(prediction, target)
-        loss.backward()
-        assert loss.item() == 0
-        assert torch.equal(prediction.grad, torch.zeros_like(target))
-
-    def test_a_prediction_that_overflows_the_power_keeps_its_gradient(self):
-        prediction = torch.full((1, 1, 4, 4), 1e36, requires_grad=True)
-        AdaptiveWingLoss()(prediction, torch.zeros(1, 1, 4, 4)).backward()
-        assert prediction.grad.isfinite().all()
-        assert (prediction.grad > 0).all()
 
 
 class TestHeatmap:
@@ -131,9 +87,7 @@ class TestHeatmap:
         assert torch.autograd.gradcheck(lambda x: HeatmapLoss()(x, target), prediction)
 
 
-@pytest.mark.parametrize(
-    ("loss", "shape"), [(WingLoss(), (2, 3, 2)), (AdaptiveWingLoss(), (2, 3, 8, 8)), (HeatmapLoss(), (2, 3, 8, 8))]
-)
+@pytest.mark.parametrize(("loss", "shape"), [(WingLoss(), (2, 3, 2)), (HeatmapLoss(), (2, 3, 8, 8))])
 class TestMasks:
     def test_masked_landmarks_have_no_influence(self, loss, shape):
         torch.manual_seed(0)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from core.losses.classification import AsymmetricLoss, FocalLoss, MaskedBCE
-from core.losses.landmarks import AdaptiveWingLoss, HeatmapLoss, WingLoss, soft_argmax
+from core.losses.landmarks import HeatmapLoss, WingLoss, soft_argmax
 from core.losses.precision import full_precision
 from core.losses.reconstruction import CenterWeightedL1, EdgeLoss, SSIMLoss, contrastive_loss, kl_divergence
 from core.losses.shapes import check_same_shape
@@ -14,7 +14,6 @@ LOSSES = {
     "focal": (FocalLoss(), (4, 5)),
     "asymmetric": (AsymmetricLoss(), (4, 5)),
     "wing": (WingLoss(), (2, 3, 2)),
-    "adaptive wing": (AdaptiveWingLoss(), (2, 3, 8, 8)),
     "heatmap": (HeatmapLoss(), (2, 3, 8, 8)),
     "ssim": (SSIMLoss(1.0), (2, 3, 16, 16)),
     "edge": (EdgeLoss(), (2, 3, 8, 8)),

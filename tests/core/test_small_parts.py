@@ -15,7 +15,8 @@ from core import figures
 from core.cases import Cases
 from core.console import make_console, progress
 from core.metrics import radial_errors, success_detection_rate
-from core.report import Report, plain, read_summary
+from core.report import Report, read_summary
+from core.results import plain
 from core.schedules import parameter_groups, warmup_cosine
 from core.seeding import sample_rng
 from core.uncertainty import Interval, bootstrap

@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.args import UserError
+from core.errors import UserError
 from core.splits import position, refuse_shared_patients
 
 

@@ -84,7 +84,7 @@ def main(argv=None):
         parameter_groups(model, args.lr, args.weight_decay),
         run.loader(Numbers(args.size, args.seed, nan_at=args.nan_at), shuffle=True),
         run.loader(Numbers(args.val_size, args.seed, noise=0.0), shuffle=False),
-        config={"project": "toy"},
+        config={"kind": "toy"},
         monitor="error",
         keep=args.keep,
         unfreezing=unfreezing,

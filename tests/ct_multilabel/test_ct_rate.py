@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.args import UserError
-from ct_rate import (
+from core.errors import UserError
+from ct.ct_rate import (
     find_files,
     find_volumes,
     labels_file,
@@ -18,7 +18,7 @@ from ct_rate import (
     stem,
     volume_file,
 )
-from ct_volumes import LABELS
+from ct.volumes import LABELS
 
 
 def write_labels(file, rows, columns=("VolumeName", *LABELS)):

@@ -8,13 +8,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-import ct_rate
 import demo_refusals
-from chest_anatomy import Canvas, sample_chest
-from chest_phantom import Scan, draw, nifti, write_phantom
 from conftest import load_script
-from core.args import UserError
-from ct_volumes import LABELS, load_volume, read_volume
+from core.errors import UserError
+from ct import ct_rate
+from ct.demo.anatomy import Canvas, sample_chest
+from ct.demo.phantom import Scan, draw, nifti, write_phantom
+from ct.volumes import LABELS, load_volume, read_volume
 
 COARSE = Scan(shape=(40, 90, 90), spacing=(7.0, 4.0, 4.0), noise=0)  # cheap, and without noise
 

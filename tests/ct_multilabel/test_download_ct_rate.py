@@ -24,8 +24,8 @@ import pytest
 from huggingface_hub import constants
 
 from conftest import ROOT, load_script
-from core.args import UserError
-from ct_volumes import LABELS
+from core.errors import UserError
+from ct.volumes import LABELS
 
 hub_stand_in = load_script("tests/ct_multilabel/hub_stand_in.py")
 HubStandIn, TOKEN = hub_stand_in.HubStandIn, hub_stand_in.TOKEN
@@ -139,7 +139,7 @@ def test_everything_but_no_chest_lands_where_ct_rate_keeps_it(download, hub, out
 
 
 def test_what_was_downloaded_is_what_the_reader_finds(download, output):
-    import ct_rate
+    from ct import ct_rate
 
     download()
     found, problems = ct_rate.find_volumes(output)

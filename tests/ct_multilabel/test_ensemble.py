@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from core.args import UserError
 from core.checkpoints import save_model
-from ct_ensemble import Member, average, calibrated, load_members, predict_logits
-from ct_volumes import LABELS
-from slice_classifier import SliceClassifier
-from vlm3d import Calibration, pool, remap
+from core.errors import UserError
+from ct.ensemble import Member, average, calibrated, load_members, predict_logits
+from ct.slice_classifier import SliceClassifier
+from ct.vlm3d import Calibration, pool, remap
+from ct.volumes import LABELS
 
 N, S = 3, 4  # volumes, slices
 

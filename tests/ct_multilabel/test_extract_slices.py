@@ -12,12 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-import slice_store
 from conftest import load_script
-from core.args import UserError
-from ct_volumes import LABELS, WINDOWS, VolumeError, load_volume, slice_stack
+from core.errors import UserError
+from ct import store as slice_store
+from ct.store import read_manifest, read_settings, read_slices, write_manifest, write_slices
+from ct.volumes import LABELS, WINDOWS, VolumeError, load_volume, slice_stack
 from launch import Launched, run
-from slice_store import read_manifest, read_settings, read_slices, write_manifest, write_slices
 
 SCRIPT = "ct_multilabel/extract_slices.py"
 AFFINE = np.diag([-6.0, -5.0, 8.0, 1.0])

@@ -13,13 +13,13 @@ from safetensors.numpy import load_file
 from conftest import loads_nothing
 from core.checkpoints import save_model
 from core.losses.classification import AsymmetricLoss, FocalLoss, MaskedBCE
-from ct_slices import VolumeDataset, divide
-from ct_volumes import LABELS
+from ct.slice_classifier import SliceClassifier
+from ct.slices import VolumeDataset, divide
+from ct.store import StoredVolume, read_manifest, write_manifest, write_settings, write_slices
+from ct.vlm3d import official_metrics, read_results
+from ct.volumes import LABELS
 from files import read_csv, read_json
 from launch import run
-from slice_classifier import SliceClassifier
-from slice_store import StoredVolume, read_manifest, write_manifest, write_settings, write_slices
-from vlm3d import official_metrics, read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT.parent / "shared" / "data" / "ct"

@@ -9,14 +9,14 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from core.args import UserError
 from core.checkpoints import save_model
+from core.errors import UserError
 from core.losses.classification import AsymmetricLoss, FocalLoss, MaskedBCE
 from core.schedules import parameter_groups
 from core.unfreezing import is_frozen, set_frozen
-from ct_slices import cutmix
-from ct_volumes import LABELS
-from slice_classifier import GatedAttention, SliceClassifier
+from ct.slice_classifier import GatedAttention, SliceClassifier
+from ct.slices import cutmix
+from ct.volumes import LABELS
 
 SMALL = {"backbone": "resnet10t", "image_size": 32}
 LOSSES = (FocalLoss, AsymmetricLoss, MaskedBCE)

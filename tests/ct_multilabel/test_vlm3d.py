@@ -13,10 +13,9 @@ from torchmetrics.functional.classification import (
     multilabel_recall,
 )
 
-from core.args import UserError
+from core.errors import UserError
 from core.metrics import crg_score
-from ct_volumes import LABELS
-from vlm3d import (
+from ct.vlm3d import (
     AGGREGATES,
     Calibration,
     best_thresholds,
@@ -27,6 +26,7 @@ from vlm3d import (
     remap,
     write_results,
 )
+from ct.volumes import LABELS
 
 SCORES = ("precision", "recall", "f1", "accuracy", "auroc")
 

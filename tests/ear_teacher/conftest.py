@@ -11,9 +11,9 @@ from torchvision.models import vgg16
 from transformers import SamConfig, SamModel
 
 from conftest import load_script
+from ear.sam_vae import EarVAE
 from files import write_csv
 from launch import run
-from sam_vae import EarVAE
 
 # A SAM whose whole model, mask decoder and all, is a few megabytes. At 1024 px it has 4096 tokens, as every SAM.
 SMALL_SAM = {

@@ -13,13 +13,13 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from conftest import ROOT, load_script, loads_nothing
-from core.args import UserError
 from core.checkpoints import save_model
-from ear_detector import EarDetector
-from ear_windows import RandomWindows
+from core.errors import UserError
+from ear.detector import EarDetector
+from ear.detector_windows import RandomWindows
+from ear.sam_vae import EarVAE
 from files import logged, read_csv, read_json
 from launch import run
-from sam_vae import EarVAE
 
 SIZE = (72, 60)  # px of the pictures, width and height
 TRAIN, EVALUATE = "ear_teacher/train_detector.py", "ear_teacher/evaluate_detector.py"

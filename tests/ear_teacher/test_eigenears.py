@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from conftest import ROOT, load_script, loads_nothing
-from core.args import UserError
 from core.checkpoints import save_model
+from core.errors import UserError
+from ear.latent_space import principal_components
+from ear.sam_vae import EarVAE
 from files import read_csv, read_json
-from latent_space import principal_components
 from launch import run
-from sam_vae import EarVAE
 
 SCRIPT = "ear_teacher/eigenears/create_eigenears.py"
 EARS, LATENT = 12, 6

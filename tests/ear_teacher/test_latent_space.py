@@ -5,8 +5,8 @@ import pytest
 from scipy import ndimage
 from scipy.stats import multivariate_normal
 
-import latent_space
-from latent_space import (
+from ear import latent_space
+from ear.latent_space import (
     active_units,
     along,
     brightness_share,

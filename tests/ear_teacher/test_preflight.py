@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from conftest import ROOT, load_script
-from core.args import UserError
-from ear_vae_loss import WEIGHTS
+from core.errors import UserError
+from ear.losses import WEIGHTS
+from ear.sam_vae import EarVAE
 from launch import run
-from sam_vae import EarVAE
 
 SCRIPT = "ear_teacher/test_sam_model.py"
 TINY = "--sam_config tiny --sam_image_size 64 --image_size 32 --latent_dim 8 --freeze_layers 2"
@@ -45,7 +45,7 @@ def no_download(monkeypatch):
     def refuse(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr("core.losses.reconstruction.VGG16_Weights.get_state_dict", refuse)
+    monkeypatch.setattr("torchvision.models.VGG16_Weights.get_state_dict", refuse)
 
 
 def test_all_is_well(check):

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from transformers import BertConfig, BertModel, SamModel
 
-from core.args import UserError
-from sam_encoder import SAM_CONFIGS, SamEncoder
+from core.errors import UserError
+from ear.sam_encoder import SAM_CONFIGS, SamEncoder
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from core.args import UserError
 from core.checkpoints import save_model
-from ear_crops import EarCrops, read_manifest
-from ear_vae_loss import WEIGHTS, EarVAELoss
-from reconstruction_quality import quality
-from sam_vae import LOGVAR_RANGE, EarVAE
+from core.errors import UserError
+from ear.crops import EarCrops, read_manifest
+from ear.losses import WEIGHTS, EarVAELoss
+from ear.quality import quality
+from ear.sam_vae import LOGVAR_RANGE, EarVAE
 
 WITHOUT_VGG = {name: weight for name, (weight, _) in WEIGHTS.items()} | {"perceptual": 0}
 

@@ -10,14 +10,14 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from conftest import load_script
-from core.args import UserError
-from ear_crops import EarCrops, read_manifest
-from ear_vae_loss import WEIGHTS
+from core.errors import UserError
+from ear.crops import EarCrops, read_manifest
+from ear.latent_space import active_units, kl_by_dimension
+from ear.losses import WEIGHTS
+from ear.quality import quality
+from ear.sam_vae import EarVAE
 from files import logged, read_csv, read_json, write_csv
-from latent_space import active_units, kl_by_dimension
 from launch import run
-from reconstruction_quality import quality
-from sam_vae import EarVAE
 
 
 def parse(*arguments):

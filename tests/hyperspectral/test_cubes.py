@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from conftest import load_script
-from core.args import UserError, first_line
+from core.errors import UserError, first_line
 from core.processes import in_processes
 from core.validation import DataReport
-from cube_files import H5_KEY, BadCube, Cube, foreground, inspect, read_cube, read_cubes
-from cube_statistics import Statistics, compute_statistics, matching_statistics, statistics_file
+from hsi.files import H5_KEY, BadCube, Cube, foreground, inspect, read_cube, read_cubes
+from hsi.statistics import Statistics, compute_statistics, matching_statistics, statistics_file
+from hsi.wavelengths import DEFAULT_WAVELENGTHS
 from launch import run
-from wavelengths import DEFAULT_WAVELENGTHS
 
 BANDS, SIZE = 5, 16
 

@@ -11,12 +11,12 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 import demo_refusals
-import retina_optics
-import retina_phantom as phantom
 from conftest import load_script
-from core.args import UserError
 from core.demo_data import RECIPE
-from wavelengths import DEFAULT_WAVELENGTHS, to_rgb
+from core.errors import UserError
+from hsi.demo import optics as retina_optics
+from hsi.demo import phantom as phantom
+from hsi.wavelengths import DEFAULT_WAVELENGTHS, to_rgb
 
 NM = np.array(DEFAULT_WAVELENGTHS)
 

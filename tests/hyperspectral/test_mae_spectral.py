@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core.args import UserError
 from core.checkpoints import save_model
+from core.errors import UserError
 from core.schedules import parameter_groups
-from mae_spectral import VARIANTS, Encoder, MAESpectral
-from mae_spectral_loss import MAESpectralLoss
-from wavelengths import DEFAULT_WAVELENGTHS
+from hsi.loss import MAESpectralLoss
+from hsi.mae_spectral import VARIANTS, Encoder, MAESpectral
+from hsi.wavelengths import DEFAULT_WAVELENGTHS
 
 PATCH, BANDS, SIZE = 10, 5, 40
 GRID = (6, 4, 4)

@@ -10,13 +10,13 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from conftest import load_script
-from core.args import UserError
 from core.checkpoints import load_model_folder, save_model
-from cube_files import H5_KEY, foreground, read_cube, read_cubes
+from core.errors import UserError
 from files import read_csv, read_json, write_cube
+from hsi.files import H5_KEY, foreground, read_cube, read_cubes
+from hsi.mae_spectral import MAESpectral
+from hsi.probe import PROJECT, ProbeModel, read_mask
 from launch import run
-from mae_spectral import MAESpectral
-from spectral_probe import PROJECT, ProbeModel, read_mask
 
 PREDICT = "hyperspectral/predict.py"
 RECONSTRUCTION = "_reconstruction.h5"

@@ -13,19 +13,19 @@ from safetensors.numpy import load_file
 
 from conftest import load_script, loads_nothing
 from core import figures
-from core.args import UserError
 from core.checkpoints import load_model_folder, save_model
-from cube_files import H5_KEY, Cube, read_cube, read_cubes
+from core.errors import UserError
 from files import logged, read_csv, read_json, write_csv, write_cube
-from launch import run
-from mae_spectral import MAESpectral
-from probe_report import Picture, auroc, segmentations, write_classification
-from spectral_probe import (
+from hsi.files import H5_KEY, Cube, read_cube, read_cubes
+from hsi.mae_spectral import MAESpectral
+from hsi.probe import (
     IGNORED,
     LinearProbe,
     ProbeModel,
     read_mask,
 )
+from hsi.probe_report import Picture, auroc, segmentations, write_classification
+from launch import run
 
 PROBE = "hyperspectral/probe.py"
 QUICK = ("--num_workers", 0, "--log_with", "none", "--bootstrap", 40, "--batch_size", 4, "--warmup_epochs", 0)

@@ -11,8 +11,8 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from reconstruction_baselines import interpolate, mean_spectrum
-from reconstruction_metrics import measure
+from hsi.baselines import interpolate, mean_spectrum
+from hsi.metrics import measure
 
 SIZE, PATCH, BANDS = 40, (10, 3), 12  # 4 groups of 4×4 tokens
 MEASURES = ("mse", "psnr", "sam", "ssim", "band_mean", "mse_by_band")

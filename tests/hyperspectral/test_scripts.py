@@ -11,15 +11,15 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from conftest import load_script, loads_nothing
-from core.args import UserError
 from core.checkpoints import save_model
-from cube_dataset import CubeDataset
-from cube_files import H5_KEY, foreground, read_cube, read_cubes
-from cube_statistics import Statistics
+from core.errors import UserError
 from files import logged, read_csv, read_json, write_csv, write_cube
+from hsi.dataset import CubeDataset
+from hsi.files import H5_KEY, foreground, read_cube, read_cubes
+from hsi.mae_spectral import VARIANTS, MAESpectral
+from hsi.statistics import Statistics
+from hsi.wavelengths import DEFAULT_WAVELENGTHS
 from launch import run
-from mae_spectral import VARIANTS, MAESpectral
-from wavelengths import DEFAULT_WAVELENGTHS
 
 EVALUATE = "hyperspectral/evaluate.py"
 METHODS = ["model", "interpolation", "mean spectrum"]

@@ -9,16 +9,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from core.args import UserError
 from core.checkpoints import save_model
+from core.errors import UserError
 from core.schedules import parameter_groups
 from core.unfreezing import UnfreezingSchedule
 from core.validation import DataReport
-from cube_files import H5_KEY, BadCube, Cube, read_cube
 from files import write_cube
-from mae_spectral import MAESpectral
-from probe_report import COLOURS, mask_picture, palette
-from spectral_probe import (
+from hsi.files import H5_KEY, BadCube, Cube, read_cube
+from hsi.mae_spectral import MAESpectral
+from hsi.probe import (
     IGNORED,
     STRENGTHS,
     LabelledDataset,
@@ -30,6 +29,7 @@ from spectral_probe import (
     with_labels,
     with_masks,
 )
+from hsi.probe_report import COLOURS, mask_picture, palette
 
 PROBE = "hyperspectral/probe.py"
 QUICK = ("--num_workers", 0, "--log_with", "none", "--bootstrap", 40, "--batch_size", 4, "--warmup_epochs", 0)

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from core.args import ArgumentParser, UserError
-from wavelengths import DEFAULT_WAVELENGTHS, colour_matching, parse_wavelengths, rgb_weights, to_rgb, white_level
+from core.args import ArgumentParser
+from core.errors import UserError
+from hsi.wavelengths import DEFAULT_WAVELENGTHS, colour_matching, parse_wavelengths, rgb_weights, to_rgb, white_level
 
 
 def light(*lit: float, wavelengths=DEFAULT_WAVELENGTHS, shape=(1, 1)) -> np.ndarray:

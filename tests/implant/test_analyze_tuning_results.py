@@ -12,13 +12,13 @@ from botocore.stub import Stubber
 from matplotlib.colors import to_hex
 
 from conftest import load_script, loads_nothing
-from core import tuning
-from core.args import UserError
+from core.errors import UserError
 from core.figures import GREY, RED
-from core.tuning import TrialFailed
 from files import read_csv, read_json
-from search_spaces import SPACES
-from tuning_plots import history, importances, parallel_coordinates
+from implants import tuning
+from implants.search_spaces import SPACES
+from implants.tuning import TrialFailed
+from implants.tuning_plots import history, importances, parallel_coordinates
 
 analysis = load_script("implant/analyze_tuning_results.py")
 

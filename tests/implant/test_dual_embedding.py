@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from core.args import UserError
 from core.checkpoints import save_model
-from dimension_loss import BETA, DimensionLoss, beta_nll, class_loss
-from dual_embedding import ATTENTION_TYPES, DualEmbeddingRegressor
+from core.errors import UserError
+from implants.dual_embedding import ATTENTION_TYPES, DualEmbeddingRegressor
+from implants.loss import BETA, DimensionLoss, beta_nll, class_loss
 
 VIT = {"size": "tiny", "image_size": 32}
 COMPANY, MODEL = VIT | {"classes": ["a", "b", "c"]}, VIT | {"classes": ["x", "y"], "embedding_dim": 64}

@@ -23,10 +23,10 @@ from botocore.stub import Stubber
 from botocore.validate import ParamValidator
 from moto import mock_aws
 
-import sagemaker_container as container
 from conftest import ROOT, load_script
-from core.args import UserError
-from search_spaces import SPACES
+from core.errors import UserError
+from implants import sagemaker_container as container
+from implants.search_spaces import SPACES
 
 launcher = load_script("implant/sagemaker_launcher.py")
 
@@ -273,7 +273,7 @@ def fill(folder, files):
 
 def test_the_packed_source_is_code_only_and_runs(tmp_path):
     files = unpack(launcher.pack_source(ROOT / "implant"))
-    assert {"requirements.txt", "core/run.py", "core/losses/__init__.py", "search_spaces.py"} <= set(files)
+    assert {"requirements.txt", "core/run.py", "core/losses/__init__.py", "implants/search_spaces.py"} <= set(files)
     assert {name.rsplit(".", 1)[1] for name in files} == {"py", "txt"}
     assert files["core/run.py"] == (ROOT / "core" / "run.py").read_bytes()
     fill(tmp_path, files)
@@ -324,7 +324,7 @@ def test_create_and_describe(account, capsys):
     assert json.loads(static["sagemaker_region"]) == REGION
     bucket_name, key = json.loads(static["sagemaker_submit_directory"]).removeprefix("s3://").split("/", 1)
     stored = bucket.get_object(Bucket=bucket_name, Key=key)["Body"].read()
-    assert "search_spaces.py" in unpack(stored)
+    assert "implants/search_spaces.py" in unpack(stored)
     state = launcher.describe(client(), "first")
     assert {"name": "first", "status": "Completed", "metric": "avg_mae", "mode": "min"}.items() <= state.items()
     with pytest.raises(UserError, match=r"first already exists.*; choose another --job_name"):

@@ -14,11 +14,11 @@ import pytest
 from optuna.trial import TrialState
 
 from conftest import ROOT, load_script
-from core.args import UserError
-from core.tuning import distributions, flags, interrupted, open_storage
+from core.errors import UserError
 from files import logged
+from implants.search_spaces import METRICS, SCRIPTS, SPACES
+from implants.tuning import distributions, flags, interrupted, open_storage
 from launch import Launched, run
-from search_spaces import METRICS, SCRIPTS, SPACES
 
 TRAIN = """
 import argparse, json, math, os, signal, sys, time

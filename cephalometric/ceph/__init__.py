@@ -1,0 +1,1 @@
+"""Landmarks on lateral cephalograms: data sets, networks, evaluation. `anatomy.py` holds the subject."""

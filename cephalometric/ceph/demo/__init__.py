@@ -1,0 +1,1 @@
+"""Drawn cephalograms with known landmarks. Only make_demo_data.py imports this package."""

@@ -1,0 +1,105 @@
+"""Reader of the ISBI 2015 data set (Wang et al. 2016, "A benchmark for comparison of dental radiography analysis
+algorithms"), forgiving to folders and strict to numbers.
+
+RawImage/{TrainingData,Test1Data,Test2Data}/NNN.bmp         1935×2400 px of 0.1 mm
+AnnotationsByMD/400_{junior,senior}/NNN.txt                 19 lines x,y in px, then classes, which are not read
+
+The number is the split: 001-150 train, 151-300 (Test1) valid, 301-400 (Test2) test. Publications give Test1 and Test2
+separately; evaluate the splits valid and test. Training keeps the epoch that is best on valid, which favours Test1.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from ceph.dataset import Cephalogram
+from ceph.reading import SPLITS, annotated, checked_points, child, files_by_id, files_in, usable
+from core.errors import UserError
+from core.files import read_bytes
+from core.images import SUFFIXES
+from core.validation import DataReport
+
+# In the order of the files; the other ten landmarks are unknown. Wang et al. name them sella, nasion, orbitale,
+# porion, subspinale, supramentale, pogonion, menton, gnathion, gonion, lower and upper incisal incision, upper and
+# lower lip, subnasale, soft tissue pogonion, posterior and anterior nasal spine, articulare.
+ORDER = (
+    "S", "N", "Or", "Po", "A", "B", "Pog", "Me", "Gn", "Go", "LIT", "UIT", "Ls", "Li", "Sn", "Pog`", "PNS", "ANS", "Ar"
+)  # fmt: skip
+LAST = {"train": 150, "valid": 300, "test": 400}  # number of each split
+FOLDERS = {"trainingdata": "train", "test1data": "valid", "test2data": "test"}
+SIZE, MM_PER_PX, DEVICE = (1935, 2400), 0.1, "Soredex CRANEX Excel"
+
+
+def is_isbi2015(root: Path) -> bool:
+    """Whether the folder looks like an ISBI 2015 tree."""
+    return any(_reader_folder(root, reader) for reader in ("junior", "senior"))
+
+
+def read_isbi2015(
+    root: Path, ground_truth: str = "mean", splits: tuple[str, ...] = SPLITS
+) -> tuple[dict[str, list[Cephalogram]], DataReport]:
+    """The cases of `splits`, {split: [Cephalogram, …] sorted by number}, and a report of all that is wrong.
+
+    `ground_truth`: mean (un-rounded), senior or junior. The pictures may lie in any folder below RawImage or, without
+    RawImage, below `root`, but in none that is another split's; 400_junior and 400_senior may lie beside
+    AnnotationsByMD. The maturation stage is unknown. A bad case is left out, a bad landmark becomes NaN; each is
+    reported. Raises UserError if there is no such tree, or no usable case in one of `splits`.
+    """
+    root = Path(root)
+    if ground_truth not in ("mean", "senior", "junior"):
+        raise UserError(f"--ground_truth {ground_truth} is not for ISBI 2015; choose mean, senior or junior")
+    if not is_isbi2015(root):
+        raise UserError(f"{root} holds no AnnotationsByMD/400_senior or 400_junior; give the ISBI 2015 folder")
+    report = DataReport()
+    files = [file for file in (child(root, "RawImage") or root).rglob("*") if _in_its_split(file, report)]
+    pictures = files_by_id(files, SUFFIXES, report, _number)
+    readers = {
+        reader: files_by_id(files_in(_reader_folder(root, reader)), (".txt",), report, _number)
+        for reader in ("junior", "senior")
+    }
+    cases = {split: [] for split in SPLITS}
+    for identity, image, size, points in annotated(pictures, readers, ground_truth, _read_points, report):
+        if size != SIZE:
+            report.add("not 1935×2400 px", image, "kept, uncalibrated, px only", f"{size[0]}×{size[1]}")
+        mm_per_px = MM_PER_PX if size == SIZE else None
+        cases[_split(identity)].append(Cephalogram(identity, image, size, points, mm_per_px, DEVICE, None))
+    return usable(cases, splits, root, report), report
+
+
+def _reader_folder(root: Path, reader: str) -> Path | None:
+    return child(child(root, "AnnotationsByMD"), f"400_{reader}") or child(root, f"400_{reader}")
+
+
+def _number(file: Path) -> str | None:
+    """The id 001-400 of a file that is named by a number."""
+    number = int(file.stem) if file.stem.isdecimal() else 0
+    return f"{number:03d}" if 1 <= number <= LAST["test"] else None
+
+
+def _split(identity: str) -> str:
+    return next(split for split, last in LAST.items() if int(identity) <= last)
+
+
+def _in_its_split(file: Path, report: DataReport) -> bool:
+    """Whether a picture does not lie in the folder of another split than that of its number."""
+    folder, identity = FOLDERS.get(file.parent.name.casefold()), _number(file)
+    if folder and identity and folder != _split(identity):
+        report.add("picture in another split's folder", file, "file left out", f"{identity} is of {_split(identity)}")
+        return False
+    return True
+
+
+def _read_points(file: Path, size: tuple[int, int], report: DataReport) -> np.ndarray | None:
+    """Points (29, 2) of one reader, NaN for what the data set lacks, no number, or outside the picture. None if there
+    are not 19: it cannot be known which is missing."""
+    try:
+        lines = [line.strip() for line in read_bytes(file).decode("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        report.add("annotation unreadable", file, "annotation left out", f"{type(error).__name__}: {error}")
+        return None
+    pairs = [tuple(line.split(",")) for line in lines[: len(ORDER)]]
+    if len(pairs) < len(ORDER) or any(len(pair) != 2 for pair in pairs):
+        points = next((row for row, pair in enumerate(pairs) if len(pair) != 2), len(pairs))
+        report.add("annotation unreadable", file, "annotation left out", f"{points} lines x,y, not {len(ORDER)}")
+        return None
+    return checked_points(dict(zip(ORDER, pairs, strict=True)), file, size, report)

@@ -1,0 +1,1 @@
+"""Abnormalities on CT: volumes, slices, networks, evaluation. `labels.py` holds the subject."""

@@ -1,0 +1,105 @@
+"""Trained models at work: one or several on the slices of volumes, calibrated, averaged, with their uncertainty."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from core.errors import UserError
+from core.uncertainty import dropout_on
+from ct.slice_classifier import SliceClassifier
+from ct.vlm3d import Calibration, pool, remap
+
+
+@dataclass
+class Member:
+    """A trained model with what is needed to use it."""
+
+    name: str
+    model: SliceClassifier
+    config: dict
+    calibration: Calibration
+
+
+@dataclass
+class Predictions:
+    """Of N volumes. `probabilities` are calibrated; `scores` are remapped so that 0.5 is the tuned threshold."""
+
+    raw: np.ndarray  # (N, 18), pooled over the slices, before calibration
+    probabilities: np.ndarray  # (N, 18)
+    scores: np.ndarray  # (N, 18)
+    spread: np.ndarray | None = None  # (N, 18), SD of the probabilities: over dropout masks, or over members
+
+
+def load_members(folders: Sequence[Path], device: torch.device) -> list[Member]:
+    """Models of `best/` folders. Raises UserError if they were trained on slices that were cut in different ways."""
+    members = []
+    for folder in folders:
+        model, config = SliceClassifier.from_folder(folder)
+        name = folder.parent.name if folder.name == "best" else folder.name
+        members.append(Member(name, model.to(device), config, Calibration.from_json(config["calibration"])))
+        if config["slices"] != members[0].config["slices"]:
+            raise UserError(
+                f"{folder} was trained on other slices ({settings_text(config['slices'])}) than {folders[0]} "
+                f"({settings_text(members[0].config['slices'])}): evaluate them apart"
+            )
+        if config["tune_fraction"] != members[0].config["tune_fraction"]:
+            raise UserError(f"{folder} has other tuning patients than {folders[0]}: train with one --tune_fraction")
+    names = [member.name for member in members]
+    for number, member in enumerate(members, 1):
+        if names.count(member.name) > 1:
+            member.name = f"{number} {member.name}"
+    return members
+
+
+def settings_text(settings: dict) -> str:
+    """How slices were taken, for a message: "slices 32, size 224, field_mm 360.0, channels windows"."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+@torch.no_grad()
+def predict_logits(member: Member, slices: torch.Tensor, dropout_samples: int = 0) -> torch.Tensor:
+    """Logits (1 + dropout_samples, B, S, 18) of slices (B, S, 3, H, W) uint8; S is 1 for gated attention.
+
+    The first without dropout, the others each with a mask of its own. Dropout stands behind the backbone, so the
+    features are computed once.
+    """
+    model = member.model
+    output = "volume" if model.gate else "slices"
+    features = model.encode(slices)
+    logits = [model.classify(features)[output]]
+    with dropout_on(model):
+        logits += [model.classify(features)[output] for _ in range(dropout_samples)]
+    logits = torch.stack(logits).float()
+    return logits[:, :, None] if model.gate else logits
+
+
+def calibrated(member: Member, logits: np.ndarray) -> Predictions:
+    """Predictions of a member from its logits (1 + dropout samples, N, S, 18).
+
+    With dropout samples the probabilities are their mean, and `spread` is their SD (Gal & Ghahramani 2016, "Dropout
+    as a Bayesian Approximation"); otherwise they are those without dropout.
+    """
+    slices = 1 / (1 + np.exp(-logits.astype(float)))
+    runs = [member.calibration.probabilities(run) for run in (slices[1:] if len(slices) > 1 else slices)]
+    probabilities = np.mean(runs, axis=0)
+    return Predictions(
+        raw=pool(slices[0], member.calibration.aggregate),
+        probabilities=probabilities,
+        scores=remap(probabilities, member.calibration.thresholds),
+        spread=np.std(runs, axis=0) if len(runs) > 1 else None,
+    )
+
+
+def average(predictions: Sequence[Predictions]) -> Predictions:
+    """The ensemble: means of the members' values. Each member's threshold is at 0.5 already, and so is the mean's.
+
+    `spread` is the SD between the members; for a single one it is its own.
+    """
+    if len(predictions) == 1:
+        return predictions[0]
+    stack = {name: np.stack([getattr(p, name) for p in predictions]) for name in ("raw", "probabilities", "scores")}
+    return Predictions(**{name: values.mean(axis=0) for name, values in stack.items()},
+                       spread=stack["probabilities"].std(axis=0))  # fmt: skip

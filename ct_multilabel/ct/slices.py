@@ -1,0 +1,172 @@
+"""Slices for training and validation: which patients, which slices, augmentation, CutMix for several labels."""
+
+import os
+from collections.abc import Sequence
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it calls out at import otherwise
+
+import albumentations
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from core.errors import UserError
+from core.losses.classification import UNKNOWN
+from core.seeding import sample_rng
+from core.splits import position, refuse_shared_patients
+from ct.store import StoredVolume, read_slices
+
+# ---------------------------------------------------------------------------------------------------------- patients
+
+
+def divide(
+    volumes: Sequence[StoredVolume], tune_fraction: float, needed: Sequence[str] = ("train", "tune")
+) -> dict[str, list[StoredVolume]]:
+    """train, tune and valid: the official valid split, and the official train split divided by patient.
+
+    Tuning patients (early stopping, thresholds, calibration) follow from their names: they are the same for all members
+    of an ensemble, whose common thresholds would otherwise be tuned on patients that one of them was trained on.
+
+    Raises UserError if a patient stands in two of them, or if a `needed` one is empty.
+    """
+    parts = {"train": [], "tune": [], "valid": []}
+    for volume in volumes:
+        tuning = volume.split == "train" and position(volume.patient) < tune_fraction
+        parts["tune" if tuning else volume.split].append(volume)
+    refuse_shared_patients({part: {v.name: v.patient for v in volumes} for part, volumes in parts.items()})
+    for part in needed:
+        if not parts[part]:
+            way_out = "extract that split" if part == "valid" else "extract more of train, or change --tune_fraction"
+            raise UserError(f"no {part} volume among {len(volumes)}: {way_out}")
+    return parts
+
+
+# ---------------------------------------------------------------------------------------------------------- samples
+
+
+def augmentation(advanced: bool) -> albumentations.Compose:
+    """The mirror (no label of the 18 has a side), and with `advanced` tilt, size, position and grey levels.
+
+    Grey levels change by less than a window's width would: their absolute value carries meaning in CT.
+    """
+    steps = [albumentations.HorizontalFlip(p=0.5)]
+    if advanced:
+        steps += [
+            albumentations.Affine(
+                rotate=(-10, 10),
+                scale=(0.9, 1.1),
+                translate_percent=(-0.05, 0.05),
+                interpolation=cv2.INTER_LINEAR,
+                p=0.9,
+            ),
+            albumentations.RandomBrightnessContrast(brightness_limit=0.08, contrast_limit=0.1, p=0.5),
+            albumentations.GaussNoise(std_range=(0.005, 0.02), p=0.3),
+        ]
+    return albumentations.Compose(steps)
+
+
+class SliceDataset(Dataset):
+    """Slices drawn from volumes for training: an item is `bag` slices of one volume, a dict of
+
+    `slices` uint8 (bag, 3, H, W), `labels` float32 (18,) with -1 = unknown, `index`, `id`.
+
+    An epoch draws `slices_per_volume` slices from every volume, one from each of as many equal stretches of it. With
+    `bag` 1 each is an item; with `bag` = `slices_per_volume` they are one item. A sample depends on (seed, epoch,
+    index) alone.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[StoredVolume],
+        slices_per_volume: int,
+        bag: int = 1,
+        augment: albumentations.Compose | None = None,
+        seed: int = 0,
+    ):
+        if slices_per_volume % bag:
+            raise ValueError(f"bags of {bag} do not divide {slices_per_volume} slices")
+        self.volumes, self.per_volume, self.bag = list(volumes), slices_per_volume, bag
+        self.augmentation, self.seed, self.epoch = augment, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.volumes) * self.per_volume // self.bag
+
+    def labels(self) -> np.ndarray:
+        """(volumes, 18) int8: 1, 0, or -1 for unknown."""
+        return np.stack([volume.labels for volume in self.volumes])
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict:
+        items = self.per_volume // self.bag
+        volume, part = self.volumes[index // items], index % items
+        rng = sample_rng(self.seed, self.epoch, index)
+        stretches = np.arange(part, self.per_volume, items) + rng.random(self.bag)  # a bag reaches over the volume
+        which = (stretches * volume.slices / self.per_volume).astype(int).clip(max=volume.slices - 1)
+        slices = read_slices(volume.file, which)
+        if self.augmentation:
+            seed = int(rng.integers(2**32))
+            for i, image in enumerate(slices):
+                self.augmentation.set_random_seed(seed)  # one draw for the whole bag: it is one patient
+                slices[i] = self.augmentation(image=image.transpose(1, 2, 0))["image"].transpose(2, 0, 1)
+        return {
+            "slices": torch.from_numpy(slices),
+            "labels": torch.from_numpy(volume.labels.astype(np.float32)),
+            "index": index,
+            "id": volume.name,
+        }
+
+
+class VolumeDataset(Dataset):
+    """Whole volumes for validation: `slices` uint8 (S, 3, H, W), `index`, `id`.
+
+    S is the same for all: where a volume has fewer slices, some stand there twice.
+    """
+
+    def __init__(self, volumes: Sequence[StoredVolume]):
+        self.volumes = list(volumes)
+        self.n_slices = max(volume.slices for volume in volumes)
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def labels(self) -> np.ndarray:
+        """(N, 18) int8: 1, 0, or -1 for unknown."""
+        return np.stack([volume.labels for volume in self.volumes])
+
+    def __getitem__(self, index: int) -> dict:
+        volume = self.volumes[index]
+        slices = read_slices(volume.file)
+        which = np.linspace(0, len(slices) - 1, self.n_slices).round().astype(int)
+        return {"slices": torch.from_numpy(slices[which]), "index": index, "id": volume.name}
+
+
+# ---------------------------------------------------------------------------------------------------------- CutMix
+
+
+def cutmix(slices: Tensor, labels: Tensor, probability: float, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
+    """CutMix (Yun et al. 2019) for several labels a sample: a box of every sample comes from another one.
+
+    slices (B, S, 3, H, W) and labels (B, C) in [0, 1] or -1 -> the same shapes, as new tensors; with `probability`
+    for the whole batch, otherwise the given ones. The box has sides √(1−λ) of the picture, λ ~ Beta(alpha, alpha);
+    where the border clips it, λ is the share of pixels that really stay. Labels are mixed in the same proportion; a
+    label that either sample does not know is unknown.
+    """
+    if torch.rand(()) >= probability:
+        return slices, labels
+    height, width = slices.shape[-2:]
+    ratio = torch.distributions.Beta(alpha, alpha).sample()
+    side = torch.sqrt(1 - ratio)
+    centre = torch.rand(2) * torch.tensor([height, width])
+    half = side * torch.tensor([height, width]) / 2
+    (top, left), (bottom, right) = (centre - half).round().int().tolist(), (centre + half).round().int().tolist()
+    box = (..., slice(max(0, top), min(height, bottom)), slice(max(0, left), min(width, right)))
+    other = torch.randperm(len(slices)).to(slices.device)
+    mixed = slices.clone()
+    mixed[box] = slices[other][box]
+    kept = 1 - mixed[box].shape[-2] * mixed[box].shape[-1] / (height * width)
+    known = (labels != UNKNOWN) & (labels[other] != UNKNOWN)
+    return mixed, torch.where(known, kept * labels + (1 - kept) * labels[other], float(UNKNOWN))

@@ -1,0 +1,292 @@
+"""VLM3D Task 2: its metrics, its results.json, and the calibration that turns slice probabilities into its answers.
+
+The challenge counts a label as found from a probability of 0.5 on. Thresholds chosen on tuning patients are therefore
+built into the probabilities by `remap`, which moves each threshold to 0.5 and keeps the order of the cases.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.special import expit, logit
+from scipy.stats import rankdata
+
+from core.errors import UserError, first_line
+from core.files import read_json
+from core.losses.classification import UNKNOWN
+from core.metrics import crg_score
+from core.uncertainty import fit_platt
+from ct.ct_rate import stem
+from ct.volumes import LABELS
+
+FORMAT = {
+    "name": "Generated probabilities",
+    "type": "Abnormality Classification",
+    "version": {"major": 1, "minor": 0},
+}
+
+
+def official_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict:
+    """What the challenge computes from labels (N, 18) and probabilities (N, 18): {"per_label", "macro", "crg"}.
+
+    Positive from 0.5 on; precision, recall and F1 are 0 where they divide by 0; macro is the mean over labels. AUROC,
+    with half a point for ties, is NaN for a label with one class and left out of its mean. Labels of -1 are unknown,
+    and their cells count nowhere; a label without any known case is NaN and left out of all means (the official data
+    have neither). Raises ValueError for other shapes, labels and probabilities. Give float64: 0.5 is a sharp edge.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    known, truth = labels != UNKNOWN, labels == 1
+    predicted = (probabilities >= 0.5) & known
+    cases, positives, named, hits = (cells.sum(axis=0) for cells in (known, truth, predicted, truth & predicted))
+
+    def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        return np.where(cases > 0, part / np.maximum(whole, 1), np.nan)
+
+    scores = {
+        "precision": ratio(hits, named),
+        "recall": ratio(hits, positives),
+        "f1": ratio(2 * hits, named + positives),
+        "accuracy": ratio(cases - named - positives + 2 * hits, cases),
+        "auroc": _auroc(labels, probabilities),
+    }
+    per_label = {
+        label: {name: float(values[i]) for name, values in scores.items()}
+        | {"positives": int(positives[i]), "cases": int(cases[i])}
+        for i, label in enumerate(LABELS)
+    }
+    macro = {name: known_mean(values) for name, values in scores.items()}
+    return {"per_label": per_label, "macro": macro, "crg": crg_score(labels, predicted)}
+
+
+def _auroc(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """AUROC (18,) of labels and probabilities (N, 18) as rank statistic (Mann-Whitney); NaN for one class."""
+    known, truth = labels != UNKNOWN, labels == 1
+    unknown, positives = (~known).sum(axis=0), truth.sum(axis=0)
+    # Unknown cells are put below all others; they take the lowest ranks, which are then taken off.
+    ranks = rankdata(np.where(known, probabilities, -1), axis=0) - unknown
+    pairs = positives * (len(labels) - unknown - positives)
+    wins = np.where(truth, ranks, 0).sum(axis=0) - positives * (positives + 1) / 2
+    return np.where(pairs > 0, wins / np.maximum(pairs, 1), np.nan)
+
+
+def known_mean(values: np.ndarray) -> float:
+    """Mean of the values that are not NaN; NaN, without a warning, if there is none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else np.nan
+
+
+def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    labels, probabilities = np.asarray(labels), _checked_probabilities(probabilities)
+    if labels.shape != probabilities.shape:
+        raise ValueError(f"labels {labels.shape} and probabilities {probabilities.shape} differ in shape")
+    if not np.isin(labels, (0, 1, UNKNOWN)).all():
+        raise ValueError("labels must be 0, 1, or -1 for unknown")
+    return labels, probabilities
+
+
+def _checked_probabilities(probabilities: np.ndarray) -> np.ndarray:
+    """Probabilities as float64 (N, 18), N at least 1, each in [0, 1], or a ValueError."""
+    probabilities = np.asarray(probabilities, float)
+    if probabilities.ndim != 2 or probabilities.shape[1] != len(LABELS) or len(probabilities) == 0:
+        raise ValueError(f"probabilities have shape {probabilities.shape}, not (N, {len(LABELS)})")
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise ValueError("probabilities must be numbers in [0, 1]")
+    return probabilities
+
+
+def prevalence(labels: np.ndarray) -> np.ndarray:
+    """Share (18,) of positives among the known labels (N, 18); NaN where none is known.
+
+    As constant probabilities, the training prevalence is the baseline of AUROC (0.5) and calibration. Its F1 is 0 where
+    it is below 0.5; the stronger baseline of F1 says yes to everything: 2π / (1 + π) at the prevalence π.
+    """
+    known, positives = np.sum(np.asarray(labels) != UNKNOWN, axis=0), np.sum(np.asarray(labels) == 1, axis=0)
+    return np.where(known > 0, positives / np.maximum(known, 1), np.nan)
+
+
+def best_thresholds(labels: np.ndarray, probabilities: np.ndarray, min_positives: int = 5) -> np.ndarray:
+    """The threshold (18,) of each label with the largest F1, for labels and probabilities (N, 18) of TUNING patients.
+
+    A threshold stands midway between two neighbouring probabilities (or the lowest and 0), so that it is not glued to
+    one case; of equally good ones, the one nearest 0.5 is taken. Labels with fewer than `min_positives` known
+    positives or negatives get the threshold with the largest F1 of all cells together. Never 0 or 1.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    thresholds = np.full(len(LABELS), _best_threshold(labels.ravel(), probabilities.ravel()))
+    enough = np.minimum(np.sum(labels == 1, axis=0), np.sum(labels == 0, axis=0)) >= min_positives
+    for i in np.flatnonzero(enough):
+        thresholds[i] = _best_threshold(labels[:, i], probabilities[:, i])
+    return thresholds
+
+
+def _best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """The threshold with the largest F1 for labels (n,) and probabilities (n,); 0.5 where nothing is positive."""
+    truth = labels[labels != UNKNOWN] == 1
+    values, place = np.unique(probabilities[labels != UNKNOWN], return_inverse=True)
+    cases, hits = (np.bincount(place, weights, len(values))[::-1].cumsum()[::-1] for weights in (None, truth))
+    f1 = 2 * hits / (cases + truth.sum())  # of calling values[k] and all above it positive
+    below = np.concatenate([np.zeros(1), values[:-1]])
+    cuts = below + (values - below) / 2
+    cuts = np.where(cuts > below, cuts, values)  # there may be no number between the two
+    inside = (cuts > 0) & (cuts < 1)
+    if not truth.any() or not inside.any():
+        return 0.5
+    best = cuts[inside & (f1 == f1[inside].max())]
+    return float(best[np.argmin(np.abs(best - 0.5))])
+
+
+def remap(probabilities: np.ndarray, thresholds: np.ndarray | float) -> np.ndarray:
+    """Moves thresholds (18,) or one, in (0, 1), to 0.5: `p(1−t) / (p(1−t) + t(1−p))` in float64, 0 and 1 stay.
+
+    Divides the odds by those of the threshold. It never turns the order of two cases around, and is at least 0.5
+    exactly where `p ≥ t`. Raises ValueError for values out of range.
+    """
+    p, t = np.asarray(probabilities, float), np.asarray(thresholds, float)
+    if not ((p >= 0) & (p <= 1)).all() or not ((t > 0) & (t < 1)).all():
+        raise ValueError("probabilities must lie in [0, 1], thresholds in (0, 1)")
+    with np.errstate(divide="ignore", over="ignore"):  # the odds against p = 0 are infinite
+        # In this form every rounding keeps the order; the quotient of the docstring may lose it in the last bit.
+        moved = 1 / (1 + t * (1 - p) / (p * (1 - t)))
+    return np.where(p < t, np.minimum(moved, np.nextafter(0.5, 0)), moved)
+
+
+def _noisy_or(p: np.ndarray) -> np.ndarray:
+    """1 − Π (1 − p): at least one slice shows it, if slices were independent."""
+    with np.errstate(divide="ignore"):  # log 0 of a certain slice: the volume is certain
+        return -np.expm1(np.log1p(-p).sum(axis=-2))
+
+
+def _topk(p: np.ndarray) -> np.ndarray:
+    """Mean of the largest fifth of the slices, at least of one."""
+    return np.sort(p, axis=-2)[..., -max(1, round(p.shape[-2] / 5)) :, :].mean(axis=-2)
+
+
+# How the probabilities (..., S, 18) of S slices become those of the volume, (..., 18).
+AGGREGATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean": lambda p: p.mean(axis=-2),
+    "max": lambda p: p.max(axis=-2),
+    "topk": _topk,
+    "noisy-or": _noisy_or,
+}
+
+
+def pool(slice_probabilities: Sequence[np.ndarray], aggregate: str) -> np.ndarray:
+    """Probabilities (N, 18) of N volumes from those of their slices, arrays (S_i, 18).
+
+    `aggregate` is one of AGGREGATES, or "attention": the model has pooled, and each array is (18,) or (1, 18).
+    """
+    if aggregate == "attention":
+        return _checked_probabilities([np.reshape(p, len(LABELS)) for p in slice_probabilities])
+    return np.array([AGGREGATES[aggregate](_checked_probabilities(p)) for p in slice_probabilities])
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What tuning patients teach about a trained model: how to pool slices, how sure to be, and the thresholds."""
+
+    aggregate: str  # one of AGGREGATES, or "attention"
+    temperature: float  # probability = σ(logit / temperature + bias)
+    bias: float
+    thresholds: tuple[float, ...]  # (18,), of calibrated probabilities
+    n_patients: int  # that it was fitted on
+
+    @classmethod
+    def fit(
+        cls,
+        slice_probabilities: Sequence[np.ndarray],
+        labels: np.ndarray,
+        aggregate: str = "auto",
+        patients: Sequence | None = None,
+    ) -> "Calibration":
+        """From N arrays (S_i, 18) and labels (N, 18) of tuning patients; "auto" takes the best macro AUROC.
+
+        `patients` (N,) says whose volume each is; left out, each is a patient of its own. Ties, and labels without
+        any pair to compare, go to the first of AGGREGATES. Raises ValueError as `official_metrics` does.
+        """
+        if aggregate == "auto":
+            pooled = {name: pool(slice_probabilities, name) for name in AGGREGATES}
+            auroc = {name: official_metrics(labels, p)["macro"]["auroc"] for name, p in pooled.items()}
+            aggregate = max(auroc, key=lambda name: np.nan_to_num(auroc[name]))
+        labels, pooled = _checked(labels, pool(slice_probabilities, aggregate))
+        # A probability of 0 or 1 is one that was rounded: by float32 in the model, or by a product of many.
+        rounding = np.finfo(np.float32).eps / 2
+        temperature, bias = fit_platt(logit(pooled.clip(rounding, 1 - rounding)), labels)
+        thresholds = best_thresholds(labels, expit(logit(pooled) / temperature + bias))
+        n_patients = len(labels if patients is None else set(patients))
+        return cls(aggregate, temperature, bias, tuple(map(float, thresholds)), n_patients)
+
+    def probabilities(self, slice_probabilities: Sequence[np.ndarray]) -> np.ndarray:
+        """Calibrated probabilities (N, 18) of N volumes, from arrays (S_i, 18)."""
+        return expit(logit(pool(slice_probabilities, self.aggregate)) / self.temperature + self.bias)
+
+    def scores(self, slice_probabilities: Sequence[np.ndarray]) -> np.ndarray:
+        """The same with the thresholds at 0.5 (N, 18): for the official metrics and results.json."""
+        return remap(self.probabilities(slice_probabilities), self.thresholds)
+
+    def to_json(self) -> dict:
+        """A plain dict for a model's config.json, thresholds by label."""
+        return asdict(self) | {"thresholds": dict(zip(LABELS, self.thresholds, strict=True))}
+
+    @classmethod
+    def from_json(cls, content: dict) -> "Calibration":
+        return cls(**content | {"thresholds": tuple(content["thresholds"][label] for label in LABELS)})
+
+
+def write_results(path: Path, names: Sequence[str], probabilities: np.ndarray) -> None:
+    """Writes the challenge's results.json: probabilities (N, 18), in [0, 1], of volumes `names`, without suffixes.
+
+    Raises ValueError for other probabilities, and UserError where two volumes have one name.
+    """
+    probabilities = _checked_probabilities(probabilities)
+    names = [stem(name) for name in names]
+    if twice := _first_repeated(names):
+        raise UserError(f"{path} cannot hold two volumes called {twice}; rename one")
+    predictions = [
+        {"input_image_name": name, "probabilities": dict(zip(LABELS, row.tolist(), strict=True))}
+        for name, row in zip(names, probabilities, strict=True)
+    ]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(FORMAT | {"predictions": predictions}, indent=1, ensure_ascii=False), "utf-8")
+
+
+def read_results(path: Path) -> tuple[list[str], np.ndarray]:
+    """Names, without suffixes, and probabilities (N, 18) of a results.json; other labels in it are left out.
+
+    Raises UserError that names file, case and label for what is missing, repeated, or no probability.
+    """
+    try:
+        content = read_json(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; predict.py writes it") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no JSON file ({first_line(error)})") from error
+    predictions = content.get("predictions") if isinstance(content, dict) else None
+    if not (predictions and isinstance(predictions, list)):
+        raise UserError(f'{path} is no results.json of VLM3D: it has no list "predictions"')
+    names, rows = [], []
+    for number, prediction in enumerate(predictions, start=1):
+        match prediction:
+            case {"input_image_name": str(name), "probabilities": dict(given)}:
+                names.append(stem(name))
+                rows.append([_probability(given, label, f"{path}, {name}") for label in LABELS])
+            case _:
+                raise UserError(f"{path}: prediction {number} lacks input_image_name or probabilities")
+    if twice := _first_repeated(names):
+        raise UserError(f"{path}: {twice} stands there twice; keep one")
+    return names, np.array(rows, float)
+
+
+def _probability(given: dict, label: str, where: str) -> float:
+    if label not in given:
+        raise UserError(f"{where}: {label} is missing; all {len(LABELS)} labels must be there")
+    value = given[label]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise UserError(f"{where}: {label} is {value!r}; write a number from 0 to 1")
+    return value
+
+
+def _first_repeated(names: Sequence[str]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)

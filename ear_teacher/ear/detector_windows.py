@@ -1,0 +1,202 @@
+"""Windows of pictures as the detector sees them: square, resized, with one ear somewhere in them.
+
+Points and boxes are in px, x before y, with pixel centres at integers: of the picture, or of a window that is resized
+to (size, size).
+"""
+
+from pathlib import Path
+
+import albumentations
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from core.errors import UserError
+from core.images import read_image
+from core.seeding import sample_rng
+from core.validation import DataReport
+from core.windows import Window, box_to, cut, square_window, to_window
+from ear.crops import to_tensor
+from ear.manifest import Ear, read_manifest
+
+WHOLE, CLOSE = 0.3, 0.5  # shares of the training windows that are as in the first look, and as in the second
+SHARES = (0.2, 0.95)  # of the other windows' side that the ear's longer side takes
+LARGEST = 1.25  # their side over the picture's longer one, at most: further out there is nothing to see
+TURN = 20.0  # degrees at most, either way; small turns more often
+LEFT = {"left": 1.0, "right": 0.0, "": float("nan")}  # what a window shows, by the side of its ear
+
+
+def whole(pixels: np.ndarray) -> Window:
+    """The square around a whole picture (H, W, 3): what the first look sees."""
+    height, width = pixels.shape[:2]
+    return square_window((-0.5, -0.5, width - 0.5, height - 0.5), 0.0)
+
+
+def read_labelled(path: Path, data_root: Path | None, box_format: str, report: DataReport) -> list[Ear]:
+    """The ears of a manifest that have landmarks, and a box. Raises UserError if none has."""
+    ears = read_manifest(path, data_root, box_format, report, landmarks=True)
+    for ear in ears:
+        if not ear.box:
+            report.add("no box, and landmarks that make none", ear.id, "left out")
+    ears = [ear for ear in ears if ear.box]
+    if not ears:
+        raise UserError(f"{path}: no ear has a box, or landmarks that make one; give the boxes")
+    return ears
+
+
+# ------------------------------------------------------------------------------------------------------ augmentation
+
+
+def random_window(
+    box: tuple[float, ...], pixels: np.ndarray, margin: float, rng: np.random.Generator
+) -> tuple[Window, bool]:
+    """(The whole picture, False); or (about what the second look sees, whose first box is not quite right, True); or
+    (a square with the box anywhere in it, a tenth of it outside at most, False)."""
+    everything, kind = whole(pixels), rng.random()
+    if kind < WHOLE:
+        return everything, False
+    low, high = np.array(box[:2]), np.array(box[2:])
+    longer, close = (high - low).max(), kind < WHOLE + CLOSE
+    if close:
+        side = longer * (1 + margin) * rng.uniform(0.85, 1.2)
+        x, y = (low + high - side) / 2 + longer * rng.uniform(-0.08, 0.08, 2)
+    else:
+        side = min(longer / rng.uniform(*SHARES), LARGEST * everything[2])
+        room, overhang = side - (high - low), 0.1 * (high - low)
+        x, y = low - rng.uniform(-overhang, room + overhang)
+    return (x, y, side), close
+
+
+def turned(pixels: np.ndarray, window: Window, size: int, degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    """(window (size, size, 3) turned about its centre, what takes points of the unturned one there as (2, 3) affine).
+
+    A larger window is cut first, so that the corners show the picture too.
+    """
+    x, y, side = window
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    larger = int(np.ceil(size * (abs(cosine) + abs(sine))))
+    extra = side * (larger / size - 1)
+    region = cut(pixels, (x - extra / 2, y - extra / 2, side + extra), larger)
+    rotation = np.array([[cosine, -sine], [sine, cosine]])
+
+    def about(old: int) -> np.ndarray:  # takes the centre of `old` px to that of `size` px
+        return np.column_stack([rotation, (size - 1) / 2 - rotation @ np.full(2, (old - 1) / 2)])
+
+    image = cv2.warpAffine(region, about(larger), (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return image, about(size)
+
+
+def turned_box(box: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The box (4,) of the turned ellipse that fills the box: an ear has no corners that could stick out."""
+    low, high = box[:2], box[2:]
+    half = np.sqrt((affine[:, :2] ** 2) @ ((high - low) / 2) ** 2)
+    centre = affine[:, :2] @ ((low + high) / 2) + affine[:, 2]
+    return np.concatenate([centre - half, centre + half])
+
+
+def mirrored(image: np.ndarray, points: np.ndarray, box: np.ndarray, flip: tuple[int, ...]):
+    """Window, landmarks in the order that `flip` says, and box, left to right."""
+    last = image.shape[1] - 1
+    points = points[list(flip)] * [-1, 1] + [last, 0]
+    return image[:, ::-1], points, np.array([last - box[2], box[1], last - box[0], box[3]])
+
+
+def photometric() -> albumentations.Compose:
+    """What differs between cameras: light, colour, sharpness, noise."""
+    return albumentations.Compose(
+        [
+            albumentations.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.7),
+            albumentations.HueSaturationValue(hue_shift_limit=6, sat_shift_limit=20, val_shift_limit=0, p=0.3),
+            albumentations.RandomGamma(gamma_limit=(75, 135), p=0.3),
+            albumentations.GaussianBlur(blur_limit=0, sigma_limit=(0.2, 1.2), p=0.2),
+            albumentations.GaussNoise(std_range=(0.01, 0.04), p=0.2),
+        ]
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- data sets
+
+
+class RandomWindows(Dataset):
+    """`draws` random windows of each ear an epoch, for training; a window depends on (seed, epoch, index) alone.
+
+    `margin` is that of the second look, `flip` the landmarks' order in a mirror. Half of the windows are mirrored. With
+    `mirror_left`, those that are about what the second look sees show a right ear instead, where the side is known.
+
+    Each is a dict: `image` float32 (3, size, size) in [-1, 1]; `points` float32 (K, 2), NaN = unknown, and `box` (4,),
+    both window px and possibly outside; `left`, 1.0 where the window shows a left ear, 0.0 a right one, NaN = unknown;
+    `index`; `id`.
+    """
+
+    def __init__(
+        self,
+        ears: list[Ear],
+        size: int,
+        margin: float,
+        flip: tuple[int, ...],
+        mirror_left: bool = True,
+        draws: int = 1,
+        seed: int = 0,
+    ):
+        self.ears, self.size, self.margin, self.flip = ears, size, margin, flip
+        self.mirror_left, self.draws, self.seed, self.epoch = mirror_left, draws, seed, 0
+        self.photometric = photometric()
+
+    def __len__(self) -> int:
+        return self.draws * len(self.ears)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict:
+        ear = self.ears[index % len(self.ears)]
+        rng = sample_rng(self.seed, self.epoch, index)
+        pixels = read_image(ear.image, "RGB").pixels
+        window, close = random_window(ear.box, pixels, self.margin, rng)
+        image, affine = turned(pixels, window, self.size, rng.triangular(-TURN, 0, TURN))
+        points = to_window(ear.landmarks, window, self.size) @ affine[:, :2].T + affine[:, 2]
+        box = turned_box(box_to(ear.box, to_window, window, self.size), affine)
+        left, mirror = LEFT[ear.side], rng.random() < 0.5
+        if self.mirror_left and close and ear.side:
+            mirror = ear.side == "left"
+        if mirror:
+            image, points, box = mirrored(image, points, box, self.flip)
+            left = 1 - left
+        self.photometric.set_random_seed(int(rng.integers(2**32)))
+        image = self.photometric(image=np.ascontiguousarray(image))["image"]
+        return sample(image, points, box, left) | {"index": index, "id": ear.id}
+
+
+class TwoLooks(Dataset):
+    """The whole picture, and the window around the true box with `margin`, for validation. With `mirror_left`, the
+    latter shows a right ear, where the side is known.
+
+    Each is a dict as of `RandomWindows`, whose `image` (2, 3, size, size), `points` (2, K, 2), `box` (2, 4) and `left`
+    (2,) hold the two looks.
+    """
+
+    def __init__(self, ears: list[Ear], size: int, margin: float, flip: tuple[int, ...], mirror_left: bool = True):
+        self.ears, self.size, self.margin, self.flip, self.mirror_left = ears, size, margin, flip, mirror_left
+
+    def __len__(self) -> int:
+        return len(self.ears)
+
+    def __getitem__(self, index: int) -> dict:
+        ear = self.ears[index]
+        pixels = read_image(ear.image, "RGB").pixels
+        looks, left = [], LEFT[ear.side]
+        for window, mirror in (
+            (whole(pixels), False), (square_window(ear.box, self.margin), self.mirror_left and ear.side == "left")
+        ):  # fmt: skip
+            image, points = cut(pixels, window, self.size), to_window(ear.landmarks, window, self.size)
+            box = box_to(ear.box, to_window, window, self.size)
+            if mirror:
+                image, points, box = mirrored(image, points, box, self.flip)
+            looks.append(sample(image, points, box, 1 - left if mirror else left))
+        return {name: torch.stack([look[name] for look in looks]) for name in looks[0]} | {"index": index, "id": ear.id}
+
+
+def sample(image: np.ndarray, points: np.ndarray, box: np.ndarray, left: float) -> dict[str, torch.Tensor]:
+    numbers = {"points": points, "box": box, "left": left}
+    return {"image": to_tensor(image)} | {name: torch.tensor(value).float() for name, value in numbers.items()}

@@ -1,0 +1,252 @@
+"""Lists of ears: a .npy, a CSV, a folder of pictures or iBUG's folder of .pts files, checked before the first step.
+
+Points and boxes are in px of the picture as shown (EXIF orientation applied), x before y, pixel centres at integers: a
+picture spans [-0.5, width - 0.5]. A box is (x0, y0, x1, y1).
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from core.errors import UserError
+from core.files import distinct
+from core.images import SUFFIXES, ImageError, picture_size
+from core.processes import in_threads
+from core.validation import DataReport
+from ear.entries import BOX_COLUMNS, Entry, Fault, read_entries, subject_folders
+
+SMALLEST_PICTURE, SMALLEST_BOX = 8, 2  # px a side
+MANY = 0.1  # of the boxes
+FAR = 0.25  # of the picture's longer side: a landmark further outside is a mistake, not a cut ear
+SIDES = {"l": "left", "left": "left", "r": "right", "right": "right", "": ""}
+LEFT_OUT = "left out"
+NO_PICTURE, NO_POINTS = "no such picture", "no landmarks"
+SMALL_BOX = f"box smaller than {SMALLEST_BOX} px"
+WAYS_OUT = {
+    NO_PICTURE: "paths are relative to the manifest, or to the folder that --data_root names",
+    NO_POINTS: "give a manifest with landmarks, or .pts files beside the pictures",
+    SMALL_BOX: "give boxes in px, and their format with --box_format; without any, the whole pictures are used",
+}
+
+
+@dataclass(frozen=True)
+class Ear:
+    """One ear in a picture."""
+
+    id: str  # the picture's path below the manifest's folder, without its suffix; of several ears of one, _2 and so on
+    image: Path
+    box: tuple[float, float, float, float] | None  # None: the whole picture
+    landmarks: np.ndarray | None  # (K, 2) float32, NaN = unknown
+    subject: str
+    side: str  # "left", "right" or "" = unknown
+    subject_known: bool = True  # False: guessed from the path
+
+
+def read_manifest(
+    path: Path,
+    data_root: Path | None = None,
+    box_format: str = "xyxy",
+    report: DataReport | None = None,
+    landmarks: bool = False,
+) -> list[Ear]:
+    """The usable ears of a manifest, in its order; what is wrong with it is added to `report`.
+
+    `path` is one of
+    - .npy: a dict of image_paths and, if known, bboxes, landmarks (N, K, 2), subjects, sides, one a picture;
+    - .csv: column image, four box columns (x0,y0,x1,y1 or x,y,width,height or cx,cy,width,height: their names say
+      which), subject, side, landmarks as NAME_x and NAME_y: in the order of a known scheme where the names are its own,
+      else in the order of the table;
+    - a folder: every picture below it, with the landmarks of a .pts file of the same name.
+    Paths are relative to `data_root`, or else to the manifest. `box_format` (of .npy): xyxy, xywh with the top-left
+    corner, or cxcywh with the centre.
+
+    An ear without a box gets the extent of its landmarks, or without these the whole picture. Its subject, where none
+    is named, is the folder that the picture lies in (a folder by which they are sorted, as train, does not count), or
+    where all lie in one, the file's name up to _L or _R, which is the side. With `landmarks`, an ear whose landmarks
+    are missing or wrong is left out; else it is kept without them. Only headers of pictures are read. Raises UserError
+    for a file that cannot be meant so, and if no ear is usable.
+    """
+    path = Path(path)
+    if data_root and not Path(data_root).is_dir():
+        raise UserError(f"--data_root {data_root}: no such folder")
+    root = path if path.is_dir() else Path(data_root or path.parent)
+    entries = list(read_entries(path, box_format))
+    if not entries:
+        contents = f"no picture ({', '.join(SUFFIXES)})" if path.is_dir() else "no ear"
+        raise UserError(f"{path} holds {contents}; give a .npy, a .csv or a folder that does")
+    found = DataReport()
+    boxes = [_or_fault(entry.numbers) for entry in entries]
+    _refuse_misread_boxes(path, boxes, entries[0].box_format)
+    ears = _usable(entries, boxes, root, found, landmarks)
+    if report is not None:
+        report.problems += found.problems
+    if not ears:
+        reasons = Counter(problem.reason for problem in found.problems if problem.action == LEFT_OUT)
+        reason, count = reasons.most_common(1)[0]
+        example = next(problem for problem in found.problems if problem.reason == reason)
+        example = ": ".join(filter(None, (example.where, example.detail)))
+        way_out = WAYS_OUT.get(reason, "mend the manifest")
+        raise UserError(f"{path}: none of its {len(entries)} ears is usable; {count} × {reason} ({example}); {way_out}")
+    return ears
+
+
+# ------------------------------------------------------------------------------------------------------ what is usable
+
+
+def _usable(
+    entries: list[Entry], boxes: list[np.ndarray | Fault | None], root: Path, report: DataReport, landmarks: bool
+) -> list[Ear]:
+    root = Path(os.path.abspath(root))
+    images = [Path(os.path.abspath(root / entry.image.replace("\\", "/"))) for entry in entries]
+    sizes, folders = _sizes(images), subject_folders(images, root)
+    all_points = [_or_fault(entry.points) for entry in entries]
+    counts = Counter(len(points) for points in all_points if isinstance(points, np.ndarray))
+    count = max(counts, key=counts.get, default=0)  # of landmarks, in most of the entries
+    ears, seen = [], {}
+    for entry, image, box, points in zip(entries, images, boxes, all_points, strict=True):
+        try:
+            size = _or_raise(sizes[image] if entry.image else Fault(NO_PICTURE, "no path"))
+            box, cut = _box_inside(_or_raise(box), size)
+            try:
+                points = _checked_points(_or_raise(points), count, size, entry.where, report)
+            except Fault as fault:
+                if landmarks:
+                    raise
+                if entry.landmarks is not None:
+                    report.add(fault.reason, entry.where, "kept without landmarks", fault.detail)
+                points = None
+            if box is None and points is not None:
+                box = _extent(points, size)
+            if (first := seen.setdefault((image, box), entry.where)) != entry.where:
+                raise Fault("the same picture and box twice", f"as {first}")
+        except Fault as fault:
+            report.add(fault.reason, entry.where, LEFT_OUT, fault.detail)
+            continue
+        if cut:
+            report.add("box partly outside the picture", entry.where, "kept, box cut", cut)
+        side, stem = _side_and_stem(entry, image, report)
+        subject = entry.subject or folders[image] or stem
+        below = image.with_suffix("").relative_to(root if image.is_relative_to(root) else image.anchor)
+        ears.append(Ear(below.as_posix(), image, box, points, subject, side, bool(entry.subject)))
+    return [replace(ear, id=name) for ear, name in zip(ears, distinct(ear.id for ear in ears), strict=True)]
+
+
+def _or_fault(read: Callable[[], np.ndarray | None]) -> np.ndarray | Fault | None:
+    """What `read` returns, or the Fault that it raises, for `_or_raise` to raise when the entry's turn has come."""
+    try:
+        return read()
+    except Fault as fault:
+        return fault
+
+
+def _or_raise(value):
+    if isinstance(value, Fault):
+        raise value
+    return value
+
+
+def _sizes(images: list[Path]) -> dict[Path, tuple[int, int] | Fault]:
+    """(width, height) of each picture as shown, from its header alone."""
+    distinct = list(dict.fromkeys(images))
+    return dict(zip(distinct, in_threads(lambda image: _or_fault(lambda: _size(image)), distinct), strict=True))
+
+
+def _size(image: Path) -> tuple[int, int]:
+    try:
+        width, height = picture_size(image)
+    except FileNotFoundError:
+        raise Fault(NO_PICTURE, image) from None
+    except ImageError as error:
+        raise Fault("picture unreadable", error) from error
+    if min(width, height) < SMALLEST_PICTURE:
+        raise Fault(f"picture smaller than {SMALLEST_PICTURE} px", f"{image}: {width}×{height}")
+    return width, height
+
+
+def _refuse_misread_boxes(path: Path, boxes: list[np.ndarray | Fault | None], box_format: str) -> None:
+    """Raises UserError if the boxes are plainly no px or not in this format: many would still lie in their pictures."""
+    numbers = np.array([box for box in boxes if isinstance(box, np.ndarray)]).reshape(-1, 4)
+    if numbers.any() and np.abs(numbers).max() <= SMALLEST_BOX:  # those given by their centre may pass 1 a little
+        raise UserError(
+            f"{path}: all boxes lie between 0 and 1, as shares of the picture; multiply them by its width and height"
+        )
+    swapped = int((numbers[:, 2:] < numbers[:, :2]).any(axis=1).sum())
+    if swapped > MANY * len(numbers):
+        raise UserError(
+            f"{path}: {swapped} of {len(numbers)} boxes end before they begin, read as {box_format}; "
+            f"say what they are with --box_format {' or '.join(BOX_COLUMNS)}"
+        )
+
+
+def _box_inside(box: np.ndarray | None, size: tuple[int, int]) -> tuple[tuple[float, ...] | None, str]:
+    """The box within a picture of `size` (width, height), and what was cut off in words, if more than a pixel was."""
+    if box is None:
+        return None, ""
+    detail = f"{', '.join(f'{number:g}' for number in box)} in a picture of {size[0]}×{size[1]}"
+    if (box[2:] - box[:2] < SMALLEST_BOX).any():
+        raise Fault(SMALL_BOX, detail)
+    inside = _clipped(box, size)
+    if (inside[2:] - inside[:2] < SMALLEST_BOX).any():
+        raise Fault("box outside the picture", detail)
+    if np.abs(inside - box).max() <= 1:  # 0 to width is the whole picture, too
+        return tuple(box.tolist()), ""
+    return tuple(inside.tolist()), detail
+
+
+def _clipped(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.clip(box, -0.5, np.array([*size, *size]) - 0.5)
+
+
+def _checked_points(
+    points: np.ndarray | None, count: int, size: tuple[int, int], where: str, report: DataReport
+) -> np.ndarray:
+    """Landmarks (`count`, 2) float32, NaN for those that are not finite or far outside; these are reported."""
+    if points is None:
+        raise Fault(NO_POINTS)
+    if len(points) != count:
+        raise Fault("another number of landmarks", f"{len(points)}, most others have {count}")
+    points, unknown = points.copy(), ~np.isfinite(points).all(axis=1)
+    margin = FAR * max(size)
+    with np.errstate(invalid="ignore"):
+        far = ~unknown & ((points < -margin) | (points > np.array(size) + margin)).any(axis=1)
+    points[unknown | far] = np.nan
+    if (unknown | far).all():
+        raise Fault("no landmark known")
+    if unknown.any():
+        report.add("landmarks not finite", where, "kept, these unknown", _listed(unknown))
+    if far.any():
+        report.add("landmarks far outside the picture", where, "kept, these unknown", _listed(far))
+    return points.astype(np.float32)
+
+
+def _listed(mask: np.ndarray) -> str:
+    return f"index {', '.join(map(str, np.flatnonzero(mask)))} of {len(mask)}"
+
+
+def _extent(points: np.ndarray, size: tuple[int, int]) -> tuple[float, ...] | None:
+    """The box of the known landmarks, as far as it lies in the picture; None where they make none."""
+    box = _clipped(np.concatenate([np.nanmin(points, axis=0), np.nanmax(points, axis=0)]).astype(np.float64), size)
+    return tuple(box.tolist()) if (box[2:] - box[:2] >= SMALLEST_BOX).all() else None
+
+
+# -------------------------------------------------------------------------------------------------- whose ear it is
+
+
+def _side_and_stem(entry: Entry, image: Path, report: DataReport) -> tuple[str, str]:
+    """left, right or "", and the name of the picture without it."""
+    side, stem = side_in_name(image)
+    if entry.side.lower() not in SIDES:
+        report.add("side is neither left nor right", entry.where, "kept, side unknown", entry.side)
+        return "", stem
+    return SIDES[entry.side.lower()] or side, stem
+
+
+def side_in_name(image: Path) -> tuple[str, str]:
+    """("left", "ear") of ear_L.png and the like; "" and the whole stem where the name says no side."""
+    named = re.fullmatch(r"(.+)[_-](l|r|left|right)", image.stem, re.IGNORECASE)
+    return (SIDES[named[2].lower()], named[1]) if named else ("", image.stem)

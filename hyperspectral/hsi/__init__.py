@@ -1,0 +1,1 @@
+"""Hyperspectral cubes: files, statistics, masked autoencoders, features, probes."""

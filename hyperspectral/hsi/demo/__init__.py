@@ -1,0 +1,1 @@
+"""Drawn retinas with known spectra. Only make_demo_data.py imports this package."""

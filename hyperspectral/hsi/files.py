@@ -1,0 +1,290 @@
+"""The CSV of hyperspectral cubes, and their HDF5 files: reading, and what is wrong with them.
+
+A cube is an array (C, H, W), bands first, in the file's own units: one HDF5 file, data set /Cube/Images. The CSV has
+the columns ID and hs_file, and may have label, rgb_file, mask_file, patient and split (train, valid, test); its paths
+are relative to itself.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from core.errors import UserError, first_line
+from core.files import require_file
+from core.splits import position, refuse_shared_patients
+from core.tables import read_table
+from core.validation import DataReport
+from hsi.wavelengths import parse_wavelengths
+
+# Neither torch nor a module that imports it: every worker process of cubes.py would load it with this file.
+
+H5_KEY = "/Cube/Images"
+COLUMNS = ("ID", "label", "hs_file", "rgb_file", "mask_file", "patient", "split")
+SPLITS = ("train", "valid", "test")
+SPELLINGS = {"training": "train", "val": "valid", "validation": "valid", "testing": "test"}
+PATIENT_CHARACTERS = 5  # of the file name: the patient, where the CSV names none
+LARGEST = 1  # GiB of a cube as it is read; a file of a few kB may claim any shape
+FOREGROUND = 0.1  # of the brightness of bright pixels: the border outside the field of view stays below it
+WAY_OUT = "it needs the columns ID and hs_file"
+Splits = Mapping[str, Sequence["Cube"]]
+
+
+class BadCube(UserError):
+    """A file that holds no usable cube. Its text is `file: kind of problem: particulars, and the way out`."""
+
+
+@dataclass(frozen=True)
+class Cube:
+    """One row of the CSV."""
+
+    id: str
+    file: Path
+    label: str  # "": none
+    patient: str
+    split: str
+    rgb_file: Path | None = None
+    mask_file: Path | None = None
+
+
+# ---------------------------------------------------------------------------------------------------------- the table
+
+
+def read_cubes(
+    csv_file: Path, valid_fraction: float = 0.1, test_fraction: float = 0.2
+) -> tuple[dict[str, list[Cube]], DataReport]:
+    """train, valid and test: the cubes of a CSV whose files exist, and a report of what is wrong with it.
+
+    Where the CSV names no patient, the first five characters of the file name are one. Where it names no split, a
+    patient goes where another row puts the same patient, or else follows from the patient's name alone. Raises
+    UserError for a table that cannot be meant so: a missing column, an ID that stands there twice, an unknown split,
+    a patient in two splits; and if no file exists.
+    """
+    if min(valid_fraction, test_fraction) < 0 or valid_fraction + test_fraction >= 1:
+        shares = f"--valid_fraction {valid_fraction:g} and --test_fraction {test_fraction:g}"
+        raise UserError(f"{shares} leave nothing to train on; they are shares from 0, below 1 together")
+    csv_file, report = Path(csv_file), DataReport()
+    lines, files, cubes = {}, {}, []
+    for line, row in read_table(csv_file, ("ID", "hs_file"), WAY_OUT):
+        cells = {column: row.get(column, "").strip() for column in COLUMNS}
+        name, where = cells["ID"], f"{csv_file}, line {line}"
+        if not name:
+            raise UserError(f"{where}: ID is empty")
+        if lines.setdefault(name, line) != line:
+            raise UserError(f"{where}: ID {name} stands in line {lines[name]}, too; give each row its own")
+        split = SPELLINGS.get(cells["split"].lower(), cells["split"].lower())
+        if split not in (*SPLITS, ""):
+            raise UserError(f"{where}: split is {cells['split']!r}; write {', '.join(SPLITS)}, or nothing")
+        file = absolute(csv_file, cells["hs_file"])
+        if problem := _missing(file) if cells["hs_file"] else "hs_file is empty":
+            report.add(problem, f"{where}, {name}", "case skipped", cells["hs_file"] and file)
+            continue
+        if (first := files.setdefault(os.path.realpath(file), name)) != name:
+            report.add("the same file twice", f"{where}, {name}", "case skipped", f"{file} is {first}'s")
+            continue
+        others = {column: absolute(csv_file, cells[column]) for column in ("rgb_file", "mask_file") if cells[column]}
+        for column, other in others.items():
+            if problem := _missing(other):
+                report.add(f"{column}: {problem}", f"{where}, {name}", "kept without it", other)
+                others[column] = None
+        patient = cells["patient"] or file.name[:PATIENT_CHARACTERS]
+        cubes.append(Cube(name, file, cells["label"], patient, split, **others))
+    if not cubes:
+        example = f" ({report.problems[0].where}: {report.problems[0].reason})" if report.problems else ""
+        raise UserError(f"{csv_file} names no file that exists{example}; paths are relative to the CSV")
+
+    named = {cube.patient: cube.split for cube in cubes if cube.split}
+    splits = {split: [] for split in SPLITS}
+    for cube in cubes:
+        split = cube.split or named.get(cube.patient) or _drawn_split(cube.patient, valid_fraction, test_fraction)
+        splits[split].append(replace(cube, split=split))
+    refuse_shared_patients({split: {cube.id: cube.patient for cube in part} for split, part in splits.items()})
+    report.cases = {split: len(part) for split, part in splits.items()}
+    return splits, report
+
+
+def absolute(csv_file: Path, path: str) -> Path:
+    return Path(os.path.abspath(csv_file.parent / path))
+
+
+def _missing(file: Path) -> str | None:
+    if os.path.isdir(file):  # which raise for no name whatever, unlike those of pathlib
+        return "a folder, not a file"
+    return None if os.path.isfile(file) else "no such file"
+
+
+def _drawn_split(patient: str, valid_fraction: float, test_fraction: float) -> str:
+    place = position(patient)
+    if place < test_fraction:
+        return "test"
+    return "valid" if place < test_fraction + valid_fraction else "train"
+
+
+def add_data_arguments(group) -> None:
+    """The arguments by which `read_cubes`, `inspect` and `read_cube` find the data, for a parser or a group of one."""
+    group.add_argument("--csv_file", type=Path, required=True, help="table of the cubes; its paths start there")
+    group.add_argument("--h5_key", default=H5_KEY, help="data set with the cube in the HDF5 files")
+    group.add_argument(
+        "--wavelengths",
+        type=parse_wavelengths,
+        default="450:730:10,850",  # DEFAULT_WAVELENGTHS, as the help can show them
+        metavar="LIST",
+        help="nm of the bands: a list, ranges, or a file of them",
+    )
+    group.add_argument("--valid_fraction", type=float, default=0.1, help="of the patients, where the CSV has no split")
+    group.add_argument("--test_fraction", type=float, default=0.2, help="of the patients, where the CSV has no split")
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def read_cube(file: Path, key: str = H5_KEY, bands: int | None = None) -> np.ndarray:
+    """The cube (C, H, W) float32 of a file, in its own units; whole numbers are converted, not scaled.
+
+    Raises BadCube if the file is no HDF5 file or a damaged one, has no data set `key`, or if that is no cube (with
+    `bands`: of so many bands), holds NaN or infinite values, or one value everywhere.
+    """
+    with open_dataset(file, key) as dataset:
+        check_header(file, dataset, bands, None)
+        cube = dataset[...]
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is found below
+        cube = cube.astype(np.float32, copy=False)
+    low, high = cube.min(), cube.max()  # both are NaN if one value is: the cheapest test of all values
+    if not np.isfinite(low) or not np.isfinite(high):
+        number = int((~np.isfinite(cube)).sum())
+        raise BadCube(f"{file}: NaN or infinite values: {number} of {cube.size}; mend it, or take it out of the CSV")
+    if low == high:
+        raise BadCube(f"{file}: constant: every value is {low:g}; take it out of the CSV")
+    return cube
+
+
+@contextmanager
+def open_dataset(file: Path, key: str) -> Iterator[h5py.Dataset]:
+    """A data set, open for reading. What HDF5 cannot open or read, here or in the block, becomes a BadCube."""
+    try:
+        require_file(file)
+        # Not locked: some network and read-only file systems refuse locks, and nobody writes here.
+        with h5py.File(file, "r", locking=False) as store:
+            dataset = store.get(key)
+            if not isinstance(dataset, h5py.Dataset):
+                raise BadCube(f"{file}: no data set {key}: it holds {_contents(store)}; name the cube with --h5_key")
+            yield dataset
+    except FileNotFoundError:
+        raise BadCube(f"{file}: no such file") from None
+    except (OSError, RuntimeError) as error:
+        raise BadCube(f"{file}: no HDF5 file, or a damaged one: {first_line(error)}; copy it again") from error
+
+
+def _contents(store: h5py.File) -> str:
+    found = []
+
+    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset):
+            found.append(f"/{name} {item.shape}")
+
+    store.visititems(visit)
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} others" if len(found) > 5 else "") if found else "none"
+
+
+def check_header(file: Path, dataset: h5py.Dataset, bands: int | None, size: tuple[int, int] | None) -> None:
+    """Raises BadCube unless a data set is of numbers (`bands`, *`size`), in so far as these are given."""
+    shape = dataset.shape
+    if dataset.dtype.kind not in "iuf":
+        raise BadCube(f"{file}: no numbers: {dataset.name} is of type {dataset.dtype}; name the cube with --h5_key")
+    if shape is None or len(shape) != 3 or 0 in shape:
+        raise BadCube(f"{file}: no cube of bands, rows and columns: {dataset.name} has the shape {shape}; see --h5_key")
+    if (gib := math.prod(shape) * max(dataset.dtype.itemsize, 4) / 2**30) > LARGEST:
+        raise BadCube(f"{file}: too large: {gib:.1f} GiB of {shape}, over {LARGEST}; cut it into smaller ones")
+    if bands is not None and shape[0] != bands:
+        if shape[2] == bands:
+            raise BadCube(
+                f"{file}: bands last: the shape {shape} is rows, columns, bands; store it transposed, bands first"
+            )
+        raise BadCube(
+            f"{file}: other number of bands: {shape[0]}, not {bands}; name those of the cubes by --wavelengths"
+        )
+    if size is not None and shape[1:] != tuple(size):
+        (height, width), wanted = shape[1:], "x".join(map(str, size))
+        way_out = f"--img_size {height}" if height == width else f"cut or pad it to {wanted}"
+        raise BadCube(f"{file}: other size: {height}x{width} px, the model wants {wanted}: {way_out}")
+
+
+def inspect(
+    splits: Splits, key: str, bands: int | None, size: tuple[int, int] | None, report: DataReport
+) -> dict[str, list[Cube]]:
+    """The cubes whose files have the right header: a data set `key` of `bands` bands and `size` (H, W) in px; None is
+    any. Reads no values. Adds the others to the `report`, and those that are slow to read.
+
+    Raises UserError, with the most frequent reason and the way out, if a split of some cubes would have none.
+    """
+    usable = {}
+    for split, cubes in splits.items():
+        usable[split], errors = [], []
+        for cube in cubes:
+            try:
+                with open_dataset(cube.file, key) as dataset:
+                    check_header(cube.file, dataset, bands, size)
+                    slow = dataset.chunks and (dataset.compression or "in chunks")
+            except BadCube as error:
+                errors.append(error)
+                report_bad(report, cube, reason_of(error, cube.file))
+                continue
+            if slow:
+                report.add("slow to read", cube.file, "kept", f"{slow}; cubes.py repack makes fast copies")
+            usable[split].append(cube)
+        if cubes and not usable[split]:
+            kinds = [reason_of(error, cube.file).partition(": ")[0] for cube, error in zip(cubes, errors, strict=True)]
+            kind, number = Counter(kinds).most_common(1)[0]
+            raise UserError(
+                f"no {split} cube can be used, {number} of {len(cubes)} for this: {errors[kinds.index(kind)]}"
+            )
+    report.cases = {split: len(part) for split, part in usable.items()}
+    return usable
+
+
+def leave_out(
+    splits: Splits, unusable: Mapping[str, str], report: DataReport, needed: Sequence[str]
+) -> dict[str, list[Cube]]:
+    """The cubes of which no values are bad. `unusable`: ID -> what is wrong, added to the `report`.
+
+    Raises UserError if a `needed` split has none.
+    """
+    usable = {}
+    for split, cubes in splits.items():
+        usable[split] = [cube for cube in cubes if cube.id not in unusable]
+        for cube in cubes:
+            if cube.id in unusable:
+                report_bad(report, cube, unusable[cube.id])
+    report.cases = {split: len(part) for split, part in usable.items()}
+    for split in needed:
+        if not usable.get(split):
+            counts = ", ".join(f"{number} {name}" for name, number in report.cases.items())
+            raise UserError(f"no {split} cube that can be used ({counts}): see the column split, or add patients")
+    return usable
+
+
+def reason_of(error: BadCube, file: Path) -> str:
+    """What is wrong, without the file: `kind: particulars`."""
+    return str(error).removeprefix(f"{file}: ")
+
+
+def report_bad(report: DataReport, cube: Cube, reason: str) -> None:
+    """Adds a cube that cannot be used; `reason` as of `reason_of` and `Statistics.unusable`."""
+    kind, _, particulars = reason.partition(": ")
+    report.add(kind, f"{cube.id}, {cube.file}", "case skipped", particulars)
+
+
+def foreground(cube: np.ndarray) -> np.ndarray:
+    """(C, H, W) -> bool (H, W): the field of view, without the dark border around it.
+
+    A pixel belongs to it if its mean over the bands exceeds 10 % of the 99th percentile of that mean over the pixels.
+    Reflectance or counts are expected, where 0 is black.
+    """
+    brightness = cube.mean(axis=0)
+    return brightness > FOREGROUND * np.percentile(brightness, 99)

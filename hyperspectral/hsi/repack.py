@@ -1,0 +1,105 @@
+"""Copies of cubes that read faster: in one piece and not compressed; and a CSV of them."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import h5py
+
+from core.errors import UserError
+from core.files import whole_file
+from core.tables import read_table
+from hsi.files import WAY_OUT, BadCube, Cube, absolute, check_header, open_dataset, reason_of
+
+REPACKED = "repack.json"  # marks a folder as written by repack
+
+
+def repack_cube(source: Path, target: Path, key: str, dtype: str, overwrite: bool) -> bool | str:
+    """Copies a cube to `target`, in one piece and not compressed; the file is whole or not there.
+
+    True if it was written, False if it was there already, of this source. What is wrong with the source, if it cannot
+    be copied. Values are not judged: that is for `check`.
+    """
+    state = source.stat()
+    attributes = {"source_size": state.st_size, "source_mtime_ns": state.st_mtime_ns, "key": key, "dtype": dtype}
+    if not overwrite and _attributes(target) == attributes:
+        return False
+    try:
+        with open_dataset(source, key) as dataset:
+            check_header(source, dataset, None, None)
+            values = dataset[...]
+    except BadCube as error:
+        return reason_of(error, source)
+
+    with whole_file(target) as unfinished, h5py.File(unfinished, "w") as store:
+        store.create_dataset(key, data=values if dtype == "keep" else values.astype(dtype, copy=False))
+        store.attrs.update(attributes)
+    return True
+
+
+def _attributes(file: Path) -> dict | None:
+    try:
+        with h5py.File(file, "r", locking=False) as store:
+            return dict(store.attrs)
+    except OSError:
+        return None
+
+
+def repack_targets(csv_file: Path, output: Path, cubes: Sequence[Cube]) -> dict[str, Path]:
+    """ID -> where the copy goes: with the folders that it has beside the CSV, or its whole path if it lies elsewhere.
+
+    The name stays, which may name the patient. Raises UserError if an original lies at one of these places.
+    """
+    base = Path(os.path.abspath(csv_file)).parent
+    targets = {}
+    for cube in cubes:
+        inside = cube.file.is_relative_to(base)
+        targets[cube.id] = output / (cube.file.relative_to(base) if inside else Path(*cube.file.parts[1:]))
+    originals = {cube.file.resolve() for cube in cubes} | {csv_file.resolve()}
+    if originals & {file.resolve() for file in [*targets.values(), output / csv_file.name]}:
+        raise UserError(f"--output {output} holds the originals, which are never changed; name another folder")
+    return targets
+
+
+def claim(output: Path, settings: dict, overwrite: bool) -> None:
+    """Marks `output` as ours. Raises UserError if it holds something else, or copies with other settings."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file; name a folder")
+    mark = output / REPACKED
+    try:
+        found = json.loads(mark.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        if output.exists() and any(output.iterdir()):
+            raise UserError(f"--output {output} holds files of another origin; name an empty or new folder") from None
+    else:
+        if found != settings and not overwrite:
+            raise UserError(f"--output {output} was made with other settings ({found}): name another, or --overwrite")
+    with whole_file(mark) as unfinished:
+        unfinished.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def repacked_csv(csv_file: Path, output: Path, targets: Mapping[str, Path]) -> str:
+    """The CSV with the rows of `targets` and all its columns; its paths lead from `output`."""
+    text = io.StringIO(newline="")
+    rows = [row for _, row in read_table(csv_file, ("ID", "hs_file"), WAY_OUT)]
+    writer = csv.DictWriter(text, [column for column in rows[0] if column is not None], extrasaction="ignore")
+    writer.writeheader()
+    for row in rows:
+        if (name := row["ID"].strip()) not in targets:
+            continue
+        row["hs_file"] = targets[name].relative_to(output).as_posix()
+        for column in ("rgb_file", "mask_file"):
+            if path := row.get(column, "").strip():
+                row[column] = _path_from(output, absolute(csv_file, path))
+        writer.writerow(row)
+    return text.getvalue()
+
+
+def _path_from(folder: Path, file: Path) -> str:
+    try:  # resolved: ".." leads elsewhere where a folder is a link
+        return Path(os.path.relpath(file.parent.resolve() / file.name, folder.resolve())).as_posix()
+    except ValueError:  # another drive of Windows
+        return str(file)

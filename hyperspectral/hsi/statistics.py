@@ -1,0 +1,199 @@
+"""Statistics of the training split: mean and standard deviation of every band, range of values; and of which data."""
+
+import json
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from core.console import make_console, progress
+from core.errors import UserError, first_line
+from core.files import must_hold, read_json, whole_file
+from core.processes import in_processes
+from hsi.files import H5_KEY, BadCube, Cube, Splits, foreground, read_cube, reason_of
+
+SAMPLE = 1_000_000  # values of a cube whose percentiles are taken: all 7.5 million take ten times as long
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What normalisation and metrics need to know of the training split, in the units of the files.
+
+    `mean` and `std` are over all foreground pixels of all training cubes. `low` and `high` are the range of values: the
+    smallest 0.1st and the largest 99.9th percentile of a cube, which single hot pixels do not move.
+    """
+
+    mean: tuple[float, ...]  # (C,)
+    std: tuple[float, ...]  # (C,), positive
+    low: float
+    high: float
+    cubes: int
+    pixels: int
+    key: str
+    fingerprint: dict[str, str]  # ID of every cube that was read, of all splits -> split, size, checksum
+    unusable: dict[str, str]  # ID of any split -> what is wrong with its file or values
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict) -> "Statistics":
+        """The inverse of `to_json`. Raises ValueError, KeyError or TypeError for other content."""
+        must_hold(content, mean=list, std=list, fingerprint=dict, unusable=dict)
+        values = {name: tuple(map(float, content[name])) for name in ("mean", "std")}
+        if len(values["mean"]) != len(values["std"]) or not all(value > 0 for value in values["std"]):
+            raise ValueError("mean and std do not fit")
+        return cls(**content | values)
+
+    def save(self, file: Path) -> None:
+        with whole_file(file) as unfinished:
+            unfinished.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, file: Path) -> "Statistics":
+        """Raises UserError if the file is missing or holds something else."""
+        try:
+            return cls.from_json(read_json(file))
+        except FileNotFoundError:
+            raise UserError(f"{file}: no such file; {_stats_command(file)}") from None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{file} holds no statistics ({first_line(error)}); {_stats_command(file)}") from error
+
+
+def statistics_file(csv_file: Path) -> Path:
+    """Where the statistics of a CSV are by default: DATA_stats.json beside DATA.csv."""
+    return Path(csv_file).with_name(f"{Path(csv_file).stem}_stats.json")
+
+
+def _stats_command(file: Path) -> str:
+    return f"make it by: python hyperspectral/cubes.py stats --csv_file DATA.csv --output {file}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the statistics need to know of one cube."""
+
+    shape: tuple[int, int, int]
+    pixels: int  # of the foreground
+    mean: np.ndarray  # (C,) float64, over the foreground
+    squares: np.ndarray  # (C,) float64: Σ (x − mean)² over the foreground
+    low: float  # 0.1st percentile of all values
+    high: float  # 99.9th
+
+
+def measure(file: Path, key: str) -> Measured | str:
+    """Reads a cube and measures it; what is wrong with it, if it cannot be used."""
+    try:
+        cube = read_cube(file, key)
+    except BadCube as error:
+        return reason_of(error, file)
+    inside = foreground(cube)
+    pixels = int(inside.sum())
+    if not pixels:
+        return "no foreground: no pixel is brighter than black; 0 should be black"
+    mean, squares = np.empty(len(cube)), np.empty(len(cube))
+    for i, band in enumerate(cube):  # a band at a time stays in the cache, and float64 copies small
+        values = band[inside].astype(np.float64)
+        mean[i] = values.mean()
+        values -= mean[i]
+        squares[i] = values @ values
+    sample = cube.reshape(-1)[:: max(1, cube.size // SAMPLE)]
+    low, high = np.percentile(sample, (0.1, 99.9))
+    return Measured(cube.shape, pixels, mean, squares, float(low), float(high))
+
+
+def measure_all(splits: Splits, key: str, workers: int, console: Console) -> dict[str, Measured | str]:
+    """ID -> what `measure` says, for all cubes of all splits, by several processes. One cube in memory a process."""
+    cubes = [cube for part in splits.values() for cube in part]
+    jobs, results = [(cube.file, key) for cube in cubes], {}
+    with progress(console, "reading", len(cubes)) as advance:
+        for cube, result in zip(cubes, in_processes(measure, jobs, workers), strict=True):
+            results[cube.id] = result
+            advance()
+    return results
+
+
+def unusable_cubes(splits: Splits, key: str, workers: int, console: Console) -> dict[str, str]:
+    """ID -> what is wrong, for all cubes of all splits whose values cannot be used."""
+    measured = measure_all(splits, key, workers, console)
+    return {name: result for name, result in measured.items() if isinstance(result, str)}
+
+
+def compute_statistics(
+    splits: Splits, key: str = H5_KEY, workers: int = 1, console: Console | None = None
+) -> Statistics:
+    """Reads all cubes once. Mean, SD and range are of train alone; what cannot be used is listed for all splits.
+
+    `splits` as `read_cubes` gives them: cubes with another number of bands than most are listed as unusable, too.
+    Raises UserError if no cube of train can be used, or if a band does not vary over it.
+    """
+    return merge(splits, key, measure_all(splits, key, workers, console or make_console(quiet=True)))
+
+
+def merge(splits: Splits, key: str, measured: Mapping[str, Measured | str]) -> Statistics:
+    """Statistics from what `measure_all` found, by the pairwise update of Chan, Golub and LeVeque (1979)."""
+    good = [result for cube in splits["train"] if isinstance(result := measured[cube.id], Measured)]
+    if not good:
+        first = next((f" ({cube.file}: {measured[cube.id]})" for cube in splits["train"]), "")
+        raise UserError(f"none of {len(splits['train'])} train cubes can be used{first}: statistics are of train")
+    bands = Counter(result.shape[0] for result in good).most_common(1)[0][0]
+    unusable = {name: result for name, result in measured.items() if isinstance(result, str)}
+    for name, result in measured.items():
+        if isinstance(result, Measured) and result.shape[0] != bands:
+            unusable[name] = f"other number of bands: {result.shape[0]}, most have {bands}"
+    good = [result for result in good if result.shape[0] == bands]
+
+    pixels, mean, squares = 0, np.zeros(bands), np.zeros(bands)
+    for result in good:
+        total = pixels + result.pixels
+        difference = result.mean - mean
+        mean = mean + difference * (result.pixels / total)
+        squares = squares + result.squares + difference**2 * (pixels * result.pixels / total)
+        pixels = total
+    for band in constant_bands(pixels, mean, squares):
+        raise UserError(
+            f"band {band} (the first is 0) has the same value in all of the training foreground: take it out of "
+            "the cubes and --wavelengths"
+        )
+    fingerprint = {cube.id: fingerprint_of(cube) for part in splits.values() for cube in part}
+    low, high = min(result.low for result in good), max(result.high for result in good)
+    mean, std = tuple(mean.tolist()), tuple(np.sqrt(squares / pixels).tolist())
+    return Statistics(mean, std, low, high, len(good), pixels, key, fingerprint, unusable)
+
+
+def constant_bands(pixels: int, mean: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """The numbers of the bands that do not vary, arguments as in `Measured`; float32 cannot tell less than 1e-6."""
+    return np.flatnonzero(np.sqrt(squares / pixels) <= 1e-6 * np.abs(mean))
+
+
+def fingerprint_of(cube: Cube) -> str:
+    """Split, size and a checksum of four short pieces of the file: enough to know another file, and cheap."""
+    size = cube.file.stat().st_size
+    checksum = 0
+    with open(cube.file, "rb") as file:
+        for place in (1, 3, 5, 7):
+            file.seek(size * place // 8)
+            checksum = zlib.crc32(file.read(1024), checksum)
+    return f"{cube.split} {size} {checksum:08x}"
+
+
+def matching_statistics(file: Path, splits: Splits, key: str = H5_KEY) -> Statistics:
+    """The statistics in `file`, if they are of these cubes; `splits` as `read_cubes` gives them, before `inspect`.
+
+    Raises UserError, with the command that makes new ones, if they are not: other files, files of another size or
+    content, or in other splits.
+    """
+    statistics = Statistics.load(file)
+    if statistics.key != key:
+        raise UserError(f"{file} is of the data set {statistics.key}, not {key}; {_stats_command(file)} --h5_key {key}")
+    now = {cube.id: fingerprint_of(cube) for part in splits.values() for cube in part}
+    then = statistics.fingerprint
+    expected = now.keys() | (then.keys() - statistics.unusable.keys())  # the unusable may have been taken out meanwhile
+    differing = sum(now.get(name) != then.get(name) for name in expected)
+    if differing:
+        raise UserError(f"{file} is of other data: {differing} of {len(now)} cubes differ; {_stats_command(file)}")
+    return statistics

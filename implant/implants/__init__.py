@@ -1,0 +1,1 @@
+"""Implants on radiographs: records, crops, networks, evaluation, search."""

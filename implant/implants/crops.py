@@ -1,0 +1,132 @@
+"""Crops of implants as the networks see them, and the scale that resizing takes away.
+
+Points and boxes are in px, x before y, with pixel centres at integers.
+"""
+
+import os
+from collections.abc import Sequence
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version at import otherwise
+import albumentations
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from core.images import read_image
+from core.seeding import sample_rng
+from core.windows import Window, cut, square_window
+from implants.records import TARGETS, Record
+
+cv2.setNumThreads(0)  # the loader's processes fill the cores already
+
+ZOOM, SHIFT = 0.1, 0.05  # of the window's side: how far augmentation moves it
+UNKNOWN = -1  # class of a case whose field says nothing, or nothing that training has seen
+USUAL_MM, USUAL_PX = 0.1, 224  # mm a pixel and px a side: what the scale features count from
+
+
+def augmentation() -> albumentations.Compose:
+    """What differs between radiographs of one implant, except its size: that is for the window to change, which the
+    scale features follow."""
+    return albumentations.Compose(
+        [
+            albumentations.HorizontalFlip(p=0.5),
+            albumentations.Rotate(limit=8, interpolation=cv2.INTER_LINEAR, border_mode=cv2.BORDER_REPLICATE, p=0.7),
+            albumentations.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.2, p=0.7),
+            albumentations.RandomGamma(gamma_limit=(75, 135), p=0.3),
+            albumentations.GaussianBlur(blur_limit=0, sigma_limit=(0.2, 1.0), p=0.2),
+            albumentations.GaussNoise(std_range=(0.01, 0.04), p=0.3),
+        ]
+    )
+
+
+class ImplantCrops(Dataset):
+    """Square windows around the boxes of `records`, with `margin` in shares of the box's longer side, `size` px a side.
+
+    Each is a dict: `image` float32 (1, size, size) in [0, 1]; `scale` float32 (F,), see `scale_features`; `target`
+    float32 (2,), length and diameter in mm, NaN = unknown; `index`; `id`; and for each of `labels` (field or "company",
+    "model" -> names of its classes) `label_<field>`, the number of its class or -1. With `augment`, a sample depends on
+    (seed, epoch, index) alone; with `views`, on (seed, epoch modulo views, index): so many different ones there are.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        size: int,
+        margin: float = 0.1,
+        modalities: Sequence[str] = (),
+        labels: dict[str, Sequence[str]] | None = None,
+        augment: bool = False,
+        views: int | None = None,
+        seed: int = 0,
+    ):
+        self.records, self.size, self.margin = records, size, margin
+        self.modalities, self.labels = modalities, labels or {}
+        self.augmentation = augmentation() if augment else None
+        self.views, self.seed, self.epoch = views, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict:
+        record = self.records[index]
+        pixels = read_image(record.image).pixels
+        height, width = pixels.shape
+        box = record.bbox or (-0.5, -0.5, width - 0.5, height - 0.5)
+        window = square_window(box, self.margin)
+        if self.augmentation:
+            rng = sample_rng(self.seed, self.epoch % self.views if self.views else self.epoch, index)
+            window = moved(window, rng)
+            self.augmentation.set_random_seed(int(rng.integers(2**32)))
+            crop = self.augmentation(image=cut(pixels, window, self.size))["image"]
+        else:
+            crop = cut(pixels, window, self.size)
+        item = {
+            "image": torch.from_numpy(crop.copy())[None].float() / 255,
+            "scale": torch.tensor(scale_features(record, window[2], self.size, self.modalities)).float(),
+            "target": torch.tensor([getattr(record, target) for target in TARGETS]).float(),
+            "index": index,
+            "id": record.id,
+        }
+        return item | {f"label_{field}": class_of(record, field, names) for field, names in self.labels.items()}
+
+
+def moved(window: Window, rng: np.random.Generator) -> Window:
+    """Another window near it: up to ZOOM larger or smaller, its centre up to SHIFT away."""
+    x, y, side = window
+    larger = side * rng.uniform(1 - ZOOM, 1 + ZOOM)
+    x, y = (place + (side - larger) / 2 + side * rng.uniform(-SHIFT, SHIFT) for place in (x, y))
+    return x, y, larger
+
+
+def scale_features(record: Record, side: float, size: int, modalities: Sequence[str]) -> list[float]:
+    """What a window of `side` px of the picture, resized to `size`, does not show: whether the pixel's size is known;
+    log of mm a px of the crop in x and y (0 if unknown), counted from USUAL_MM; log of the window's side, counted from
+    USUAL_PX; and for each of `modalities` whether it is this one."""
+    known = record.mm_per_px is not None
+    mm = [np.log(spacing * side / size / USUAL_MM) for spacing in record.mm_per_px] if known else [0.0, 0.0]
+    return [float(known), *mm, np.log(side / USUAL_PX), *(float(record.modality == name) for name in modalities)]
+
+
+def scale_length(modalities: Sequence[str]) -> int:
+    """How many scale features there are."""
+    return 4 + len(modalities)
+
+
+def value_of(record: Record, field: str) -> str:
+    """What a record says of "company", "model", "modality" or another field; "" if nothing."""
+    return getattr(record, field) if field in ("company", "model", "modality") else record.fields.get(field, "")
+
+
+def class_of(record: Record, field: str, names: Sequence[str]) -> int:
+    """The number of the record's class among `names`, or UNKNOWN."""
+    value = value_of(record, field)
+    return names.index(value) if value in names else UNKNOWN
+
+
+def classes_of(records: Sequence[Record], field: str) -> list[str]:
+    """The classes of a field, in alphabetical order."""
+    return sorted({value for record in records if (value := value_of(record, field))})

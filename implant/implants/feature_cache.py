@@ -1,0 +1,58 @@
+"""Features that are computed once while the networks which give them are frozen."""
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from core.cases import Cases
+from implants.crops import ImplantCrops
+
+
+class CachedCrops(Dataset):
+    """`crops`, whose items hold `features` in place of `image` once `fill` has been called, until `clear`.
+
+    A training set has as many sets of features as it has `views`; epoch after epoch shows the next one.
+    """
+
+    def __init__(self, crops: ImplantCrops):
+        self.crops = crops
+        self.features: dict[str, torch.Tensor] | None = None  # (views, N, …) each
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.crops.set_epoch(epoch)
+
+    def __getitem__(self, index: int) -> dict:
+        if self.features is None:
+            return self.crops[index]
+        view = self.crops.epoch % len(self.features["scale"])
+        item = {name: values[view, index] for name, values in self.features.items() if not name.startswith("feature_")}
+        features = {name.removeprefix("feature_"): values[view, index] for name, values in self.features.items()
+                    if name.startswith("feature_")}  # fmt: skip
+        return item | {"features": features, "index": index, "id": self.crops.records[index].id}
+
+    @torch.no_grad()
+    def fill(self, run, batch_size: int) -> None:
+        """Computes the features of all cases and views with the run's model; the processes share the work."""
+        model = run.accelerator.unwrap_model(run.model)
+        epoch, tables = self.crops.epoch, []
+        for view in range(self.crops.views or 1):
+            self.set_epoch(view)
+            loader = run.accelerator.prepare_data_loader(
+                DataLoader(self.crops, batch_size, num_workers=run.args.num_workers)
+            )
+            cases = Cases(run.accelerator, len(self.crops))
+            for batch in loader:
+                with run.accelerator.autocast():
+                    features = model.encode(batch.pop("image"))
+                batch.pop("id")
+                cases.add(batch.pop("index"), **batch, **{f"feature_{name}": x for name, x in features.items()})
+            tables.append(cases.table())
+        self.set_epoch(epoch)
+        stacked = {name: torch.stack([table[name] for table in tables]) for name in tables[0]}
+        self.features = {name: values.share_memory_() for name, values in stacked.items()}  # with the loader's workers
+
+    def clear(self) -> None:
+        """Pictures again, each epoch another augmentation."""
+        self.features = self.crops.views = None

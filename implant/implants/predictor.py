@@ -1,0 +1,112 @@
+"""Predictions of one model or several, in one pass or many with dropout, for the records of an evaluation or of a user.
+
+The spread of an ensemble (Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty Estimation using
+Deep Ensembles"), of passes with dropout, and the model's own variance are one mixture of Gaussians, whose mean and
+variance are reported.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from core.cases import Cases
+from core.console import progress
+from core.errors import UserError
+from core.seeding import seed_batch
+from core.uncertainty import dropout_on
+from implants.crops import ImplantCrops
+from implants.dual_embedding import DualEmbeddingRegressor
+from implants.evaluation import Predictions
+from implants.records import Record
+
+Model = tuple[DualEmbeddingRegressor, dict]  # and its config
+
+
+class Answer(NamedTuple):
+    """What a model, or an ensemble, says of N cases."""
+
+    predictions: Predictions
+    attention: dict[str, np.ndarray]  # of the first model: branches, by comma -> weights (N, branches[, tokens])
+    auxiliary: dict[str, np.ndarray]  # field -> names (N,)
+
+
+def load_models(folders: Sequence[Path]) -> list[Model]:
+    """The models of runs of train.py. Raises UserError unless they have learnt from the same records."""
+    models = [DualEmbeddingRegressor.from_folder(folder) for folder in folders]
+    for folder, (_, config) in zip(folders, models, strict=True):
+        if config["train_sizes"] != models[0][1]["train_sizes"]:
+            raise UserError(f"{folder} was trained on other records than {folders[0]}: no ensemble")
+    return models
+
+
+@torch.no_grad()
+def predict_all(
+    accelerator: Accelerator,
+    console: Console,
+    name: str,
+    models: Sequence[Model],
+    records: Sequence[Record],
+    batch_size: int = 16,
+    num_workers: int = 0,
+    mc_dropout: int = 0,
+) -> Answer:
+    """The answer of the `models` together for `records`, which the processes share. `mc_dropout`: passes with dropout
+    in place of one without."""
+    tables = []
+    with progress(console, name, len(models) * -(-len(records) // (batch_size * accelerator.num_processes))) as advance:
+        for model, config in models:
+            model.to(accelerator.device).eval()
+            crops = ImplantCrops(records, config["image_size"], config["margin"], config["modalities"])
+            loader = accelerator.prepare_data_loader(DataLoader(crops, batch_size, num_workers=num_workers))
+            cases = Cases(accelerator, len(records))
+            for number, batch in enumerate(loader):
+                cases.add(batch["index"], **one_batch(model, batch, mc_dropout, number))
+                advance()
+            tables.append(cases.table())
+    return combine([model for model, _ in models], tables)
+
+
+def one_batch(model: DualEmbeddingRegressor, batch: dict, mc_dropout: int, number: int) -> dict[str, torch.Tensor]:
+    """`means` and `variances` (B, passes, 2) in mm and mm², attention weights, and the numbers of the classes."""
+    features = model.encode(batch["image"])  # once: dropout is in the head alone
+    means, variances = [], []
+    with dropout_on(model) if mc_dropout else nullcontext():
+        for step in range(mc_dropout or 1):
+            seed_batch(0, number, step, 0)
+            result = model({"features": features, "scale": batch["scale"]})
+            means.append(result["mm"])
+            unknown = torch.full_like(result["mm"], torch.nan)
+            variance = result["log_variance"].exp() * model.target_std**2 if model.uncertainty else unknown
+            variances.append(variance)
+    columns = {"means": torch.stack(means, dim=1), "variances": torch.stack(variances, dim=1)}
+    columns |= {f"attention {branches}": weights for branches, weights in result["attention"].items()}
+    columns |= {f"auxiliary {field}": logits.argmax(dim=1) for field, logits in result["auxiliary"].items()}
+    return columns | {f"class {name}": numbers for name, numbers in model.name_classes(features).items()}
+
+
+def combine(models: Sequence[DualEmbeddingRegressor], tables: Sequence[dict[str, torch.Tensor]]) -> Answer:
+    """One answer of the tables of all models. Classes, attention and auxiliary fields are those of the first model."""
+    first, table = models[0], {name: column.numpy() for name, column in tables[0].items()}
+    means = np.concatenate([table["means"].numpy().astype(float) for table in tables], axis=1)  # (N, passes, 2)
+    variances = np.concatenate([table["variances"].numpy().astype(float) for table in tables], axis=1)
+    own = np.zeros_like(means) if np.isnan(variances).any() else variances
+    sigma = np.sqrt(own.mean(axis=1) + means.var(axis=1))
+    if not own.any() and means.shape[1] == 1:
+        sigma = np.full_like(sigma, np.nan)  # one pass of a model without a variance knows no spread
+    unknown = np.full_like(sigma, np.nan)
+    named = {}
+    for name in ("company", "model"):
+        numbers = table.get(f"class {name}")
+        classes = np.array(first.encoders[name].classes) if numbers is not None else None
+        named[name] = np.full(len(sigma), "") if numbers is None else classes[numbers]
+    fields = first.arguments["auxiliary"] or {}
+    auxiliary = {field: np.array(names)[table[f"auxiliary {field}"]] for field, names in fields.items()}
+    attention = {name.removeprefix("attention "): w for name, w in table.items() if name.startswith("attention ")}
+    return Answer(Predictions(means.mean(axis=1), sigma, unknown, unknown, **named), attention, auxiliary)

@@ -1,0 +1,447 @@
+"""Records of implants: a JSON list of pictures with company, model, length and diameter, checked before the first step.
+
+Lengths and diameters are in mm. Boxes are in px of the picture as shown (EXIF orientation applied), x before y, pixel
+centres at integers: a picture spans [-0.5, width - 0.5].
+"""
+
+import json
+import math
+import os
+import re
+import reprlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from core.errors import UserError, first_line
+from core.files import distinct, read_bytes
+from core.images import ImageError, is_dicom, picture_size, without_suffix
+from core.processes import in_threads
+from core.results import plain
+from core.splits import refuse_shared_patients
+from core.validation import DataReport, Problem, content_keys, find_leaks
+
+convert_to_serializable = plain  # under the name that the reference gives it
+
+TARGETS = ("length", "diameter")
+LIMITS = {"length": (4.0, 25.0), "diameter": (1.5, 8.0)}  # mm
+SPACING_LIMITS = (0.005, 1.0)  # mm per px
+SMALLEST_SIDE = 4  # px, of a picture and of a box
+MANY = 0.1  # of the boxes
+SOURCES = ("source_image", "original_image", "augmented_from")
+LONGEST_PATH = 4096  # characters: no system has longer ones, and patterns are slow on what is no path
+KNOWN = {"image", "company", "model", *TARGETS, "patient_id", "bbox", "pixel_spacing", "modality", *SOURCES}
+NO_NAME = ("", "nan", "none", "null")  # the latter are what tables become on their way through other programs
+# _aug, _aug3, -aug-1, _augmented_2_7 at the end of a name, once or several times
+COPY = re.compile(r"([_-]aug(ment(ed|ation)?)?([_-]?\d+([_-]\d+)*)?)+$", re.IGNORECASE)
+SKIPPED = "record skipped"
+NO_PICTURE, NO_BOX = "no such picture", "bbox is not four numbers"
+SMALL_BOX, SWAPPED_BOX = f"bbox smaller than {SMALLEST_SIDE} px", "bbox ends before it begins"
+OUTSIDE_BOX = "bbox outside the picture"
+WAY_OUT = "a record is {image, company, model, length, diameter}, with length and diameter in mm"
+WAYS_OUT = {
+    NO_PICTURE: "paths are relative to the JSON file, or to the folder that --data_root names",
+    **dict.fromkeys((NO_BOX, SMALL_BOX, OUTSIDE_BOX), "bbox is [x0, y0, x1, y1] in px of the picture"),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One implant in a picture."""
+
+    id: str  # the picture's path below the JSON's folder, without its suffix; of several boxes in one, _2 and so on
+    image: Path
+    company: str  # "" = unknown
+    model: str
+    length: float  # mm; NaN = unknown
+    diameter: float
+    patient: str | None
+    bbox: tuple[float, float, float, float] | None  # (x0, y0, x1, y1); None: the whole picture
+    mm_per_px: tuple[float, float] | None  # (x, y)
+    modality: str
+    origin: str  # what an augmented copy was made of, as in `id`; otherwise the picture itself
+    fields: dict[str, str]  # whatever else the record says
+
+
+class Fault(Exception):
+    """What is wrong with a record: reason and detail of a `core.validation.Problem`."""
+
+    def __init__(self, reason: str, detail: object = ""):
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+def load_records(
+    path: Path,
+    data_root: Path | None = None,
+    needs: Sequence[str] = ("company", "model", *TARGETS),
+    limits: Mapping[str, tuple[float, float]] = LIMITS,
+) -> tuple[list[Record], list[Problem]]:
+    """The usable records of a JSON file, in its order, and what is wrong with it.
+
+    The file is a list of objects, or an object with one under "records", "data" or "annotations":
+    {image, company, model, length, diameter, patient_id?, bbox?, pixel_spacing?, modality?, source_image?, …}. Paths
+    are relative to `data_root`, or else to the file. `pixel_spacing` is mm per px, one number or [row, column] as in
+    DICOM. Numbers may be texts, with mm behind them. A copy made by augmentation says so in `source_image`,
+    `original_image` or `augmented_from`, or by a name that ends in _aug or the like.
+
+    A record is skipped if something in `needs` is unknown, no number, or outside `limits` (name -> lowest and highest,
+    mm), if its picture or box cannot be used, or if it comes twice. What is not in `needs` may be "" or NaN. Only
+    headers of pictures are read, of DICOM nothing, so that a box in one is not compared with its size. Raises UserError
+    for a file that cannot be meant so, and if no record is usable.
+    """
+    path = Path(path)
+    if data_root and not Path(data_root).is_dir():
+        raise UserError(f"--data_root {data_root}: no such folder")
+    limits = {**LIMITS, **limits}
+    readers = {"company": (_label, ""), "model": (_label, "")}
+    readers |= {name: (partial(_dimension, limits=limits[name]), math.nan) for name in TARGETS}
+    entries = _read_entries(path)
+    root = Path(os.path.abspath(data_root or path.parent))
+    names = [_image_name(entry) for entry in entries]
+    images = {name: Path(os.path.abspath(root / name)) for name in set(names)}
+    sizes = _sizes(list(dict.fromkeys(images.values())))
+    stems = {name: _below(without_suffix(image), root) for name, image in images.items()}
+
+    records, seen, found = [], {}, DataReport()
+    for i, (entry, name) in enumerate(zip(entries, names, strict=True)):
+        where = f"{path}, entry {i}" + (f", {' '.join(name.split())}" if name else "")
+        try:
+            if not isinstance(entry, dict):
+                raise Fault("record is not an object", reprlib.repr(entry))
+            if not name:
+                raise Fault("no image named", reprlib.repr(entry.get("image")))
+            record, kept = _record(entry, stems[name], images[name], sizes[images[name]], root, needs, readers)
+            if (first := seen.setdefault((record.image, record.bbox), i)) != i:
+                raise Fault("the same picture and box twice", f"as entry {first}")
+        except Fault as fault:
+            found.add(fault.reason, where, SKIPPED, fault.detail)
+            continue
+        records.append(record)
+        for reason, action, detail in kept:
+            found.add(reason, where, action, detail)
+
+    _refuse_misread_boxes(path, entries, found.problems)
+    if not records:
+        reason, count = Counter(problem.reason for problem in found.problems).most_common(1)[0]
+        example = next(problem for problem in found.problems if problem.reason == reason)
+        example = " ".join(": ".join(filter(None, (example.where, example.detail))).split())  # paths can hold line ends
+        way_out = WAYS_OUT.get(reason, WAY_OUT)
+        raise UserError(
+            f"{path}: none of its {len(entries)} records is usable; {count} × {reason} ({example}); {way_out}"
+        )
+    _tell_spellings(path, records, found)
+    ids = distinct(record.id for record in records)
+    return [replace(record, id=name) for record, name in zip(records, ids, strict=True)], found.problems
+
+
+def refuse_leaks(splits: Mapping[str, Sequence[Record]]) -> None:
+    """`splits`: split -> its records as `load_records` gives them. Raises UserError if a picture (the same file, or one
+    of the same content), an augmented copy and its original or two copies of one, or a patient stand in two splits."""
+    contents = content_keys({record.image: None for records in splits.values() for record in records})
+    pictures = {
+        split: {record.image: contents[record.image] or record.image for record in records}
+        for split, records in splits.items()
+    }
+    same = find_leaks(pictures)
+    told = {image for places in same.values() for _, image in places}
+    originals = _originals([record for records in splits.values() for record in records])
+    made = find_leaks(
+        {split: {image: originals[image] for image in pictures[split] if image not in told} for split in splits}
+    )
+    leaks = [(places, "the same picture") for places in same.values()]
+    leaks += [(places, "made of one picture") for places in made.values()]
+    if leaks:
+        examples = []
+        for places, kind in leaks[:4]:
+            first = dict(places)  # one of each split
+            examples.append(" and ".join(f"{first[split]} in {split}" for split in splits if split in first))
+            examples[-1] += f" ({kind})"
+        raise UserError(
+            f"{len(leaks)} pictures stand in two splits, themselves or as augmented copies: {'; '.join(examples)}"
+            f"{'; …' if len(leaks) > 4 else ''}; keep each picture and all of its copies in one"
+        )
+    refuse_shared_patients(
+        {split: {str(r.image): r.patient for r in records if r.patient} for split, records in splits.items()}
+    )
+
+
+def _originals(records: Sequence[Record]) -> dict[Path, str]:
+    """Picture -> the one that it was made of, itself if it is no copy: a path without suffix, in small letters.
+
+    An original that is named without its folder lies beside the JSON file, or beside the copy, or else is the one
+    picture of this name.
+    """
+    own = {without_suffix(record.image).as_posix().casefold() for record in records}
+    by_name = defaultdict(list)
+    for stem in own:
+        by_name[stem.rpartition("/")[2]].append(stem)
+    originals = {}
+    for record in records:
+        root = Path(*record.image.parts[: -1 - record.id.count("/")])  # which `id` and `origin` start at
+        stem, beside = ((folder / record.origin).as_posix().casefold() for folder in (root, record.image.parent))
+        if "/" not in record.origin and stem not in own:
+            named = by_name[record.origin.casefold()]
+            stem = beside if beside in own else named[0] if len(named) == 1 else stem
+        originals[record.image] = stem
+    return originals
+
+
+# ------------------------------------------------------------------------------------------------------------ the file
+
+
+def _read_entries(path: Path) -> list:
+    """The list in a JSON file, in UTF-8 or with a mark of UTF-16 or 32. Raises UserError."""
+    try:
+        content = read_bytes(path)
+        if not content.strip():
+            raise UserError(f"{path} is empty; give a JSON list of records: {WAY_OUT}")
+        entries = json.loads(content, parse_int=_whole_number)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give a JSON list of records") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give a JSON list of records") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}); mend it there"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not text in UTF-8 (byte {error.start}); save it as such") from error
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply for a list of records; {WAY_OUT}") from None
+    if isinstance(entries, dict):
+        lists = [name for name in ("records", "data", "annotations") if isinstance(entries.get(name), list)]
+        if len(lists) != 1:
+            keys = ", ".join(reprlib.repr(key) for key in list(entries)[:8]) or "nothing"
+            raise UserError(f'{path} is an object with {keys}; give a list of records, or one under "records"')
+        entries = entries[lists[0]]
+    if not isinstance(entries, list):
+        raise UserError(f"{path} is no list but {reprlib.repr(entries)}; give a JSON list of records: {WAY_OUT}")
+    if not entries:
+        raise UserError(f"{path} holds no record; {WAY_OUT}")
+    return entries
+
+
+def _whole_number(digits: str) -> int | float:
+    """Beyond what a float holds it is inf, which its record is skipped for: Python refuses the whole file."""
+    return int(digits) if len(digits) < 300 else float(digits)
+
+
+def _image_name(entry: object) -> str:
+    name = entry.get("image") if isinstance(entry, dict) else None
+    return _clean(name).replace("\\", "/") if isinstance(name, str) else ""
+
+
+def _below(path: Path, root: Path) -> str:
+    """The path as seen from the root; one elsewhere without what it begins with, "/" or a drive."""
+    return path.relative_to(root if path.is_relative_to(root) else path.anchor).as_posix()
+
+
+def _sizes(images: list[Path]) -> dict[Path, tuple[int, int] | Fault | None]:
+    """(width, height) of each picture as shown, from its header alone; None for DICOM."""
+    return dict(zip(images, in_threads(_size, images), strict=True))
+
+
+def _size(image: Path) -> tuple[int, int] | Fault | None:
+    if not os.path.isfile(image):  # a pipe would keep us waiting
+        return Fault(NO_PICTURE, image)
+    try:
+        if is_dicom(image):
+            return None
+        width, height = picture_size(image)
+    except (ImageError, OSError) as error:
+        return Fault("picture unreadable", first_line(error))
+    if min(width, height) < SMALLEST_SIDE:
+        return Fault(f"picture smaller than {SMALLEST_SIDE} px", f"{image}: {width}×{height}")
+    return width, height
+
+
+# ---------------------------------------------------------------------------------------------------------- one record
+
+
+def _record(
+    entry: dict,
+    stem: str,
+    image: Path,
+    size: tuple[int, int] | Fault | None,
+    root: Path,
+    needs: Sequence[str],
+    readers: Mapping[str, tuple[Callable[[object, str], str | float], str | float]],
+) -> tuple[Record, list[tuple[str, str, str]]]:
+    """The record, its id not yet numbered, and what is wrong with it although it is kept: reason, action, detail.
+
+    `readers`: name -> what reads its value, and what stands for an unknown one that is not in `needs`. Raises Fault.
+    """
+    if isinstance(size, Fault):
+        raise size
+    kept = []
+
+    def known(read, key: str, action: str):
+        """What `read` makes of an optional field; None, and a word about it, where it is wrong."""
+        try:
+            return read(entry.get(key), key)
+        except Fault as fault:
+            kept.append((fault.reason, action, fault.detail))
+
+    values = {}
+    for name, (read, unknown) in readers.items():
+        try:
+            values[name] = read(entry.get(name), name)
+        except Fault:
+            if name in needs:
+                raise
+            values[name] = unknown
+    bbox, cut = _box_inside(entry.get("bbox"), size)
+    if cut:
+        kept.append(("bbox partly outside the picture", "kept, bbox cut", cut))
+    record = Record(
+        id=stem,
+        image=image,
+        **values,
+        patient=known(_name, "patient_id", "kept without patient") or None,
+        bbox=bbox,
+        mm_per_px=known(_mm_per_px, "pixel_spacing", "kept without spacing"),
+        modality=known(_name, "modality", "kept without modality") or "",
+        origin=_origin(entry, stem, root),
+        fields=_other_fields(entry),
+    )
+    return record, kept
+
+
+def _dimension(value: object, name: str, limits: tuple[float, float]) -> float:
+    """mm. Raises Fault."""
+    if value is None:
+        raise Fault(f"{name} is missing")
+    if isinstance(value, str) and not value.strip():
+        raise Fault(f"{name} is empty")
+    try:
+        number = _number(value)
+    except ValueError:
+        raise Fault(f"{name} is not a number", reprlib.repr(value)) from None
+    if not math.isfinite(number):
+        raise Fault(f"{name} is not finite", reprlib.repr(value))
+    if number <= 0:
+        raise Fault(f"{name} is {'negative' if number else 'zero'}", reprlib.repr(value))
+    low, high = limits
+    if not low <= number <= high:
+        raise Fault(f"{name} outside {low:g}–{high:g} mm", f"{number:g}")
+    return number
+
+
+def _number(value: object) -> float:
+    """A number, or a text that is one, with mm behind it or not. Raises ValueError for anything else."""
+    if isinstance(value, str) and "_" not in value:  # Python reads 1_0 as 10
+        return float(re.sub(r"mm\s*$", "", value, flags=re.IGNORECASE))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError
+    return float(value)
+
+
+def _label(value: object, name: str) -> str:
+    text = _name(value, name)
+    if not text:
+        raise Fault(f"{name} is missing or empty", "" if value is None else reprlib.repr(value))
+    return text
+
+
+def _name(value: object, name: str) -> str:
+    """A text or number as a text; "" where none is given. Raises Fault."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of whole numbers becomes 7.0 where a table has gaps
+    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+        raise Fault(f"{name} is not a text", reprlib.repr(value))
+    text = " ".join(_clean(str(value)).split())
+    return "" if text.casefold() in NO_NAME else text
+
+
+def _clean(text: str) -> str:
+    """JSON can hold halves of characters (\\ud800), which no file can."""
+    return text.strip().encode("utf-8", "replace").decode()
+
+
+def _absent(value: object) -> bool:
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def _mm_per_px(value: object, name: str) -> tuple[float, float] | None:
+    """(x, y) of one number, or of [row, column]: DICOM gives the distance of rows, y, first. Raises Fault."""
+    if _absent(value):
+        return None
+    try:
+        y, x = [_number(number) for number in value] if isinstance(value, list) else [_number(value)] * 2
+    except ValueError:
+        raise Fault(f"{name} is not one or two numbers", reprlib.repr(value)) from None
+    low, high = SPACING_LIMITS
+    if not (low <= x <= high and low <= y <= high):
+        raise Fault(f"{name} outside {low:g}–{high:g} mm", reprlib.repr(value))
+    return x, y
+
+
+def _box_inside(value: object, size: tuple[int, int] | None) -> tuple[tuple[float, ...] | None, str]:
+    """The box within a picture of `size` (width, height), and what was cut off in words, if more than a pixel was.
+    Raises Fault."""
+    if _absent(value):
+        return None, ""
+    try:
+        x0, y0, x1, y1 = box = tuple(_number(number) for number in (value if isinstance(value, list) else ()))
+    except ValueError:
+        raise Fault(NO_BOX, reprlib.repr(value)) from None
+    if not all(map(math.isfinite, box)):
+        raise Fault(NO_BOX, reprlib.repr(value))
+    detail = ", ".join(f"{number:g}" for number in box)
+    if x1 < x0 or y1 < y0:
+        raise Fault(SWAPPED_BOX, detail)
+    if min(x1 - x0, y1 - y0) < SMALLEST_SIDE:
+        raise Fault(SMALL_BOX, detail)
+    if size is None:
+        return box, ""
+    detail += f" in a picture of {size[0]}×{size[1]}"
+    inside = tuple(min(max(number, -0.5), side - 0.5) for number, side in zip(box, size * 2, strict=True))
+    if min(inside[2] - inside[0], inside[3] - inside[1]) < SMALLEST_SIDE:
+        raise Fault(OUTSIDE_BOX, detail)
+    cut = max(abs(a - b) for a, b in zip(inside, box, strict=True)) > 1  # 0 to width is the whole picture, too
+    return inside, detail if cut else ""
+
+
+def _origin(entry: dict, stem: str, root: Path) -> str:
+    """The stem path of what a copy was made of, below the root or absolute; `stem` for what is no copy."""
+    texts = [_clean(entry[key][:LONGEST_PATH]) for key in SOURCES if isinstance(entry.get(key), str)]
+    source = next((text for text in texts if text.casefold() not in NO_NAME), "")
+    if source:
+        original = Path(os.path.abspath(root / source.replace("\\", "/")))
+        original = without_suffix(original)
+        stem = _below(original, root) if original.is_relative_to(root) else original.as_posix()
+    folder, slash, name = stem.rpartition("/")
+    return folder + slash + (COPY.sub("", name) or name)
+
+
+def _other_fields(entry: dict) -> dict[str, str]:
+    """All other fields that are given, as texts; lists and objects are none."""
+    given = {key: value for key, value in entry.items() if key not in KNOWN and not _absent(value)}
+    return {_clean(key): _clean(str(value)) for key, value in given.items() if not isinstance(value, list | dict)}
+
+
+# -------------------------------------------------------------------------------------------------------- all together
+
+
+def _refuse_misread_boxes(path: Path, entries: list, problems: list[Problem]) -> None:
+    """Raises UserError if the boxes are plainly x, y, width, height: most of them would still lie in their pictures."""
+    boxes = sum(isinstance(entry, dict) and not _absent(entry.get("bbox")) for entry in entries)
+    swapped = sum(problem.reason == SWAPPED_BOX for problem in problems)
+    if swapped > MANY * boxes:
+        raise UserError(
+            f"{path}: {swapped} of {boxes} boxes end before they begin; bbox is [x0, y0, x1, y1] in px, "
+            "not x, y, width, height"
+        )
+
+
+def _tell_spellings(path: Path, records: list[Record], report: DataReport) -> None:
+    for name in ("company", "model"):
+        spellings = defaultdict(list)
+        for spelling, count in Counter(getattr(record, name) for record in records).items():
+            spellings[spelling.casefold()].append(f"{spelling} ({count})")
+        for found in spellings.values():
+            if len(found) > 1:
+                report.add(f"{name} spelled in several ways", path, "kept as they stand", ", ".join(found))

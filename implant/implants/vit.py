@@ -1,0 +1,172 @@
+"""Vision transformers of timm for implants: the classifier whose features become the company or the model embedding.
+
+Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"; sizes and weights of Steiner et al. 2022, "How to train your
+ViT?"; convolutional stem of Xiao et al. 2021, "Early Convolutions Help Transformers See Better".
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models.levit import Stem16
+from torch import Tensor, nn
+
+from core.backbones import timm_backbone
+from core.checkpoints import fitting, load_model_folder, load_weights
+from core.errors import UserError
+from core.unfreezing import Part
+
+WIDTHS = {"tiny": 192, "small": 384, "base": 768}  # of features; all have 12 blocks of 16-px patches
+PATCH = 16  # px
+
+
+class ImplantVit(nn.Module):
+    """Pictures (B, 3, S, S) in [0, 1], S = `image_size`, to features (B, width) and patch tokens (B, N, width).
+
+    `pretrained`: ImageNet weights from the hub; `weights`: from a file. `conv_stem`, for random weights alone: four
+    convolutions in place of the linear layer on 16-px patches, with which few pictures teach far more. Raises UserError
+    where weights cannot be had or have no such stem, and for a size that patches do not divide.
+    """
+
+    def __init__(
+        self,
+        size: str = "base",
+        image_size: int = 224,
+        conv_stem: bool = False,
+        pretrained: bool = False,
+        weights: Path | None = None,
+    ):
+        super().__init__()
+        if conv_stem and (pretrained or weights):
+            raise UserError("ImageNet weights are for patches: leave out --conv_stem, or add --no-pretrained")
+        if image_size < PATCH or image_size % PATCH:
+            raise UserError(f"--image_size {image_size} is no multiple of {PATCH}, the side of the patches")
+        name = f"vit_{size}_patch16_224"
+        stem = {"embed_layer": ConvStem} if conv_stem else {}
+        self.vit = timm_backbone(name, pretrained, weights, num_classes=0, img_size=image_size, **stem)
+        self.width = self.vit.num_features
+        self.arguments = {"size": size, "image_size": image_size, "conv_stem": conv_stem}
+        pretraining = timm.get_pretrained_cfg(name)
+        for buffer in ("mean", "std"):
+            value = torch.tensor(getattr(pretraining, buffer)).view(3, 1, 1)
+            self.register_buffer(buffer, value, persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.vit.forward_features((images - self.mean) / self.std)  # (B, 1 + N, width)
+        return self.vit.forward_head(tokens), tokens[:, self.vit.num_prefix_tokens :]
+
+    def halves(self) -> tuple[list[Part], list[Part]]:
+        """(lower, upper): patches, positions and the first half of the blocks; the other half and the norm."""
+        vit, half = self.vit, len(self.vit.blocks) // 2
+        lower = [vit.cls_token, vit.pos_embed, vit.patch_embed, vit.norm_pre, *vit.blocks[:half]]
+        return lower, [*vit.blocks[half:], vit.norm, vit.fc_norm]
+
+
+class ConvStem(nn.Module):
+    """In place of timm's `PatchEmbed`, with its arguments: (B, 3, S, S) to (B, (S / 16)², width)."""
+
+    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_):
+        super().__init__()
+        self.grid_size = (img_size // patch_size,) * 2
+        self.num_patches = self.grid_size[0] ** 2
+        self.stem = Stem16(in_chans, embed_dim, nn.Hardswish)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.stem(images).flatten(2).transpose(1, 2)
+
+
+class ImplantClassifier(nn.Module):
+    """Pictures (B, 3, S, S) in [0, 1] to logits (B, number of classes), by way of an embedding (B, embedding_dim).
+
+    `classes` are their names, `dropout` is before the head; for the others see `ImplantVit`.
+    """
+
+    def __init__(
+        self,
+        size: str = "base",
+        classes: Sequence[str] = (),
+        embedding_dim: int = 256,
+        image_size: int = 224,
+        dropout: float = 0.1,
+        conv_stem: bool = False,
+        pretrained: bool = False,
+        weights: Path | None = None,
+    ):
+        super().__init__()
+        self.backbone = ImplantVit(size, image_size, conv_stem, pretrained, weights)
+        self.embedding = nn.Linear(self.backbone.width, embedding_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(embedding_dim, len(classes))
+        self.classes, self.embedding_dim = list(classes), embedding_dim
+        self.arguments = {
+            "size": size, "classes": self.classes, "embedding_dim": embedding_dim, "image_size": image_size,
+            "dropout": dropout, "conv_stem": conv_stem,
+        }  # fmt: skip
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.dropout(self.embed(images)))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, embedding_dim)."""
+        return self.embedding(self.backbone(images)[0])
+
+
+def load_classifier(path: Path, image_size: int) -> ImplantClassifier:
+    """The classifier of a run of train_classifier.py or its best/, or of a `.pth` or `.safetensors` file, in eval mode.
+
+    Such a file holds the weights of a ViT, of a linear layer on its features (the embedding) and, if it is there, of a
+    linear layer on that (the head); what they are called does not matter, they are known by their shapes. Its classes
+    have numbers for names. Positions are resampled to `image_size`. Raises UserError for a file or folder that holds
+    something else.
+    """
+    if Path(path).is_dir():
+        state, config = load_model_folder(path, "implant")
+        if config.get("kind") != "classifier":
+            raise UserError(f"{path} holds a {config.get('kind')}, not a classifier; give a run of train_classifier.py")
+        arguments = config.get("model")
+    else:
+        state, arguments = _known_by_shape(load_weights(path), path)
+    with fitting(Path(path)):
+        model = ImplantClassifier(**arguments | {"image_size": image_size})
+        positions = "backbone.vit.pos_embed"
+        grid = model.backbone.vit.patch_embed.grid_size
+        state[positions] = resample_abs_pos_embed(state[positions], grid, num_prefix_tokens=1)
+        model.load_state_dict(state)
+    return model.eval()
+
+
+def _known_by_shape(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict]:
+    """(state of an ImplantClassifier, its arguments) from weights that may have other names."""
+    marks = [name for name in state if name.endswith("patch_embed.proj.weight")]
+    width = len(state[marks[0]]) if len(marks) == 1 else None
+    if width not in WIDTHS.values():
+        raise UserError(f"{path} holds no ViT of {', '.join(map(str, WIDTHS.values()))} channels (tiny, small, base)")
+    prefix = marks[0].removesuffix("patch_embed.proj.weight")
+    vit = re.compile(re.escape(prefix) + r"(cls_token|pos_embed|patch_embed\.|blocks\.|norm\.)")
+    known = {f"backbone.vit.{name.removeprefix(prefix)}": value for name, value in state.items() if vit.match(name)}
+    others = {name: value for name, value in state.items() if not vit.match(name)}
+    embedding = _linear(others, width, path)
+    if embedding is None:
+        raise UserError(f"{path} holds no linear layer on the ViT's {width} channels, which would be the embedding")
+    known["embedding.weight"], known["embedding.bias"] = embedding
+    inner = len(known["embedding.bias"])
+    head = _linear(others, inner, path) or (torch.zeros(0, inner), torch.zeros(0))
+    known["head.weight"], known["head.bias"] = head
+    size = next(size for size, channels in WIDTHS.items() if channels == width)
+    classes = [str(number) for number in range(len(known["head.bias"]))]
+    return known, {"size": size, "classes": classes, "embedding_dim": inner}
+
+
+def _linear(state: dict[str, Tensor], inner: int, path: Path) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias of the linear layer on `inner` channels, which leave `state`; None if there is none."""
+    names = [name for name, value in state.items() if value.ndim == 2 and value.shape[1] == inner]
+    if len(names) > 1:
+        raise UserError(f"{path} holds several linear layers on {inner} channels: {', '.join(names)}")
+    if not names:
+        return None
+    weight = state.pop(names[0])
+    bias = state.pop(names[0].removesuffix("weight") + "bias", None)
+    return weight, torch.zeros(len(weight)) if bias is None else bias
