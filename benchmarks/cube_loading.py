@@ -68,7 +68,7 @@ def measure() -> list[Result]:
     add_training_arguments(parser, epochs=1, batch_size=BATCH, lr=1e-6, weight_decay=0.05, num_workers=WORKERS)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # the scripts' lines are no result
         make_demo_data.main(["--output", f"{folder}/data", "--cases", str(FILES), "--size", str(SIZE)])
-        splits, _ = read_cubes(Path(folder) / "data" / "dataset.csv")
+        splits = read_cubes(Path(folder) / "data" / "dataset.csv")
         statistics = compute_statistics(splits)
         cubes = [cube for part in splits.values() for cube in part]
         repeated = [cubes[i % len(cubes)] for i in range(BATCH * BATCHES)]

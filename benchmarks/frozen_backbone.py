@@ -34,7 +34,7 @@ class Training:
 
     def __init__(self, frozen: bool):
         torch.manual_seed(0)
-        self.model = SliceClassifier("resnet50", "se").to(DEVICE).train()
+        self.model = SliceClassifier(18, "resnet50", "se").to(DEVICE).train()
         set_frozen([self.model.backbone], frozen)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, 2e-4, 1e-4))
         self.slices = torch.randint(0, 256, (BATCH, 1, 3, 224, 224), dtype=torch.uint8, device=DEVICE)

@@ -27,7 +27,8 @@ PRECISIONS = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 
 
 def cephalometric(small: bool):
-    from ceph.hrnet import HRNetLandmarks, LandmarkLoss
+    from ceph.hrnet import HRNetLandmarks
+    from ceph.losses import LandmarkLoss
 
     backbone, side, batch = ("hrnet_w18_small", 64, 2) if small else ("hrnet_w48", 512, 6)
     model = HRNetLandmarks(backbone, (side, side), side // 4)
@@ -45,7 +46,7 @@ def ct_multilabel(small: bool):
     data = {"slices": torch.randint(0, 256, (batch, 1, 3, side, side), dtype=torch.uint8)}
     data["labels"] = torch.randint(0, 2, (batch, 18)).float()
     criterion = AsymmetricLoss()
-    model = SliceClassifier(name, image_size=side)
+    model = SliceClassifier(18, name, image_size=side)
     return model, criterion, data, lambda model: criterion(model(data["slices"])["slices"][:, 0], data["labels"])
 
 

@@ -23,7 +23,8 @@ from device import MACHINE
 from results import Result, show
 from torch.utils.data import DataLoader, Dataset
 
-from ceph.hrnet import HRNetLandmarks, LandmarkLoss
+from ceph.hrnet import HRNetLandmarks
+from ceph.losses import LandmarkLoss
 from core.args import ArgumentParser, add_training_arguments
 from core.run import Run
 from core.schedules import parameter_groups, warmup_cosine

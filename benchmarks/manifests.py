@@ -77,12 +77,12 @@ def link_pictures(folder: Path, files: list[tuple[str, Path]]) -> None:
 
 
 def make_cephalometric(folder: Path, rows: int) -> None:
+    from ceph.anatomy import SCHEMA
     from ceph.dataset import FrameCache
-    from ceph.landmarks import LANDMARKS
 
     root, pictures = folder / "Aariz", []
     points = [
-        {"symbol": symbol, "value": {"x": 5 + number, "y": 50 - number}} for number, symbol in enumerate(LANDMARKS)
+        {"symbol": symbol, "value": {"x": 5 + number, "y": 50 - number}} for number, symbol in enumerate(SCHEMA.names)
     ]
     texts = {"points": json.dumps({"landmarks": points}), "stage": json.dumps({"cvm_stage": {"value": 3}})}
     places = {
@@ -114,8 +114,8 @@ def make_cephalometric(folder: Path, rows: int) -> None:
 
 
 def make_ct_multilabel(folder: Path, rows: int) -> None:
+    from ct.labels import LABELS
     from ct.store import StoredVolume, write_manifest, write_settings, write_slices
-    from ct.volumes import LABELS
 
     store, volumes = folder / "slices", []
     settings = {"slices": 4, "size": 32, "field_mm": 360.0, "channels": "windows"}
@@ -131,13 +131,13 @@ def make_ct_multilabel(folder: Path, rows: int) -> None:
                               f"{patient}_a", "train", 4, rng.integers(0, 2, len(LABELS)))  # fmt: skip
         os.link(next(files), volume.file)
         volumes.append(volume)
-    write_manifest(store, volumes)
+    write_manifest(store, LABELS, volumes)
 
 
 def make_tree(folder: Path, rows: int) -> None:
     """A CT-RATE tree, whose files hold nothing: find_volumes opens none."""
     from ct.ct_rate import labels_file, metadata_file, volume_file
-    from ct.volumes import LABELS
+    from ct.labels import LABELS
 
     root = folder / "CT-RATE"
     sources = [folder / f"{number}.nii.gz" for number in range(SOURCES)]
@@ -194,9 +194,9 @@ def make_hyperspectral(folder: Path, rows: int) -> None:
     for row, source in zip(range(rows), cycle(sources), strict=False):
         os.link(source, folder / f"{row:05}_cube.h5")
     # Measuring all cubes would take minutes: this is what it would find.
-    splits, _ = read_cubes(table)
+    splits = read_cubes(table)
     fingerprint = {cube.id: fingerprint_of(cube) for part in splits.values() for cube in part}
-    replace(compute_statistics(read_cubes(few)[0]), fingerprint=fingerprint).save(statistics_file(table))
+    replace(compute_statistics(read_cubes(few)), fingerprint=fingerprint).save(statistics_file(table))
 
 
 def make_implant(folder: Path, rows: int) -> None:
@@ -233,10 +233,11 @@ def check(name: str, folder: Path, connection) -> None:
     sys.path.insert(0, str(ROOT / name.split()[0]))
     with redirect_stdout(io.StringIO()):
         if name == TREE:
+            from core.validation import DataReport
             from ct.ct_rate import find_volumes
 
             start = clocks()
-            kept = find_volumes(folder / "CT-RATE", ("train",))
+            kept = find_volumes(folder / "CT-RATE", DataReport(), ("train",))
         else:
             from core.run import Run
 

@@ -3,11 +3,10 @@
     python benchmarks/training_memory.py
     python benchmarks/training_memory.py --only implant
 
-Small models, all parts of which learn from the first epochs on; a loader process, TensorBoard, pictures and checkpoints
-as by default. At each line of metrics.jsonl, at the end of an epoch, the resident memory of the process and its
-children is read. Growth is the median of the last ten epochs against that of the epochs 6 to 15; the trend is the
-median change from one of the last 30 epochs to the one 15 later, which chance and what is allocated once do not move.
-Target: growth of at most 2 %.
+The small training of project.json, in every folder that has one, with a loader process and TensorBoard. At the end of
+each epoch the resident memory of the process and its children is read. Growth is the median of the last ten epochs
+against that of the epochs 6 to 15; the trend is the median change from one of the last 30 epochs to the one 15 later,
+which chance and what is allocated once do not move. Target: growth of at most 2 %.
 """
 
 import subprocess
@@ -23,42 +22,15 @@ import psutil
 from results import CPU, ROOT, Result, show
 
 from core.args import ArgumentParser
+from quickstart import find_projects, words
 
 TARGET, EPOCHS = 2, 50
-COMMON = f"--epochs {EPOCHS} --num_workers 1 --lr 1e-3 --save_dir {{folder}}/run"
-COMMANDS = {  # demo data, what else is needed before, and the training
-    "cephalometric": (
-        "make_demo_data.py --output {folder}/Aariz --cases 12",
-        f"train.py {COMMON} --dataset_path {{folder}}/Aariz --cache_dir {{folder}}/cache --no-pretrained "
-        "--backbone hrnet_w18_small --image_size 64 64 --heatmap_size 32 --batch_size 4 --expansion none",
-    ),
-    "ct_multilabel": (
-        "make_demo_data.py --output {folder}/CT-RATE --patients 16",
-        "extract_slices.py --dataset_path {folder}/CT-RATE --output {folder}/slices --size 32 --slices 4",
-        f"train.py {COMMON} --slices_path {{folder}}/slices --model test_resnet --no-pretrained --tune_fraction 0.25 "
-        "--slices_per_volume 2 --batch_size 8 --use_advanced_aug --early_stopping_patience 0",
-    ),
-    "ear_teacher": (
-        "make_demo_data.py --output {folder} --images 30 --size 96",
-        f"train.py {COMMON} --train_manifest {{folder}}/train_teacher.npy --val_manifest {{folder}}/val_teacher.npy "
-        "--sam_config tiny --sam_image_size 128 --image_size 32 --latent_dim 8 --perceptual_weight 0 --batch_size 4",
-    ),
-    "hyperspectral": (
-        "make_demo_data.py --output {folder} --cases 16 --size 40 --workers 1",
-        f"train.py {COMMON} --csv_file {{folder}}/dataset.csv --img_size 40 --patch_size 10 5 --embed_dim 32 "
-        "--encoder_depth 2 --encoder_num_heads 2 --decoder_embed_dim 32 --decoder_depth 1 --decoder_num_heads 2 "
-        "--batch_size 4 --nb_to_plot 2 --dpi 50",
-    ),
-    "implant": (
-        "make_demo_data.py --output {folder} --patients 12 --size 96",
-        f"train.py {COMMON} --train_json {{folder}}/train.json --val_json {{folder}}/val.json --embeddings none "
-        "--model_size tiny --image_size 32 --no-pretrained --batch_size 4 --unfreeze_schedule 1 2",
-    ),
-}
+MORE = f"--epochs {EPOCHS} --num_workers 1 --lr 1e-3 --log_with tensorboard"
 
 
-def start(project: str, command: str, folder: Path) -> subprocess.Popen:
-    script, *arguments = command.format(folder=folder / "data").split()
+def start(project: str, command: str | list[str], folder: Path, more: str = "") -> subprocess.Popen:
+    script, *arguments = words(command, data=folder / "data", out=folder / "data" / "run")
+    arguments += more.split()
     with open(folder / "log.txt", "wb") as log:
         return subprocess.Popen([sys.executable, ROOT / project / script, *arguments], stdout=log, stderr=log)
 
@@ -80,11 +52,11 @@ def megabytes(project: str) -> list[float]:
     """After each epoch of a training."""
     with tempfile.TemporaryDirectory() as name:
         folder, sizes = Path(name), []
-        *before, training = COMMANDS[project]
-        for command in before:
+        tests = find_projects()[project]["tests"]
+        for command in tests["prepare"]:
             if start(project, command, folder).wait():
-                raise RuntimeError(f"{project}, {command.split()[0]}: {last_line(folder)}")
-        training = start(project, training, folder)
+                raise RuntimeError(f"{project}, {command}: {last_line(folder)}")
+        training = start(project, tests["train"], folder, MORE)
         log, process = folder / "data" / "run" / "metrics.jsonl", psutil.Process(training.pid)
         while training.poll() is None:
             epochs = log.read_bytes().count(b"\n") if log.exists() else 0
@@ -96,7 +68,7 @@ def megabytes(project: str) -> list[float]:
         return sizes
 
 
-def measure(projects: Sequence[str] = tuple(COMMANDS)) -> list[Result]:
+def measure(projects: Sequence[str] = tuple(find_projects())) -> list[Result]:
     results = []
     for project in projects:
         sizes = np.array(megabytes(project))
@@ -111,7 +83,7 @@ def measure(projects: Sequence[str] = tuple(COMMANDS)) -> list[Result]:
 
 def main(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS), metavar="PROJECT")
+    parser.add_argument("--only", nargs="+", choices=find_projects(), default=list(find_projects()), metavar="PROJECT")
     show(measure(parser.parse_args(argv).only))
 
 

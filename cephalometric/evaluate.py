@@ -1,4 +1,4 @@
-"""Evaluates a model on held-out cephalograms: MRE and SDR in mm with intervals, beside the mean-shape baseline.
+"""Evaluates a model on held-out images: MRE and SDR in mm with intervals, beside the mean-shape baseline.
 
     python cephalometric/evaluate.py --checkpoint runs/cephalometric/best --dataset_path Aariz --split test
     python cephalometric/evaluate.py --checkpoint … --refiner runs/cephalometric_refiner/best --tta 10 --output both
@@ -17,33 +17,27 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ceph.cases import FORMATS, GROUND_TRUTHS, SPLITS, read_cases
-from ceph.comparison import compare
-from ceph.dataset import CephalogramDataset, FrameCache, leave_out_unreadable
+from ceph.cases import add_data_arguments, read_frames
+from ceph.dataset import CephalogramDataset
 from ceph.evaluation import THRESHOLDS, Evaluation
 from ceph.predictor import Predictor, add_arguments, predict_dataset
-from ceph.report import interval_cells, rate_cells, write_results
-from core.args import ArgumentParser, non_negative_int, positive_int, script
+from ceph.reading import SPLITS
+from ceph.report import compare, write_results
+from core.args import ArgumentParser, add_evaluation_arguments, script
 from core.console import make_console
 from core.devices import make_accelerator
 from core.environment import environment
 from core.metrics import success_detection_rate
-from core.results import evaluation_folder
+from core.results import cells, evaluation_folder, number
+from core.validation import DataReport
 
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
     add_arguments(parser, needed=False)
-    parser.add_argument("--dataset_path", type=Path, default=Path("Aariz"), help="folder of Aariz or of ISBI 2015")
-    parser.add_argument("--dataset_format", choices=FORMATS, default="auto", help="of that folder")
-    parser.add_argument("--split", choices=tuple(SPLITS), default="test", help="which cases")
-    parser.add_argument("--ground_truth", choices=GROUND_TRUTHS, help="default: as in training")
-    parser.add_argument("--output", type=Path, help="folder of results (default: evaluation_<split> beside best/)")
-    parser.add_argument("--cache_dir", type=Path, default=Path("runs/cache"), help="letterboxed pictures, kept")
-    parser.add_argument("--batch_size", type=positive_int, default=6, help="pictures a process and step")
-    parser.add_argument("--num_workers", type=non_negative_int, default=2, help="loader processes")
-    parser.add_argument("--bootstrap", type=positive_int, default=1000, help="resamples for the intervals")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of the bootstrap")
+    add_data_arguments(parser)
+    parser.add_argument("--split", choices=SPLITS, default="test", help="split to evaluate on")
+    add_evaluation_arguments(parser, output="evaluation_<split>", batch_size=6, per="images")
     parser.add_argument("--compare", type=Path, nargs=2, metavar="FOLDER", help="two evaluations, without a new one")
     args = parser.parse_args(argv)
     if not args.checkpoint and not args.compare:
@@ -53,43 +47,39 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    if args.compare:
-        output = args.output or Path("runs/cephalometric_comparison")
-        return compare(args.compare, output, make_console(), args.bootstrap, args.seed)
     accelerator = make_accelerator()
     console = make_console(quiet=not accelerator.is_main_process)
+    if args.compare:
+        output = args.output or Path("runs") / f"{Path(__file__).resolve().parent.name}_comparison"
+        return compare(args.compare, output, console, environment(accelerator), args.bootstrap, args.seed)
     predictor = Predictor(args.checkpoint, args.refiner, args.refine_crops, args.tta)
-    config = predictor.config
+    config, anatomy = predictor.config, predictor.anatomy
     args.output = args.output or evaluation_folder(args.checkpoint, f"evaluation_{args.split}")
     args.ground_truth = args.ground_truth or config["ground_truth"]
 
-    cache = FrameCache(args.cache_dir, config["model"]["image_size"])
-    with accelerator.main_process_first():
-        cases, data_report = read_cases(args.dataset_path, args.dataset_format, args.ground_truth, (args.split,))
-        leave_out_unreadable(cases, cache, data_report)
-    dataset = CephalogramDataset(cases[args.split], cache)
+    report, size = DataReport(), config["model"]["image_size"]
+    with report.written_to(args.output / "data_report.json", accelerator.is_main_process):
+        cases, cache = read_frames(args, args.ground_truth, (args.split,), size, anatomy, report, accelerator)
+    dataset = CephalogramDataset(cases[args.split], cache, anatomy=anatomy)
     findings = predict_dataset(accelerator, predictor, dataset, args.batch_size, args.num_workers)
     if accelerator.is_main_process:
         evaluation = Evaluation(dataset, findings, np.array(config["mean_shape"], float), args.bootstrap, args.seed)
-        write_results(evaluation, args, data_report, environment(accelerator))
-        data_report.print(console, args.output / "data_report.json")
-        print_summary(evaluation, bool(args.refiner), console)
+        metrics = write_results(evaluation, args, report, environment(accelerator))
+        report.print(console, args.output / "data_report.json")
+        print_summary(metrics, success_detection_rate(evaluation.baseline_errors, THRESHOLDS), console)
         console.print(f"report: {args.output / 'report.html'}", style="bold")
     accelerator.end_training()
 
 
-def print_summary(evaluation: Evaluation, refined: bool, console: Console) -> None:
+def print_summary(metrics: dict, baseline_sdr: dict[float, float], console: Console) -> None:
     """The headline on the terminal."""
-    unit = evaluation.unit
+    unit = metrics["unit"]
     table = Table("", f"MRE [{unit}]", "95 % interval", *[f"SDR {t:g} {unit}" for t in THRESHOLDS], box=None)
-    model_rates = {t: rate.estimate for t, rate in evaluation.sdr().items()}
-    baseline_rates = success_detection_rate(evaluation.baseline_errors, THRESHOLDS)
-    table.add_row("model", *interval_cells(evaluation.mre()), *rate_cells(model_rates))
-    if refined:
-        coarse = evaluation.stage_1()
-        rates = {t: rate.estimate for t, rate in coarse["sdr"].items()}
-        table.add_row("stage 1 alone", *interval_cells(coarse["mre"]), *rate_cells(rates))
-    table.add_row("mean shape", *interval_cells(evaluation.baseline_mre()), *rate_cells(baseline_rates))
+    rows = {"model": metrics, "stage 1 alone": metrics["stage_1"]} if metrics["stage_1"] else {"model": metrics}
+    for name, row in rows.items():
+        table.add_row(name, *cells(row["mre"]), *(number(rate.estimate, "{:.1f}") for rate in row["sdr"].values()))
+    rates = (number(rate, "{:.1f}") for rate in baseline_sdr.values())
+    table.add_row("mean shape", *cells(metrics["baseline_mre"]), *rates)
     console.print(table, crop=False)
 
 

@@ -2,10 +2,10 @@
 
     python cephalometric/export_onnx.py --checkpoint runs/cephalometric/best --check PATIENT.png
 
-Input `image` float32 (batch, 1, H, W) in 0-1, the picture letterboxed. Outputs `points` (batch, 29, 2) xy in input px,
-`confidence` (batch, 29), `measurements` (batch, 10), lengths in input px, and `cvm_stage` (batch, 6), probabilities.
-The file's metadata say the rest. The script compares the file with PyTorch before it leaves it. Needs
-pip install onnx onnxscript onnxruntime.
+Input `image` float32 (batch, 1, H, W) in 0-1, the letterboxed picture. Outputs `points` (batch, K, 2) xy in input px,
+`confidence` (batch, K); where they were taught, `measurements` (batch, M), lengths in input px, and `cvm_stage`
+(batch, S), probabilities. The file's metadata say the rest. The script compares the file with PyTorch before it leaves
+it. Needs pip install onnx onnxscript onnxruntime.
 """
 
 import importlib.util
@@ -19,8 +19,7 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 import torch
 from torch import nn
 
-from ceph.hrnet import HRNetLandmarks
-from ceph.tta import predict_views
+from ceph.predictor import Predictor
 from core.args import ArgumentParser, script
 from core.console import make_console
 from core.errors import UserError
@@ -46,10 +45,12 @@ TOLERANCE = 0.01  # px of points; of the other outputs in their units, as a shar
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="best/ of a training run")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: landmarks.onnx beside best/")
-    parser.add_argument("--opset", type=int, choices=range(18, 24), default=18, help="version of ONNX's operators")
-    parser.add_argument("--check", type=Path, nargs="+", default=[], metavar="PICTURE", help="to compare on, too")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="model folder: best/ of a training run")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="output file (default: landmarks.onnx beside best/)"
+    )
+    parser.add_argument("--opset", type=int, choices=range(18, 24), default=18, help="ONNX operator set version")
+    parser.add_argument("--check", type=Path, nargs="+", default=[], metavar="IMAGE", help="images to compare on, too")
     return parser.parse_args(argv)
 
 
@@ -57,16 +58,16 @@ def main(argv=None):
     args = parse_args(argv)
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"{' and '.join(missing)} missing: pip install {' '.join(PACKAGES)}")
-    model, config = HRNetLandmarks.from_folder(args.checkpoint)
+    predictor = Predictor(args.checkpoint)
     args.output = args.output or evaluation_folder(args.checkpoint, "landmarks").with_suffix(".onnx")
-    height, width = config["model"]["image_size"]
+    height, width = predictor.config["model"]["image_size"]
     pictures = [torch.rand(2, 1, height, width, generator=torch.Generator().manual_seed(0))]
     pictures += [letterboxed(file, (width, height)) for file in args.check]
 
     console = make_console()
     with whole_file(args.output) as file:
-        write_onnx(model, config, file, args.opset)
-        differences = largest_differences(model, config["sigma"], file, pictures)
+        write_onnx(predictor, file, args.opset)
+        differences = largest_differences(predictor, file, pictures)
         console.print(f"largest difference from PyTorch, over 2 random and {len(args.check)} given pictures:")
         for name, difference in differences.items():
             console.print(f"  {name:<12} {difference:.1e} ({UNITS[name]})")
@@ -76,27 +77,34 @@ def main(argv=None):
 
 
 class Stage1(nn.Module):
-    """`predict_views` as a module, which is what the exporter takes."""
+    """A predictor's stage 1 as a module, which is what the exporter takes."""
 
-    def __init__(self, model: nn.Module, sigma: float):
+    def __init__(self, predictor: Predictor):
         super().__init__()
-        self.model, self.sigma = model, sigma
+        self.model, self.predictor = predictor.model, predictor
 
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Pictures (B, 1, H, W) in 0-1 to the outputs in the order of `UNITS`."""
-        outputs = predict_views(self.model, image, self.sigma)
-        return tuple(outputs[name] for name in UNITS)
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Images (B, 1, H, W) in 0-1 to those of the outputs of `UNITS` that were taught."""
+        found, taught = self.predictor.frames(image), self.predictor.taught
+        if not taught.all():
+            kept = taught.nonzero()[0].tolist()
+            found |= {name: found[name][:, kept] for name in ("points", "confidence")}
+        return {name: found[name] for name in UNITS if name in found}
 
 
-def write_onnx(model: nn.Module, config: dict, file: Path, opset: int = 18) -> None:
-    """Writes `model` with its decoding, for batches of any size, and what a user must know as metadata."""
+def write_onnx(predictor: Predictor, file: Path, opset: int = 18) -> None:
+    """Writes stage 1 with its decoding, for batches of any size, and what a user must know as metadata."""
+    config, anatomy, stage_1 = predictor.config, predictor.anatomy, Stage1(predictor).eval()
+    images = torch.zeros(2, 1, *config["model"]["image_size"])  # 2: the size 1 would be taken for a constant
+    with torch.inference_mode():
+        outputs = list(stage_1(images))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own making
         program = torch.onnx.export(
-            Stage1(model, config["sigma"]).eval(),
-            (torch.zeros(2, 1, *config["model"]["image_size"]),),  # 2: the size 1 would be taken for a constant
+            stage_1,
+            (images,),
             input_names=["image"],
-            output_names=list(UNITS),
+            output_names=outputs,
             dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
             opset_version=opset,
             dynamo=True,
@@ -104,8 +112,10 @@ def write_onnx(model: nn.Module, config: dict, file: Path, opset: int = 18) -> N
         )
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # lines of source code, with the paths of this machine
-    facts = {key: config[key] for key in ("project", "landmarks", "measurements", "cvm_stages", "sigma")}
-    facts |= {"image_size": config["model"]["image_size"], "units": UNITS, "preprocessing": PREPROCESSING}
+    facts = {"kind": config["kind"], "sigma": config["sigma"]} | anatomy.config()
+    facts["landmarks"] = [name for name, known in zip(anatomy.names, predictor.taught, strict=True) if known]
+    units = {name: UNITS[name] for name in outputs}
+    facts |= {"image_size": config["model"]["image_size"], "units": units, "preprocessing": PREPROCESSING}
     facts |= {"notice": "Research use only: not a medical device."}
     for key, value in facts.items():
         program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -113,16 +123,16 @@ def write_onnx(model: nn.Module, config: dict, file: Path, opset: int = 18) -> N
 
 
 @torch.inference_mode()
-def largest_differences(model: nn.Module, sigma: float, file: Path, pictures: list[torch.Tensor]) -> dict[str, float]:
+def largest_differences(predictor: Predictor, file: Path, pictures: list[torch.Tensor]) -> dict[str, float]:
     """Output -> the largest difference between PyTorch and ONNX Runtime over `pictures`, batches (B, 1, H, W); see
     TOLERANCE."""
     import onnxruntime  # here: the script says so where it is missing
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    differences = dict.fromkeys(UNITS, 0.0)
+    stage_1, differences = Stage1(predictor).eval(), dict.fromkeys((x.name for x in session.get_outputs()), 0.0)
     for images in pictures:
-        expected = predict_views(model, images, sigma)
-        for name, found in zip(UNITS, session.run(list(UNITS), {"image": images.numpy()}), strict=True):
+        expected = stage_1(images)
+        for name, found in zip(differences, session.run(list(differences), {"image": images.numpy()}), strict=True):
             difference = (torch.from_numpy(found) - expected[name]).abs().max().item()
             size = 1.0 if name == "points" else max(1.0, expected[name].abs().max().item())
             differences[name] = max(differences[name], difference / size)

@@ -2,7 +2,7 @@
 
     python cephalometric/make_demo_data.py --output demo/Aariz --cases 70 --seed 0
 
-The pictures are phantoms, drawn by formulas (phantom.py, phantom_film.py); no patient is behind them. They serve to try
+The pictures are phantoms, drawn by formulas (ceph/demo); no patient is behind them. They serve to try
 the programs and to test them: an error in millimetres on phantoms says nothing about radiographs. Written are
 
     OUTPUT/{train,valid,test}/Cephalograms/<id>.png|jpg|bmp                          70 / 15 / 15 % of the cases
@@ -24,8 +24,8 @@ import io
 
 import numpy as np
 
+from ceph.anatomy import SCHEMA, TITLES
 from ceph.demo.film import Case, case_stream, picture_file
-from ceph.landmarks import LANDMARK_TITLES, LANDMARKS
 from core.args import ArgumentParser, non_negative_int, positive_int, script
 from core.demo_data import dump, start, write
 from core.errors import UserError
@@ -37,7 +37,7 @@ MAPPING = "cephalogram_machine_mappings.csv"
 
 # A reader's spread in mm, (along, across) the outline that runs at `degrees` (0 = to the face, 90 = down). Points that
 # an edge pins in one direction only (Go, Or, Po ...) are spread along it, as in Baumrind & Frantz 1971.
-READER_SD = dict.fromkeys(LANDMARKS, (0.5, 0.5, 0)) | {
+READER_SD = dict.fromkeys(SCHEMA.names, (0.5, 0.5, 0)) | {
     "S": (0.35, 0.35, 0), "N": (0.7, 0.4, 90), "Me": (0.7, 0.3, 0), "Gn": (0.6, 0.35, 140), "Pog": (0.8, 0.3, 90),
     "A": (0.9, 0.4, 90), "B": (0.9, 0.35, 90), "ANS": (0.8, 0.5, 0), "PNS": (1.0, 0.6, 0), "Or": (1.1, 0.6, 10),
     "Po": (1.1, 0.7, 0), "Co": (0.9, 0.6, 0), "Ar": (1.0, 0.5, 80), "Go": (1.2, 0.6, 50), "R": (1.1, 0.5, 85),
@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def case_id(case: int) -> str:
+    """The name of a case's files."""
     return f"phantom_{case:04d}"
 
 
@@ -111,7 +112,7 @@ def read_landmarks(phantom: Case, factor: float, rng: np.random.Generator) -> li
     """One reader's clicks, as Aariz stores them: the truth, an error by READER_SD times `factor`, whole pixels."""
     height, width = phantom.image.shape
     clicks = []
-    for number, (symbol, title) in enumerate(LANDMARK_TITLES.items(), 1):
+    for number, (symbol, title) in enumerate(TITLES.items(), 1):
         along, across, degrees = READER_SD[symbol]
         turn = np.exp(1j * np.deg2rad(degrees))
         error = complex(along * rng.standard_normal(), across * rng.standard_normal()) * turn * factor

@@ -1,14 +1,12 @@
-"""Landmarks, measurements and a tracing for your own cephalograms.
+"""Landmarks, measurements and a tracing for your own images.
 
-    python cephalometric/predict.py --image PATIENT.png --checkpoint runs/cephalometric/best --pixel_size 0.1
-    python cephalometric/predict.py --image FOLDER --checkpoint … --refiner runs/cephalometric_refiner/best --tta 10
+    python cephalometric/predict.py --input PATIENT.png --checkpoint runs/cephalometric/best --pixel_size 0.1
+    python cephalometric/predict.py --input FOLDER --checkpoint … --refiner runs/cephalometric_refiner/best --tta 10
 
-For each picture, in --output: <name>.json (the Aariz data set's schema, with mm and confidence), <name>_tracing.png,
-<name>_measurements.csv; for all of them landmarks.csv. Research use only: not a medical device.
+For each image, in --output: <name>.json (the schema of the training data, with mm and confidence), <name>_tracing.png,
+<name>_measurements.csv; for all of them landmarks.csv and data_report.json. Research use only: not a medical device.
 """
 
-import csv
-import json
 import sys
 from pathlib import Path
 
@@ -18,9 +16,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ceph.anatomy import MEASUREMENTS, assess, read_norms, vertical_measurements
+from ceph.anatomy import Anatomy, Measurement, assess, read_norms, vertical_measurements
 from ceph.dataset import PIXEL_SIZES
-from ceph.landmarks import LANDMARK_TITLES, LANDMARKS
 from ceph.predictor import Predictor, add_arguments
 from ceph.tracing import tracing
 from core import figures
@@ -30,14 +27,20 @@ from core.devices import make_accelerator
 from core.errors import UserError
 from core.files import distinct_names
 from core.images import SUFFIXES, ImageError, is_dicom, read_image, without_suffix
+from core.results import number, write_csv, write_json
+from core.validation import DataReport
+
+NAME = Path(__file__).resolve().parent.name
 
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--image", type=Path, nargs="+", required=True, help="PNG, JPEG, BMP, TIFF, DICOM, or folders")
+    parser.add_argument("--input", "--image", type=Path, nargs="+", required=True,
+                        help="input images: files (PNG, JPEG, BMP, TIFF, DICOM) or folders")  # fmt: skip
     add_arguments(parser)
-    parser.add_argument("--output", type=Path, default=Path("runs/cephalometric_predictions"), help="folder of results")
-    parser.add_argument("--pixel_size", type=float, help="mm per px; needed for mm unless a DICOM file says it")
+    parser.add_argument("--output", type=Path, default=Path(f"runs/{NAME}_predictions"), help="output folder")
+    parser.add_argument("--pixel_size", "--pixel_spacing", type=float, metavar="MM",
+                        help="pixel size in mm (default: that of a DICOM header; else lengths stay in px)")  # fmt: skip
     parser.add_argument("--norms", type=Path, help='JSON file of norms, {"N-Me": [mean, SD], …}')
     return parser.parse_args(argv)
 
@@ -45,81 +48,88 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     if args.pixel_size is not None and not PIXEL_SIZES[0] <= args.pixel_size <= PIXEL_SIZES[1]:
-        raise UserError(f"--pixel_size {args.pixel_size}: mm per px of a cephalogram lie between {PIXEL_SIZES}")
-    console = make_console()
+        raise UserError(f"--pixel_size {args.pixel_size}: plausible mm per px lie between {PIXEL_SIZES}")
+    console, report = make_console(), DataReport()
     norms = read_norms(args.norms)
     predictor = Predictor(args.checkpoint, args.refiner, args.refine_crops, args.tta).to(make_accelerator().device)
-    args.output.mkdir(parents=True, exist_ok=True)
+    anatomy = predictor.anatomy
+    taught = [name for name, known in zip(anatomy.names, predictor.taught, strict=True) if known]
 
-    images = [file for path in args.image for file in (_pictures(path) if path.is_dir() else [path])]
-    rows, failures = [], []
-    for image, name in zip(images, _names(images), strict=True):
-        try:
-            picture = read_image(image)
-            mm_per_px = args.pixel_size or _isotropic(picture.mm_per_px, image)
-        except ImageError as error:
-            failures.append(str(error))
-            continue
-        found = predictor.picture(picture.pixels, mm_per_px)
-        points, confidence, stage = found.points[0], found.confidence[0], int(found.stage[0].argmax()) + 1
-        measurements = vertical_measurements(points, mm_per_px)
-        write_json(args.output / f"{name}.json", name, points, confidence, mm_per_px, stage)
-        write_measurements(args.output / f"{name}_measurements.csv", measurements, norms)
-        title = f"{name}   {'uncalibrated' if mm_per_px is None else f'{mm_per_px:g} mm/px'}   research use only"
-        figures.save(tracing(picture.pixels, points, title), args.output / f"{name}_tracing.png", dpi=100)
-        numbers = ["" if np.isnan(x) else x for x in (*points.ravel().round(2), *confidence.round(3))]
-        rows.append([name, image, mm_per_px or "", stage, *numbers])
-        print_measurements(console, name, measurements, norms, stage, mm_per_px)
+    images = [file for path in args.input for file in (_pictures(path) if path.is_dir() else [path])]
+    rows = []
+    with report.written_to(args.output / "data_report.json"):
+        for image, name in zip(images, _names(images), strict=True):
+            try:
+                picture = read_image(image)
+                mm_per_px = args.pixel_size or _isotropic(picture.mm_per_px, image)
+            except ImageError as error:
+                report.add("picture unreadable", image, "left out", error)
+                continue
+            found = predictor.picture(picture.pixels, mm_per_px)
+            points, confidence = found.points[0], found.confidence[0]
+            stage = {"cvm_stage": anatomy.stages[found.stage[0].argmax()]} if anatomy.stages else {}
+            write_landmarks(args.output / f"{name}.json", anatomy, points, confidence, mm_per_px, stage)
+            title = f"{name}   {'uncalibrated' if mm_per_px is None else f'{mm_per_px:g} mm/px'}   research use only"
+            drawn = tracing(picture.pixels, points, anatomy.schema, title)
+            figures.save(drawn, args.output / f"{name}_tracing.png", dpi=100)
+            told = points[predictor.taught].ravel().round(2), confidence[predictor.taught].round(3)
+            rows.append([name, image, mm_per_px or "", *stage.values(), *told[0], *told[1]])
+            if anatomy.measurements:
+                values = vertical_measurements(points, mm_per_px, anatomy)
+                assessed = [(m, values[m.name], norms[m.name]) for m in anatomy.measurements]
+                write_measurements(args.output / f"{name}_measurements.csv", assessed)
+                print_measurements(console, name, assessed, stage, mm_per_px)
+        report.cases["images"] = len(rows)
 
-    with open(args.output / "landmarks.csv", "w", newline="", encoding="utf-8") as file:
-        coordinates = [f"{symbol}_{axis}" for symbol in LANDMARKS for axis in "xy"]
-        writer = csv.writer(file)
-        writer.writerow(
-            ["id", "image", "mm_per_px", "cvm_stage", *coordinates, *[f"{s}_confidence" for s in LANDMARKS]]
-        )
-        writer.writerows(rows)
-    for failure in failures:
-        console.print(f"left out: {failure}", style="bold")
+    coordinates = [f"{landmark}_{axis}" for landmark in taught for axis in "xy"]
+    stage = ["cvm_stage"] if anatomy.stages else []
+    header = ["id", "image", "mm_per_px", *stage, *coordinates, *(f"{landmark}_confidence" for landmark in taught)]
+    write_csv(args.output / "landmarks.csv", header, rows)
+    for problem in report.problems:
+        console.print(f"left out: {problem.detail}", style="bold")
     console.print(f"{len(rows)} of {len(images)} pictures done, results in {args.output}. Research use only.")
     if not rows:
         raise UserError("no picture could be read")
 
 
-def write_json(file: Path, name: str, points, confidence, mm_per_px: float | None, stage: int) -> None:
-    """The schema of the Aariz annotations, with `mm` (from the picture's corner) and `confidence` added. Landmarks that
-    the model was not taught are left out."""
+def write_landmarks(
+    file: Path, anatomy: Anatomy, points: np.ndarray, confidence: np.ndarray, mm_per_px: float | None, stage: dict
+) -> None:
+    """The schema of the annotations, with `mm` (from the picture's corner) and `confidence` added. Points (K, 2) native
+    px, confidence (K,); landmarks that are NaN are left out."""
     landmarks = []
-    for number, (symbol, title) in enumerate(LANDMARK_TITLES.items()):
-        if np.isnan(points[number]).any():
+    for place, (symbol, title) in enumerate(zip(anatomy.names, anatomy.schema.titles or anatomy.names, strict=True)):
+        if np.isnan(points[place]).any():
             continue
-        x, y = (round(float(value), 3) for value in points[number])
+        x, y = (round(float(value), 3) for value in points[place])
         mm = {"x": round(x * mm_per_px, 3), "y": round(y * mm_per_px, 3)} if mm_per_px else None
-        entry = {"landmark_id": str(number + 1), "title": title, "symbol": symbol, "value": {"x": x, "y": y}, "mm": mm}
-        landmarks.append(entry | {"confidence": round(float(confidence[number]), 4)})
-    content = {"ceph_id": name, "landmarks": landmarks, "pixel_size": mm_per_px, "cvm_stage": {"value": stage}}
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        entry = {"landmark_id": str(place + 1), "title": title, "symbol": symbol, "value": {"x": x, "y": y}, "mm": mm}
+        landmarks.append(entry | {"confidence": round(float(confidence[place]), 4)})
+    content = {"ceph_id" if anatomy.is_built_in else "id": file.stem, "landmarks": landmarks, "pixel_size": mm_per_px}
+    write_json(file, content | {key: {"value": value} for key, value in stage.items()})
 
 
-def write_measurements(file: Path, values: dict[str, float], norms: dict) -> None:
-    with open(file, "w", newline="", encoding="utf-8") as table:
-        writer = csv.writer(table)
-        writer.writerow(["measurement", "title", "value", "unit", "norm", "norm_sd", "z", "status", "source"])
-        for m in MEASUREMENTS:
-            z, status = assess(values[m.name], norms[m.name])
-            norm = norms[m.name] or ("", "")
-            numbers = ["" if np.isnan(number) else f"{number:.2f}" for number in (values[m.name], z)]
-            writer.writerow([m.name, m.title, numbers[0], m.unit, *norm, numbers[1], status, m.source])
+def write_measurements(file: Path, assessed: list[tuple[Measurement, float, tuple | None]]) -> None:
+    """`assessed`: (measurement, value, norm) of each."""
+    rows = []
+    for m, value, norm in assessed:
+        z, status = assess(value, norm)
+        numbers = ["" if np.isnan(x) else f"{x:.2f}" for x in (value, z)]
+        rows.append([m.name, m.title, numbers[0], m.unit, *(norm or ("", "")), numbers[1], status, m.source])
+    write_csv(file, ["measurement", "title", "value", "unit", "norm", "norm_sd", "z", "status", "source"], rows)
 
 
-def print_measurements(console: Console, name: str, values: dict, norms: dict, stage: int, mm_per_px) -> None:
-    """The table of ten measurements with norm, z and status."""
+def print_measurements(console: Console, name: str, assessed: list, stage: dict[str, int], mm_per_px) -> None:
+    """The table of measurements with norm, z and status."""
     calibration = f"{mm_per_px:g} mm/px" if mm_per_px else "uncalibrated: give --pixel_size for mm"
-    table = Table("measurement", "value", "norm", "z", "status", title=f"{name} ({calibration}), CVM stage {stage}")
-    for m in MEASUREMENTS:
-        z, status = assess(values[m.name], norms[m.name])
-        value = "–" if np.isnan(values[m.name]) else f"{values[m.name]:.1f} {m.unit}"
-        norm = "{:g} ± {:g}".format(*norms[m.name]) if norms[m.name] else "–"
-        table.add_row(f"{m.name}  {m.title}", value, norm, "–" if np.isnan(z) else f"{z:+.1f}", status)
+    title = f"{name} ({calibration})" + "".join(f", CVM stage {value}" for value in stage.values())
+    table = Table("measurement", "value", "norm", "z", "status", title=title)
+    for m, value, norm in assessed:
+        z, status = assess(value, norm)
+        text = number(value, f"{{:.1f}} {m.unit}")
+        table.add_row(
+            f"{m.name}  {m.title}", text, "{:g} ± {:g}".format(*norm) if norm else "–", number(z, "{:+.1f}"), status
+        )
     console.print(table)
 
 
@@ -142,7 +152,7 @@ def _isotropic(mm_per_px: tuple[float, float] | None, image: Path) -> float | No
     if abs(mm_per_px[0] - mm_per_px[1]) > 1e-3 * mm_per_px[0]:
         raise ImageError(f"{image}: its pixels are {mm_per_px[0]} × {mm_per_px[1]} mm, not square: resample it first")
     if not PIXEL_SIZES[0] <= mm_per_px[0] <= PIXEL_SIZES[1]:
-        raise ImageError(f"{image}: {mm_per_px[0]:g} mm per px by its header, as no cephalogram has: give --pixel_size")
+        raise ImageError(f"{image}: {mm_per_px[0]:g} mm per px by its header is not plausible: give --pixel_size")
     return mm_per_px[0]
 
 

@@ -1,7 +1,8 @@
-"""Stage 1: 29 landmarks, ten vertical measurements and the maturation stage from lateral cephalograms.
+"""Stage 1: landmarks, measurements and the maturation stage from lateral cephalograms, or other landmarks.
 
     accelerate launch cephalometric/train.py --dataset_path Aariz --batch_size 6
     python cephalometric/train.py --dataset_path Aariz --resume                  # go on after an interruption
+    python cephalometric/train.py --dataset_path hands --landmarks hand.json     # any other set of points
 
 HRNet-W48 at 512×512 with 128×128 heatmaps, ImageNet weights, DARK + Wing + CVM loss. Results in --save_dir:
 best/ (the model), last/ (for --resume), metrics.jsonl, data_report.json, figures/. Then: evaluate.py, predict.py.
@@ -16,78 +17,74 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 import numpy as np
 import torch
 
-from ceph.cases import FORMATS, GROUND_TRUTHS, read_cases
-from ceph.dataset import (
-    CephalogramDataset,
-    FrameCache,
-    leave_out_unreadable,
-    mean_shape,
-    measurement_statistics,
-    stage_weights,
-)
+from ceph.anatomy import SCHEMA, anatomy_of
+from ceph.cases import add_data_arguments, read_frames
+from ceph.dataset import CephalogramDataset, mean_shape, measurement_statistics, stage_weights
 from ceph.expansion import EXPANSIONS
-from ceph.hrnet import HRNetLandmarks, LandmarkLoss, decode
+from ceph.hrnet import HRNetLandmarks, add_backbone_arguments, decode
+from ceph.losses import LandmarkLoss
 from core.args import ArgumentParser, add_training_arguments, non_negative, positive, positive_int, script
 from core.cases import Cases
+from core.landmarks import read_schema
 from core.metrics import radial_errors, success_detection_rate
 from core.run import Run
 from core.schedules import parameter_groups
+from core.validation import DataReport
 
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset_path", type=Path, default=Path("Aariz"), help="folder of Aariz or of ISBI 2015")
-    group.add_argument("--dataset_format", choices=FORMATS, default="auto", help="of that folder")
-    group.add_argument("--ground_truth", choices=GROUND_TRUTHS, default="mean", help="of both readers, or one of them")
-    group.add_argument("--cache_dir", type=Path, default=Path("runs/cache"), help="letterboxed pictures, kept")
-    group.add_argument("--expansion", choices=EXPANSIONS, default="6500", help="training samples of 1000 originals: "
+    add_data_arguments(group, ground_truth="mean")
+    group.add_argument("--landmarks", default=SCHEMA.name, metavar="SCHEME", help="landmarks: the built-in scheme, "
+                       'or a JSON file {"name", "names", "titles", "lines", "flip"}')  # fmt: skip
+    group.add_argument("--expansion", choices=EXPANSIONS, default="6500", help="training samples per 1000 originals: "
                        "flipped, tilted, brighter, darker, with braces; 5500: brightness once, up or down")  # fmt: skip
-    group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="vary size, position, "
-                       "grey levels, noise of training samples; without expansion also mirror and tilt")  # fmt: skip
+    group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="augmentation in size, "
+                       "position, grey levels, noise; without expansion also mirror and tilt")  # fmt: skip
     group = parser.add_argument_group("model")
-    group.add_argument("--backbone", default="hrnet_w48", help="any HRNet of timm")
-    group.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="ImageNet weights")
-    group.add_argument("--backbone_weights", type=Path, metavar="FILE", help="ImageNet weights from a file (offline)")
+    add_backbone_arguments(group, "hrnet_w48")
     group.add_argument("--image_size", type=positive_int, nargs=2, default=(512, 512), metavar=("H", "W"), help="px")
     group.add_argument("--heatmap_size", type=positive_int, default=128, help="width in px: 64, 128 or 256 at 512")
     group = parser.add_argument_group("loss")
-    group.add_argument("--sigma", type=positive, default=2.0, help="of the target Gaussians, heatmap px")
-    group.add_argument(
-        "--cvm_weight", type=non_negative, default=0.3, help="weight of measurements and maturation stage"
-    )
-    group.add_argument("--cvm_class_weights", action=argparse.BooleanOptionalAction, default=True,
-                       help="rare maturation stages count for more")  # fmt: skip
+    group.add_argument("--sigma", type=positive, default=2.0, help="SD of the target Gaussians, heatmap px")
+    group.add_argument("--cvm_weight", "--branch_weight", dest="branch_weight", type=non_negative, default=0.3,
+                       help="loss weight of measurements and stage")  # fmt: skip
+    group.add_argument("--cvm_class_weights", "--class_weights", dest="class_weights", default=True,
+                       action=argparse.BooleanOptionalAction, help="class weights of the stages by rarity")  # fmt: skip
     add_training_arguments(parser, epochs=200, batch_size=6, lr=1e-4, warmup_epochs=10, num_workers=6)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    run = Run(args, "cephalometric")
+    run = Run(args, Path(__file__).resolve().parent.name)
 
     # The model first: if its weights cannot be had, that should be known before pictures are read for minutes.
-    model = HRNetLandmarks(args.backbone, args.image_size, args.heatmap_size, args.pretrained, args.backbone_weights)
+    anatomy = anatomy_of(read_schema(args.landmarks, {SCHEMA.name: SCHEMA}))
+    size = args.image_size, args.heatmap_size
+    model = HRNetLandmarks(args.backbone, *size, args.pretrained, args.backbone_weights, anatomy=anatomy)
 
-    # Data. The first process decodes every picture into the cache and finds the broken ones; the others reuse it.
-    cache = FrameCache(args.cache_dir, args.image_size)
-    with run.accelerator.main_process_first():
-        cases, report = read_cases(args.dataset_path, args.dataset_format, args.ground_truth, ("train", "valid"))
-        leave_out_unreadable(cases, cache, report)
+    report = DataReport()
+    with report.written_to(run.folder / "data_report.json", run.is_main):
+        splits = "train", "valid"
+        cases, cache = read_frames(args, args.ground_truth, splits, args.image_size, anatomy, report, run.accelerator)
     report.print(run.console, run.folder / "data_report.json")
-    if run.is_main:
-        report.write(run.folder / "data_report.json")
-    train_points = CephalogramDataset(cases["train"], cache).points()  # (N, 29, 2) frame px
-    statistics = measurement_statistics(train_points)
-    train_set = CephalogramDataset(cases["train"], cache, statistics, args.augment, args.seed, args.expansion)
-    val_set = CephalogramDataset(cases["valid"], cache, statistics)
+    train_points = CephalogramDataset(cases["train"], cache).points()  # (N, K, 2) frame px
+    statistics = measurement_statistics(train_points, anatomy)
+    train_set = CephalogramDataset(
+        cases["train"], cache, statistics, args.augment, args.seed, args.expansion, anatomy=anatomy
+    )
+    val_set = CephalogramDataset(cases["valid"], cache, statistics, anatomy=anatomy)
     if len(train_set) > len(train_points):
-        run.console.print(f"{len(train_points)} training cases are expanded to {len(train_set)} samples an epoch")
+        run.console.print(f"{len(train_points)} training cases are expanded to {len(train_set)} samples per epoch")
 
     model.set_statistics(*statistics)
-    config = model.config(args.sigma)
-    config["mean_shape"] = mean_shape(train_points)  # frame px: the baseline of every evaluation
-    config["ground_truth"] = args.ground_truth
+    config = model.config(args.sigma) | {
+        "mean_shape": mean_shape(train_points),  # frame px: the baseline of every evaluation
+        "ground_truth": args.ground_truth,
+        "taught": anatomy.taught(train_points, [case.cvm_stage for case in cases["train"]]),
+    }
     unit = "mm" if any(case.mm_per_px for case in cases["valid"]) else "px"
     train_loader, val_loader = run.prepare(
         model,
@@ -97,8 +94,8 @@ def main(argv=None):
         config=config,
         monitor=f"mre_{unit}",
     )
-    weights = stage_weights(cases["train"]) if args.cvm_class_weights else None
-    criterion = LandmarkLoss(model.stride, model.heatmap_size, args.sigma, args.cvm_weight, weights)
+    weights = stage_weights(cases["train"], anatomy) if args.class_weights else None
+    criterion = LandmarkLoss(model.stride, model.heatmap_size, args.sigma, args.branch_weight, weights)
     criterion.to(run.accelerator.device)
     for _ in run.epochs():
         for batch in run.batches(train_loader):

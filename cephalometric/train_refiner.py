@@ -18,64 +18,61 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 import numpy as np
 import torch
 
-from ceph.cases import FORMATS, GROUND_TRUTHS, read_cases
-from ceph.dataset import Cephalogram, CephalogramDataset, FrameCache, leave_out_unreadable
-from ceph.hrnet import PointLoss
-from ceph.landmarks import LANDMARKS
+from ceph.anatomy import Anatomy
+from ceph.cases import add_data_arguments, read_frames
+from ceph.dataset import Cephalogram, CephalogramDataset
+from ceph.hrnet import add_backbone_arguments
+from ceph.losses import PointLoss
 from ceph.predictor import Predictor, predict_dataset
-from ceph.refiner import MM_PER_PX, LandmarkRefiner, peaks
-from ceph.refiner_crops import CoarseCrops, RefinerCrops
+from ceph.refiner import MM_PER_PX, CoarseCrops, LandmarkRefiner, RefinerCrops, peaks
 from core.args import ArgumentParser, add_training_arguments, positive, positive_int, script
 from core.cases import Cases
 from core.errors import UserError
 from core.metrics import radial_errors, success_detection_rate
 from core.run import Run
 from core.schedules import parameter_groups
+from core.validation import DataReport
 
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
     group = parser.add_argument_group("data")
-    group.add_argument("--checkpoint", type=Path, required=True, help="best/ of a run of train.py: stage 1")
-    group.add_argument("--dataset_path", type=Path, default=Path("Aariz"), help="folder of Aariz or of ISBI 2015")
-    group.add_argument("--dataset_format", choices=FORMATS, default="auto", help="of that folder")
-    group.add_argument("--ground_truth", choices=GROUND_TRUTHS, help="default: as of stage 1")
-    group.add_argument("--cache_dir", type=Path, default=Path("runs/cache"), help="letterboxed pictures, kept")
-    group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="flip, tilt, grey levels")
-    group.add_argument("--crops_per_image", type=positive_int, default=8, help="of each picture and epoch")
+    group.add_argument("--checkpoint", type=Path, required=True, help="model folder of stage 1: best/ of train.py")
+    add_data_arguments(group)
+    group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="augmentation: mirror, "
+                       "tilt, magnification, grey levels")  # fmt: skip
+    group.add_argument("--crops_per_image", type=positive_int, default=8, help="crops per image and epoch")
     group = parser.add_argument_group("model")
-    group.add_argument("--backbone", default="hrnet_w32", help="any HRNet of timm")
-    group.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="ImageNet weights")
-    group.add_argument("--backbone_weights", type=Path, metavar="FILE", help="ImageNet weights from a file (offline)")
-    group.add_argument("--crop_size", type=positive_int, default=256, help="px a side")
-    group.add_argument("--crop_mm_per_px", type=positive, default=MM_PER_PX, help="mm a pixel of the crops")
-    group.add_argument("--heatmap_size", type=positive_int, default=64, help="px a side")
-    group.add_argument("--sigma", type=positive, default=2.0, help="of the target Gaussians, heatmap px")
+    add_backbone_arguments(group, "hrnet_w32")
+    group.add_argument("--crop_size", type=positive_int, default=256, help="side of a crop, px")
+    group.add_argument("--crop_mm_per_px", type=positive, default=MM_PER_PX, help="pixel size of the crops, mm")
+    group.add_argument("--heatmap_size", type=positive_int, default=64, help="side of a heatmap, px")
+    group.add_argument("--sigma", type=positive, default=2.0, help="SD of the target Gaussians, heatmap px")
     add_training_arguments(parser, epochs=60, batch_size=4, lr=1e-4, warmup_epochs=3, num_workers=6)
-    args = parser.parse_args(argv)
-    if not args.crop_mm_per_px > 0:
-        parser.error("--crop_mm_per_px must be positive")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    run = Run(args, "cephalometric_refiner")
-    size = (args.crop_size, args.crop_size)
-    model = LandmarkRefiner(args.backbone, size, args.heatmap_size, args.pretrained, args.backbone_weights)
-    predictor = Predictor(args.checkpoint)
+    run = Run(args, f"{Path(__file__).resolve().parent.name}_refiner")
+    # Stage 1 names the landmarks; then the model, whose weights may not be had, before pictures are read for minutes.
+    with torch.random.fork_rng():  # whose random initial weights, then overwritten, are no business of the refiner's
+        predictor = Predictor(args.checkpoint)
+    anatomy, size = Anatomy(predictor.anatomy.schema), (args.crop_size, args.crop_size)
+    model = LandmarkRefiner(args.backbone, size, args.heatmap_size, args.pretrained, args.backbone_weights, anatomy)
     ground_truth = args.ground_truth or predictor.config["ground_truth"]
     cases, coarse = read_coarse(run, args, predictor, ground_truth)
     errors = errors_mm(coarse["valid"], cases["valid"])
-    spread = np.sqrt(np.nansum(errors**2, axis=0) / np.isfinite(errors).sum(axis=0).clip(1))  # (29,) mm
+    spread = np.sqrt(np.nansum(errors**2, axis=0) / np.isfinite(errors).sum(axis=0).clip(1))  # (K,) mm
     train_set = RefinerCrops(
         cases["train"], coarse["train"], spread, args.crop_size, args.crop_mm_per_px, args.crops_per_image,
-        args.augment, args.seed,
+        args.augment, args.seed, anatomy,
     )  # fmt: skip
     val_set = CoarseCrops(cases["valid"], coarse["valid"], args.crop_size, args.crop_mm_per_px)
     config = model.config(args.sigma) | {
         "mm_per_px": args.crop_mm_per_px,
         "ground_truth": ground_truth,
+        "taught": model.anatomy.taught(np.stack([case.points for case in cases["train"]]), ()),
         "stage_1": {"checkpoint": str(args.checkpoint), "valid_mre_mm": float(np.nanmean(errors))},
     }
     train_loader, val_loader = run.prepare(
@@ -98,28 +95,26 @@ def main(argv=None):
 
 
 def read_coarse(run: Run, args, predictor: Predictor, ground_truth: str) -> tuple[dict, dict]:
-    """The calibrated cases of train and valid, and what stage 1 says of them: points (N, 29, 2) native px by split.
+    """The calibrated cases of train and valid, and what stage 1 says of them: points (N, K, 2) native px by split.
 
     Raises UserError where a split has none.
     """
-    cache = FrameCache(args.cache_dir, predictor.config["model"]["image_size"])
-    with run.accelerator.main_process_first():
-        cases, report = read_cases(args.dataset_path, args.dataset_format, ground_truth, ("train", "valid"))
-        leave_out_unreadable(cases, cache, report)
-    for split, found in cases.items():
-        cases[split] = [case for case in found if case.mm_per_px]
-        for case in found:
-            if not case.mm_per_px:
-                report.add("no plausible pixel size", case.image, "left out: crops are cut in mm")
-        report.cases[split] = len(cases[split])
-        if not cases[split]:
-            raise UserError(f"{args.dataset_path}: no case of {split}/ has a pixel size, and crops are cut in mm")
+    report, size, splits = DataReport(), predictor.config["model"]["image_size"], ("train", "valid")
+    with report.written_to(run.folder / "data_report.json", run.is_main):
+        anatomy, accelerator = predictor.anatomy, run.accelerator
+        cases, cache = read_frames(args, ground_truth, splits, size, anatomy, report, accelerator)
+        for split, found in cases.items():
+            cases[split] = [case for case in found if case.mm_per_px]
+            for case in found:
+                if not case.mm_per_px:
+                    report.add("no plausible pixel size", case.image, "left out: crops are cut in mm")
+            report.cases[split] = len(cases[split])
+            if not cases[split]:
+                raise UserError(f"{args.dataset_path}: no case of {split}/ has a pixel size, and crops are cut in mm")
     report.print(run.console, run.folder / "data_report.json")
-    if run.is_main:
-        report.write(run.folder / "data_report.json")
     return cases, {
         split: predict_dataset(
-            run.accelerator, predictor, CephalogramDataset(found, cache), args.batch_size, args.num_workers
+            accelerator, predictor, CephalogramDataset(found, cache, anatomy=anatomy), args.batch_size, args.num_workers
         ).points
         for split, found in cases.items()
     }
@@ -129,7 +124,8 @@ def read_coarse(run: Run, args, predictor: Predictor, ground_truth: str) -> tupl
 def validate(run: Run, loader, crops: CoarseCrops, model: LandmarkRefiner, sigma: float) -> dict[str, float]:
     """MRE and SDR after refinement with one crop, each case once."""
     run.model.eval()
-    cases, landmarks = Cases(run.accelerator, len(crops)), torch.arange(len(LANDMARKS), device=run.accelerator.device)
+    cases = Cases(run.accelerator, len(crops))
+    landmarks = torch.arange(len(model.anatomy.names), device=run.accelerator.device)
     for batch in run.batches(loader):
         points, _ = peaks(run.model(batch["image"].flatten(0, 1)).float(), landmarks, model, sigma)
         cases.add(batch["index"], points=points[None])
@@ -139,7 +135,7 @@ def validate(run: Run, loader, crops: CoarseCrops, model: LandmarkRefiner, sigma
 
 
 def errors_mm(points: np.ndarray, cases: Sequence[Cephalogram]) -> np.ndarray:
-    """Radial errors (N, 29) in mm of points (N, 29, 2) native px."""
+    """Radial errors (N, K) in mm of points (N, K, 2) native px."""
     truth = np.stack([case.points for case in cases])
     return radial_errors(points, truth, np.array([case.mm_per_px for case in cases]))
 

@@ -1,1 +1,1 @@
-"""What the five projects share: leaf functions and one Run object. It imports no project."""
+"""Code shared by all projects: leaf functions and the training loop of `core.run.Run`. It imports no project."""

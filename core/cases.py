@@ -1,14 +1,14 @@
-"""One row a case, gathered from all processes, each case exactly once."""
+"""Results of a distributed validation loop: one row per case, each case exactly once."""
 
 import torch
 from accelerate import Accelerator
 
 
 class Cases:
-    """Collects results of a validation loop. Every process adds its batches; `table` returns the whole.
+    """Collects the batches of all ranks in a validation loop over `size` cases; `table` returns one row per case.
 
-    Loaders hand the last samples out twice to make the processes' shares equal, and metrics that count them twice are
-    wrong by a little. Here every row carries its index in the data set, and the table has each index once.
+    Distributed loaders repeat samples to give all ranks equal shares, which biases metrics. Here every row carries its
+    index in the data set, and the table holds each index once.
     """
 
     def __init__(self, accelerator: Accelerator, size: int):
@@ -16,16 +16,16 @@ class Cases:
         self._batches: list[dict[str, torch.Tensor]] = []
 
     def add(self, index: torch.Tensor, **columns: torch.Tensor) -> None:
-        """`index` (B,): positions in the data set; `columns`: tensors (B, ...) of the same shapes in every process."""
+        """Adds a batch: `index` (B,) in the data set, and `columns` (B, …) of the same shapes on all ranks."""
         gathered = self.accelerator.gather({"index": index, **{k: v.detach().contiguous() for k, v in columns.items()}})
         self._batches.append({name: column.cpu() for name, column in gathered.items()})
 
     def table(self) -> dict[str, torch.Tensor]:
-        """Columns (N, ...) in the order of the data set. Raises RuntimeError unless each of the N cases is there."""
+        """Columns (N, …) in the order of the data set. Raises RuntimeError if one of the N cases is missing."""
         columns = {name: torch.cat([batch[name] for batch in self._batches]) for name in self._batches[0]}
         index = columns.pop("index")
         rows = {int(position): row for row, position in enumerate(index)}
         if sorted(rows) != list(range(self.size)):
-            raise RuntimeError(f"{len(rows)} of {self.size} cases came back from the validation loop")
+            raise RuntimeError(f"the validation loop returned {len(rows)} of {self.size} cases")
         order = torch.tensor([rows[position] for position in range(self.size)])
         return {name: column[order] for name, column in columns.items()}

@@ -1,8 +1,8 @@
-"""Folders on disk that are whole or absent: model folders (weights + config), sealed with checksums.
+"""Atomic writes of folders with checksums, model folders, and weights files.
 
-A model folder holds `model.safetensors`, `config.json` (all that inference needs) and `checksums.json`. A folder is
-written under another name, flushed to the disk, and renamed, so that a crash at any moment leaves the old one or the
-new one. Weights of other programs (`.pth`, `.safetensors`) are read without running code that a file may hold.
+A model folder holds `model.safetensors`, `config.json` (all that inference needs) and `checksums.json`. Folders are
+written under a temporary name, flushed to disk, and renamed: after a crash, either the old or the new folder is intact.
+Weights files of other programs (`.pth`, `.safetensors`) are read without executing code.
 """
 
 import contextlib
@@ -27,22 +27,22 @@ COPY_AGAIN = "copy it again, or train again"
 
 
 def writing_name(folder: Path) -> Path:
-    """The name under which `replacing` writes `folder`."""
+    """Temporary folder in which `replacing` writes `folder`."""
     return folder.with_name(f".{folder.name}.writing")
 
 
 @contextlib.contextmanager
 def replacing(folder: Path, keep: Path | None = None) -> Iterator[Path]:
-    """A temporary folder to write into; when the block ends well it is sealed and becomes `folder`.
+    """Temporary folder for an atomic write: sealed and renamed to `folder` when the block succeeds.
 
-    The folder that stood there becomes `keep`, or goes. If the writing fails, what stood there stays, the temporary
-    folder goes, and the failure (a full disk, most often) is raised as `UserError`.
+    An existing folder is renamed to `keep`, or deleted. After an error it is unchanged and the temporary folder is
+    deleted; I/O errors (mostly a full disk) are raised as UserError.
     """
     folder = Path(folder)
     writing, leaving = writing_name(folder), keep or folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(writing, ignore_errors=True)  # left over from a crash
+    shutil.rmtree(writing, ignore_errors=True)  # from an earlier crash
     try:
-        # One good copy is enough while the next is written: `keep` goes first, so that the disk holds two, not three.
+        # `keep` is deleted before writing, so that the disk holds at most two copies, not three.
         if folder.exists():
             shutil.rmtree(leaving, ignore_errors=True)
         writing.mkdir(parents=True)
@@ -54,9 +54,9 @@ def replacing(folder: Path, keep: Path | None = None) -> Iterator[Path]:
         flush(folder.parent)
     except BaseException as error:
         shutil.rmtree(writing, ignore_errors=True)
-        if isinstance(error, OSError | RuntimeError | safetensors.SafetensorError):  # as torch and safetensors wrap it
+        if isinstance(error, OSError | RuntimeError | safetensors.SafetensorError):  # also wrapped I/O errors
             before = any(place.exists() for place in (folder, leaving))
-            good = "the one written before is untouched" if before else "there was none before"
+            good = "the one written before is untouched" if before else "none was written before"
             reason = first_line(error)
             raise UserError(f"cannot write {folder} ({reason}); {good}; make room, then --resume") from error
         raise
@@ -65,7 +65,7 @@ def replacing(folder: Path, keep: Path | None = None) -> Iterator[Path]:
 
 
 def seal(folder: Path) -> None:
-    """Writes `checksums.json` with the SHA-256 of every file in `folder`, and flushes all of them to the disk."""
+    """Writes `checksums.json` with the SHA-256 checksums of all files in `folder`, and flushes everything to disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
     checksums = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
     (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=1))
@@ -74,14 +74,14 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, in a few words; None if it is as it was written."""
+    """Damage of a sealed folder as one line, such as "optimizer.bin is missing"; None if all checksums match."""
     try:
         checksums = read_json(folder / CHECKSUMS)
         if not checksums:
-            return f"{CHECKSUMS} names no file"
+            return f"{CHECKSUMS} lists no files"
         for name, checksum in checksums.items():
-            if os.path.isabs(name) or ".." in Path(name).parts:  # /dev/zero has no end
-                return f"{CHECKSUMS} names {name}, which is not in it"
+            if os.path.isabs(name) or ".." in Path(name).parts:  # e.g. /dev/zero, which never ends
+                return f"{CHECKSUMS} lists {name}, which is outside the folder"
             if _sha256(folder / name) != checksum:
                 return f"{name} is damaged"
     except FileNotFoundError as error:
@@ -101,8 +101,8 @@ def _sha256(path: Path) -> str:
 
 
 def save_model(folder: Path, model: torch.nn.Module, config: dict, keep: Path | None = None) -> None:
-    """Writes a model folder. `config` holds what inference needs: architecture, input size, normalisation, units.
-    The folder that stood there becomes `keep`, or goes."""
+    """Writes a model folder; an existing one is renamed to `keep`, or deleted. `config`: all that inference needs
+    (architecture, input size, normalisation, units). Raises UserError if the folder cannot be written."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with replacing(folder, keep) as writing:
         safetensors.torch.save_file(state, writing / WEIGHTS)
@@ -110,10 +110,10 @@ def save_model(folder: Path, model: torch.nn.Module, config: dict, keep: Path | 
 
 
 def load_model_folder(folder: Path, *kinds: str) -> tuple[dict[str, torch.Tensor], dict]:
-    """Returns (state_dict, config) of a model folder; a run folder stands for its `best/`.
+    """(state dict, config) of a model folder, or of `best/` in a run folder.
 
-    `kinds`: the config's "kind" must be one of them; none = any. Raises UserError if it is no such folder, is damaged,
-    or holds a model of another kind.
+    `kinds`: accepted values of the config's "kind"; none = any. Raises UserError for other or damaged folders, and for
+    models of another kind.
     """
     folder = Path(folder)
     if (folder / "best" / WEIGHTS).is_file():
@@ -127,7 +127,7 @@ def load_model_folder(folder: Path, *kinds: str) -> tuple[dict[str, torch.Tensor
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder} cannot be read: {first_line(error)}; {COPY_AGAIN}") from error
     if not isinstance(config, dict):
-        raise UserError(f"{folder}: {CONFIG} holds no settings of a model; {COPY_AGAIN}")
+        raise UserError(f"{folder}: {CONFIG} is not a model configuration; {COPY_AGAIN}")
     if kinds and config.get("kind") not in kinds:
         raise UserError(f"{folder} holds a model of kind {config.get('kind')!r}, not {' or '.join(map(repr, kinds))}")
     return state, config
@@ -135,25 +135,25 @@ def load_model_folder(folder: Path, *kinds: str) -> tuple[dict[str, torch.Tensor
 
 @contextlib.contextmanager
 def fitting(source: Path) -> Iterator[None]:
-    """For a block that builds a model of a folder's config and weights, or of a file's weights: if they do not fit, it
-    raises UserError."""
+    """Context manager around building a model from the model folder or weights file `source`: raises UserError if
+    configuration, weights and model do not fit together."""
     try:
         yield
     except UserError as error:
         raise UserError(str(error) if str(source) in str(error) else f"{source}: {error}") from error
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
-        # torch lists every weight that does not fit, one a line
+        # torch lists the weights that do not fit on several lines
         reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         what = "these weights do not fit the model" if source.is_file() else f"{CONFIG} and {WEIGHTS} do not fit"
         raise UserError(f"{source}: {what} ({reason}); {COPY_AGAIN}") from error
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from `.safetensors`, or from a legacy `.pth`/`.pt`/`.bin` read with `weights_only=True`.
+    """State dict of a model folder, a `.safetensors` file, or a `.pth`/`.pt`/`.bin` file read with `weights_only=True`.
 
-    The wrappings that training programs leave are taken off: an outer dict (`state_dict`, `model_state_dict`,
-    `model`), and the prefixes `module.` (DataParallel) and `_orig_mod.` (torch.compile). Raises UserError for a
-    missing file, for one that holds no tensors, and for a pickle that wants to run code (which it does not get to).
+    An outer dict (`state_dict`, `model_state_dict`, `model`) and the prefixes `module.` (DataParallel) and `_orig_mod.`
+    (torch.compile) are removed. Raises UserError for a missing or damaged file, a file without tensors, and a pickle
+    with other objects, whose code is not executed.
     """
     path = Path(path)
     if path.is_dir():
@@ -166,18 +166,15 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         else:
             if zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:
-                    if any(part.compress_type for part in archive.infolist()):  # a few MB may unpack to gigabytes
-                        raise ValueError("it is compressed, which torch.save does not do")
+                    if any(part.compress_type for part in archive.infolist()):  # a few MB may expand to gigabytes
+                        raise ValueError("compressed, unlike files of torch.save")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except RecursionError:
-        raise UserError(f"{path} is nested too deeply for weights, and was not read") from None
-    except pickle.UnpicklingError as error:
-        # torch's own words advise to load it all the same
-        raise UserError(
-            f"{path} is damaged, or holds more than tensors and was not read; save its state_dict"
-        ) from error
-    except Exception as error:  # neither torch nor pickle promises a kind of error for a damaged file
-        raise UserError(f"{path} is damaged or no weights file: {first_line(error)}") from error
+        raise UserError(f"{path} is not a weights file: nested too deeply; save a state_dict") from None
+    except pickle.UnpicklingError as error:  # torch's message recommends loading the file without this safety check
+        raise UserError(f"{path} is damaged or holds more than tensors, and was not read; save a state_dict") from error
+    except Exception as error:  # damaged files raise all kinds of exceptions
+        raise UserError(f"{path} is damaged or not a weights file: {first_line(error)}") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -186,5 +183,5 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(tensor, torch.Tensor):
             tensors[str(name).removeprefix("module.").removeprefix("_orig_mod.")] = tensor
     if not tensors:
-        raise UserError(f"{path} holds no tensors")
+        raise UserError(f"{path} holds no tensors; save a state_dict")
     return tensors

@@ -1,4 +1,4 @@
-"""The terminal: plain lines, and progress bars where somebody watches."""
+"""Terminal output: plain lines and progress bars."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,13 +9,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def make_console(quiet: bool = False) -> Console:
-    """A console that prints text as it is: brackets in a file's name are no markup, long lines are not broken."""
+    """Console for plain text: no markup from brackets in file names, no wrapping of long lines."""
     return Console(quiet=quiet, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def progress(console: Console, title: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-    """A bar that goes away when its block ends; calling what it gives moves it by one. Nothing where nobody watches."""
+    """Transient progress bar; the yielded function advances it by one. Without a terminal, no bar is shown."""
     if console.quiet or not console.is_terminal:
         yield lambda: None
         return

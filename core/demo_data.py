@@ -1,4 +1,4 @@
-"""Folders of demo data: known as ours by their recipe, and replaced without a risk."""
+"""Demo data folders: identified by a recipe file, and replaced without deleting other files."""
 
 import json
 from collections.abc import Callable
@@ -6,32 +6,31 @@ from pathlib import Path
 
 from core.errors import UserError
 
-RECIPE = "demo_data.json"  # the numbers from which the list of all written files follows
+RECIPE = "demo_data.json"  # parameters that determine the list of written files
 
 
 def write(path: Path, content: bytes) -> None:
+    """Writes a file and creates its parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 
 
 def dump(content: dict) -> bytes:
+    """JSON text in UTF-8."""
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def start(output: Path, overwrite: bool, recipe: dict[str, int], files_of: Callable[[dict], set[Path]]) -> None:
-    """Makes way for new data in `output`, and writes the recipe first: a run that is cut short is known as ours.
-
-    See `clear` for `files_of` and the errors.
-    """
+    """Deletes earlier demo data (see `clear`) and writes the recipe first, which also identifies incomplete data."""
     clear(output, overwrite, files_of)
     write(output / RECIPE, dump({**recipe, "note": "synthetic phantoms, no patient"}))
 
 
 def clear(output: Path, overwrite: bool, files_of: Callable[[dict], set[Path]]) -> None:
-    """Deletes what an earlier run wrote to `output`, and only where no other file lies.
+    """Deletes the demo data of an earlier run in `output`, unless the folder holds other files.
 
-    `files_of` gives all files, relative to `output`, that a run with a recipe writes. They are worked out, not listed
-    in it: nobody can add a path. Raises UserError for files of another origin, and for ours without `overwrite`.
+    `files_of`: recipe -> all files of the run, relative to `output`; computed, so that an edited recipe adds no path.
+    Raises UserError for files of another origin, and for demo data without `overwrite`.
     """
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; name a folder")

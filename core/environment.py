@@ -1,4 +1,4 @@
-"""What a result was made with: versions, machine, devices, commit."""
+"""Software and hardware of a result: versions, system, device, commit."""
 
 import importlib.metadata
 import os
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "safet
 
 
 def environment(accelerator: Accelerator) -> dict:
-    """Plain JSON for `environment.json` and reports."""
+    """Software and hardware as plain JSON types, for `environment.json` and reports."""
     device = accelerator.device
     return {
         "command": " ".join(sys.argv),
@@ -41,4 +41,4 @@ def _commit() -> str | None:
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True, timeout=5).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
-        return None  # no git, or a copy without history
+        return None  # without git, or outside a repository

@@ -1,13 +1,13 @@
-"""Errors that a user can mend: one line that names the file or flag, and the way out."""
+"""Errors that the user can correct, and exceptions in one line."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. Its text is one line that names the file or flag, and the way out."""
+    """An error that the user can correct. Its text is one line: the file or flag, the reason and the way out."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line; its type where it says nothing."""
+    """First line of an exception's message, or its type if there is no message."""
     lines = str(error).splitlines()
     if lines and lines[0].startswith("Caught ") and "DataLoader worker" in lines[0]:
-        return lines[-1].partition(": ")[2] or lines[-1]  # a worker's traceback, whose last line says what it is
+        return lines[-1].partition(": ")[2] or lines[-1]  # the last line of a worker's traceback has the message
     return next(iter(lines), "") or type(error).__name__

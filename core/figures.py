@@ -1,4 +1,4 @@
-"""Matplotlib figures in one style. Figures are made without pyplot: no global state, no display."""
+"""Matplotlib figures in one style, made without pyplot: no global state, no display."""
 
 import itertools
 import json
@@ -29,8 +29,8 @@ STYLE = {
 
 
 def figure(width: float = 7.0, height: float = 4.0) -> "Figure":
-    """An empty figure of `width` × `height` inches."""
-    import matplotlib as mpl  # here, so that what draws nothing starts without it
+    """Empty figure of `width` × `height` inches."""
+    import matplotlib as mpl  # imported on use: scripts without figures start faster
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -41,16 +41,16 @@ def figure(width: float = 7.0, height: float = 4.0) -> "Figure":
 
 
 def save(fig: "Figure", file: Path, dpi: int = 130) -> Path:
-    """Writes a PNG or JPEG, by the file's suffix, and returns its path."""
+    """Writes a PNG or JPEG file, depending on its suffix, and returns its path."""
     file.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(file, dpi=dpi)
     return file
 
 
 def cumulative_errors(errors: Mapping[str, np.ndarray], unit: str, marks: Sequence[float]) -> "Figure":
-    """Share of errors up to each size, a curve for each name; dotted lines at `marks`. NaN = unknown, left out.
+    """Cumulative distributions of `errors` (name -> (N,) in `unit`, NaN = unknown), with dotted lines at `marks`.
 
-    The axis reaches to where the first curve is complete, or twice the last mark: others may go on beyond it.
+    The x axis ends at twice the last mark or, if larger, 1.1 times the largest error of the first curve.
     """
     fig = figure()
     ax = fig.add_subplot(xlabel=f"error [{unit}]", ylabel="share of landmarks [%]")
@@ -69,7 +69,7 @@ def cumulative_errors(errors: Mapping[str, np.ndarray], unit: str, marks: Sequen
 
 
 def interval_bars(intervals: "Mapping[str, Interval]", xlabel: str) -> "Figure":
-    """Horizontal bars with interval whiskers, in the order given, the first on top."""
+    """Horizontal bars with confidence intervals as whiskers, the first on top."""
     estimates, low, high = np.array(list(intervals.values())).T
     fig = figure(7.0, 0.9 + 0.23 * len(intervals))
     ax = fig.add_subplot(xlabel=xlabel)
@@ -83,7 +83,7 @@ def interval_bars(intervals: "Mapping[str, Interval]", xlabel: str) -> "Figure":
 
 
 def confusion_matrix(counts: np.ndarray, names: Sequence, title: str) -> "Figure":
-    """Counts (truth, prediction) as numbers on shades of blue by share of the true class; zeros where there is room."""
+    """Confusion matrix: `counts` (C, C) by ground truth and prediction, coloured by the share of the true class."""
     many, longest = len(names), max(len(str(name)) for name in names)
     slanted, side = longest > 3, max(3.4, 0.36 * many)
     fig = figure(side + 0.9 + 0.075 * longest, side + 0.8 + (0.06 * longest if slanted else 0))
@@ -101,7 +101,7 @@ def confusion_matrix(counts: np.ndarray, names: Sequence, title: str) -> "Figure
 
 
 def training_curves(metrics_file: Path, monitor: str) -> "Figure":
-    """Losses and the monitored metric over the epochs of a run's metrics.jsonl."""
+    """Training and validation loss and the monitored metric by epoch, from a run's metrics.jsonl."""
     rows = [json.loads(line) for line in metrics_file.read_text().splitlines()]
 
     def draw(ax, name: str, colour: str) -> None:
@@ -127,10 +127,10 @@ def curve_grid(
     levels: Mapping[str, float] | None = None,
     columns: int = 6,
 ) -> "Figure":
-    """A small panel a title, such as "Cardiomegaly  0.91", with its curves (x, y) in [0, 1]; the first in blue.
+    """Grid of panels. `curves`: title -> curves (x, y), each (n,) in [0, 1]; the first curve is blue.
 
-    A dotted line shows what chance gives: the diagonal of ROC curves, or a title's level (the prevalence, for
-    precision over recall) where `levels` has them.
+    The dotted line is the chance level: the diagonal of ROC curves, or the title's value in `levels` (the prevalence,
+    for precision-recall curves).
     """
     rows = -(-len(curves) // columns)
     fig = figure(2.05 * columns + 0.4, 2.4 * rows + 0.4)
@@ -150,9 +150,9 @@ def curve_grid(
 
 
 def reliability_diagram(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> "Figure":
-    """Frequency over mean probability, a curve for each name, and below it how many cells each bin holds.
+    """Reliability diagram, and below it the number of cells per bin.
 
-    `curves`: name -> (mean probability, frequency, count), each (bins,), as `core.uncertainty.reliability` gives them.
+    `curves`: name -> (mean probability, frequency, count), each (bins,), from `core.uncertainty.reliability`.
     """
     fig = figure(5.2, 6.2)
     upper, lower = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -167,5 +167,5 @@ def reliability_diagram(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.nd
     upper.set(ylabel="frequency of the label", xlim=(0, 1), ylim=(0, 1))
     upper.legend(loc="best")
     lower.set(xlabel="predicted probability", ylabel="cells", yscale="log")
-    lower.set_ylim(bottom=0.7)  # a single cell is seen, too
+    lower.set_ylim(bottom=0.7)  # shows bins with a single cell
     return fig

@@ -1,4 +1,4 @@
-"""Metrics that torchmetrics does not have. Everything else comes from there."""
+"""Metrics that torchmetrics lacks."""
 
 import numpy as np
 
@@ -6,30 +6,30 @@ from core.losses.classification import UNKNOWN
 
 
 def radial_errors(prediction: np.ndarray, target: np.ndarray, mm_per_px: np.ndarray | float = 1.0) -> np.ndarray:
-    """Euclidean distances (N, K) of points (N, K, 2) in px, in mm where `mm_per_px` (a number or (N,)) is given.
+    """Euclidean distances (N, K) of points (N, K, 2) in px, or in mm with `mm_per_px` (scalar or (N,)).
 
-    NaN where the target or the scale is unknown (NaN). Their mean is the field's MRE, mean radial error.
+    NaN if the target or the scale is unknown (NaN). Their mean is the mean radial error (MRE).
     """
     scale = np.reshape(np.asarray(mm_per_px, dtype=float), (-1, 1))
     return np.linalg.norm(np.asarray(prediction, float) - np.asarray(target, float), axis=-1) * scale
 
 
 def success_detection_rate(errors: np.ndarray, thresholds: tuple[float, ...] = (2.0, 2.5, 3.0, 4.0)) -> dict:
-    """SDR: per cent of the known errors (any shape; NaN = unknown) that are at most each threshold (same unit).
+    """SDR: percentage of the known errors (any shape; NaN = unknown) up to each threshold, in the same unit.
 
-    The thresholds are those of the ISBI 2014/2015 challenges (Wang et al. 2016) in mm. NaN if no error is known.
+    Default thresholds in mm: ISBI 2014/2015 challenges (Wang et al. 2016). NaN if no error is known.
     """
     known = errors[np.isfinite(errors)]
     return {threshold: 100 * float(np.mean(known <= threshold)) if known.size else np.nan for threshold in thresholds}
 
 
 def crg_score(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Clinically relevant findings score (Hamamci et al. 2025, "CRG Score") of yes-or-no findings, higher is better.
+    """Clinically relevant findings score (Hamamci et al. 2025, "CRG Score") of binary findings, higher is better.
 
-    `labels`: 1, 0 or -1 (unknown, left out); `predicted`: bool; both of one shape, all cells counting together. With
-    X known cells, A of them positive, a positive weighs `r = (X−A) / 2A` times a negative: `U = (X−A) / 2`,
-    `s = r·TP − r·FN − FP`, `CRG = U / (2U − s)`. All right gives 1, all negative and all positive 1/3, all wrong 1/5.
-    NaN where no cell is positive or none is negative. Raises ValueError when the shapes differ.
+    `labels`: 1, 0 or -1 (unknown, left out); `predicted`: bool; both of the same shape, e.g. (N, C), pooled. With X
+    known cells, A of them positive, a positive weighs `r = (X−A) / 2A` times a negative: `U = (X−A) / 2`,
+    `s = r·TP − r·FN − FP`, `CRG = U / (2U − s)`. All correct: 1; all negative or all positive: 1/3; all wrong: 1/5.
+    NaN without positive or without negative cells. Raises ValueError if the shapes differ.
     """
     labels, predicted = np.asarray(labels), np.asarray(predicted, bool)
     if labels.shape != predicted.shape:

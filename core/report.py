@@ -1,9 +1,8 @@
-"""Reports: one HTML file each, which loads nothing from anywhere, and one page over the reports of several projects.
+"""Reports: self-contained HTML files without external resources, and an overview page of several projects.
 
-    python -m core.report index.html --project Ears ears.png "Ears it had not seen" run/report.html run/other.html
+    python -m core.report index.html --project Ears ears.png "Held-out ears" run/report.html run/other.html
 
-That page has a picture of each project, and under the link to each report its first two cards: what was measured, and
-what it is held against.
+The overview has a picture per project and, below the link to each report, its first two cards: result and baseline.
 """
 
 import base64
@@ -44,13 +43,13 @@ figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { c
 details { margin: .6rem 0; } summary { cursor: pointer; } a, summary { color: var(--blue); }
 pre { background: var(--tint); padding: .8rem; overflow-x: auto; font-size: .8rem; border-radius: .4rem; }
 """
-LARGEST = 800, 560  # px of the pictures: a page of several is read by scrolling
+LARGEST = 800, 560  # px: maximum width and height of a picture on the overview page
 SUMMARY = '<script type="application/json" id="summary">', "</script>"
 
 
 class Report:
-    """Collects sections and writes them as one self-contained HTML file. All text is escaped. Title and cards stand in
-    the file a second time, as JSON, for the page over several."""
+    """A self-contained HTML file, built section by section. All text is escaped. Title and cards are also embedded as
+    JSON, for the overview page."""
 
     def __init__(self, title: str, subtitle: str = ""):
         self.title = title
@@ -58,8 +57,7 @@ class Report:
         self._cards: list[tuple[str, str, str]] = []
 
     def cards(self, cards: Iterable[tuple[str, str, str]]) -> None:
-        """Headline numbers: (label, number, note); the first is set off in colour, the second is what it is held
-        against."""
+        """Headline numbers (label, number, note): the result, in colour, then its baseline and others."""
         cards, parts = list(cards), []
         self._cards += cards
         for i, (label, number, note) in enumerate(cards):
@@ -69,22 +67,23 @@ class Report:
         self._parts.append(f'<div class="cards">{"".join(parts)}</div>')
 
     def section(self, title: str, text: str = "") -> None:
-        """A heading, with a sentence below it where one is given."""
+        """Heading, with an optional paragraph below."""
         self._parts.append(f"<h2>{html.escape(title)}</h2>")
         if text:
             self.text(text)
 
     def text(self, text: str, note: bool = False) -> None:
+        """Paragraph, in small grey type for a note."""
         self._parts.append(f"<p{' class=note' if note else ''}>{html.escape(text)}</p>")
 
     def table(self, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Rows of texts and numbers; long texts wrap."""
+        """Table of texts and numbers; long texts wrap."""
         head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in header)
         body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
         self._parts.append(f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>')
 
     def figures(self, figures: Iterable[tuple[Path, str]]) -> None:
-        """Pictures (file, caption), side by side where the page is wide enough; a single one takes its own size."""
+        """PNG or JPEG pictures (file, caption), side by side if the page is wide enough."""
         parts = []
         for file, caption in figures:
             kind = "jpeg" if file.suffix.lower() in (".jpg", ".jpeg") else "png"
@@ -95,17 +94,16 @@ class Report:
         self._parts.append(f'<div class="row">{"".join(parts)}</div>' if len(parts) > 1 else "".join(parts))
 
     def link(self, address: str, text: str) -> None:
-        """An address relative to the page."""
+        """Link to an address relative to the page."""
         self._parts.append(f'<p><a href="{html.escape(quote(address))}">{html.escape(text)}</a></p>')
 
     def details(self, summary: str, text: str) -> None:
-        """Preformatted text that opens on a click."""
-        self._parts.append(
-            f"<details><summary>{html.escape(summary)}</summary><pre>{html.escape(text)}</pre></details>"
-        )
+        """Collapsed block of preformatted text."""
+        block = f"<summary>{html.escape(summary)}</summary><pre>{html.escape(text)}</pre>"
+        self._parts.append(f"<details>{block}</details>")
 
     def write(self, file: Path) -> Path:
-        """Writes the page, and returns its path."""
+        """Writes the page and returns its path."""
         summary = json.dumps({"title": self.title, "cards": self._cards}).replace("<", "\\u003c")
         page = (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -118,10 +116,10 @@ class Report:
 
 
 def read_summary(page: Path) -> tuple[str, list[tuple[str, str, str]]]:
-    """(title, cards) of a report that `Report.write` wrote. Raises UserError if it is none."""
+    """(title, cards) of a page written by `Report.write`. Raises UserError for other pages."""
     found = re.search(re.escape(SUMMARY[0]) + "(.*)" + re.escape(SUMMARY[1]), page.read_text(encoding="utf-8"))
     if not found:
-        raise UserError(f"{page} is no report of this repository")
+        raise UserError(f"{page} is not a report of this repository; run the project's evaluation")
     summary = json.loads(found[1])
     return summary["title"], [tuple(card) for card in summary["cards"]]
 
@@ -131,7 +129,7 @@ def _cell(value: object) -> str:
     if len(text) > 60:
         return f'<td class="long">{text}</td>'
     estimate, interval = re.fullmatch(r"(\S+ )?(.*)", text).groups()
-    if estimate and re.fullmatch(r"\(.+ to .+\)", interval):  # a wide table has it below the estimate
+    if estimate and re.fullmatch(r"\(.+ to .+\)", interval):  # the interval may wrap below the estimate
         return f'<td class="interval">{estimate}<span>{interval}</span></td>'
     return f"<td>{text}</td>"
 
@@ -141,27 +139,21 @@ def _cell(value: object) -> str:
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("output", type=Path, help="the page")
-    parser.add_argument(
-        "--project",
-        nargs="+",
-        action="append",
-        required=True,
-        metavar="WORD",
-        help="title, picture, its caption, reports; repeat",
-    )
-    parser.add_argument("--title", default="Overview")
-    parser.add_argument("--note", default="", help="a line below the title")
+    parser.add_argument("output", type=Path, help="HTML file of the overview")
+    words = "title, picture, caption and reports of a project; repeat for each project"
+    parser.add_argument("--project", nargs="+", action="append", required=True, metavar="WORD", help=words)
+    parser.add_argument("--title", default="Overview", help="title of the page")
+    parser.add_argument("--note", default="", help="note below the title")
     args = parser.parse_args(argv)
     if any(len(project) < 4 for project in args.project):
-        parser.error("--project takes a title, a picture, its caption and at least one report")
+        parser.error("--project needs a title, a picture, a caption and at least one report")
     return args
 
 
 def write_overview(output: Path, projects: list[tuple[str, Path, str, list[Path]]], title: str, note: str = "") -> Path:
-    """Writes the page. `projects`: (title, picture, its caption, reports) of each; links are relative to the page.
+    """Writes the overview page of `projects` (title, picture, caption, reports), with links relative to the page.
 
-    Raises UserError for a file that is missing or no report.
+    Raises UserError for a missing file or a page that is not a report.
     """
     report = Report(title, note)
     for name, picture, caption, pages in projects:
@@ -171,15 +163,11 @@ def write_overview(output: Path, projects: list[tuple[str, Path, str, list[Path]
         report.section(name)
         for page in pages:
             heading, cards = read_summary(page)
-            report.link(_relative(page, output), f"{heading} →")
+            report.link(Path(os.path.relpath(page, output.parent)).as_posix(), f"{heading} →")
             report.cards(cards[:2])
         with tempfile.TemporaryDirectory() as folder:
             report.figures([(_smaller(picture, Path(folder)), caption)])
     return report.write(output)
-
-
-def _relative(file: Path, page: Path) -> str:
-    return Path(os.path.relpath(file, page.parent)).as_posix()
 
 
 def _smaller(picture: Path, folder: Path) -> Path:
@@ -194,8 +182,7 @@ def _smaller(picture: Path, folder: Path) -> Path:
 def main(argv=None):
     args = parse_args(argv)
     projects = [
-        (title, Path(picture), caption, [Path(page) for page in pages])
-        for title, picture, caption, *pages in args.project
+        (title, Path(picture), caption, list(map(Path, pages))) for title, picture, caption, *pages in args.project
     ]
     print(f"overview: {write_overview(args.output, projects, args.title, args.note)}")
 

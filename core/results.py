@@ -1,6 +1,6 @@
-"""Results of an evaluation: their folder, plain JSON and CSV, intervals as text, the end of a report.
+"""Results of an evaluation: output folder, JSON and CSV files, intervals as text, closing sections of a report.
 
-Intervals are `core.uncertainty.Interval`s: estimate, low, high; NaN = unknown.
+Intervals are `core.uncertainty.Interval` (estimate, low, high); NaN = unknown.
 """
 
 import csv
@@ -15,19 +15,17 @@ import numpy as np
 
 from core.files import write_text
 
-# ---------------------------------------------------------------------------------------------------------------- files
-
 
 def evaluation_folder(checkpoint: Path, name: str) -> Path:
-    """Where results of a model go if nobody says: `name` in the folder of its run, which holds its best/; for best_2/,
-    best_3/ `name`_2, `name`_3."""
+    """Default output folder of an evaluation: for best/, `name` beside it; for best_2/, `name`_2; otherwise `name` in
+    the checkpoint folder."""
     if not re.fullmatch("best(_[2-9])?", checkpoint.name):
         return checkpoint / name
     return checkpoint.parent / (name + checkpoint.name.removeprefix("best"))
 
 
 def plain(value: object) -> object:
-    """A nested result as plain JSON types: named tuples as objects, arrays as lists, NaN (no JSON) as null."""
+    """A nested result as plain JSON types: named tuples as objects, arrays as lists, NaN and infinity as null."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if hasattr(value, "_asdict"):
@@ -42,12 +40,12 @@ def plain(value: object) -> object:
 
 
 def write_json(file: Path, content: object) -> None:
-    """Writes `plain(content)`; the file is whole or absent at any moment."""
+    """Writes `plain(content)` as JSON, atomically."""
     write_text(file, json.dumps(plain(content), indent=1, ensure_ascii=False) + "\n")
 
 
 def write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Writes a table in UTF-8; the file is whole or absent at any moment."""
+    """Writes a CSV table in UTF-8, atomically."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(header)
@@ -55,47 +53,40 @@ def write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[object]
     write_text(file, text.getvalue())
 
 
-# ------------------------------------------------------------------------------------------------------------ intervals
-
-
 def number(value: float, form: str = "{:.2f}") -> str:
-    """A number as text; an en dash where it is NaN or infinite."""
+    """A number as text; an en dash for NaN and infinity."""
     return form.format(value) if math.isfinite(value) else "–"
 
 
 def span(interval, form: str = "{:.2f}") -> str:
-    """ "low to high"."""
+    """An interval as "low to high"."""
     return f"{number(interval.low, form)} to {number(interval.high, form)}"
 
 
 def with_span(interval, form: str = "{:.2f}") -> str:
-    """ "estimate (low to high)"; without the brackets where the ends are unknown, or infinite."""
+    """An interval as "estimate (low to high)", or "estimate" if the bounds are unknown or infinite."""
     estimate = number(interval.estimate, form)
     return f"{estimate} ({span(interval, form)})" if math.isfinite(interval.low) else estimate
 
 
 def cells(interval, form: str = "{:.2f}") -> list[str]:
-    """Two cells of a table: the estimate, and "low to high"."""
+    """An interval as two table cells: the estimate and "low to high"."""
     return [number(interval.estimate, form), span(interval, form)]
 
 
 def card(label: str, interval, form: str = "{:.2f}", unit: str = "", note: str = "") -> tuple[str, str, str]:
-    """A headline of `core.report.Report.cards`: the estimate with its unit, and its 95 % interval; then the note."""
+    """An interval as a card of `core.report.Report.cards`: label, estimate with unit, 95 % interval with note."""
     text = f"95 % interval {span(interval, form)}"
     return label, f"{number(interval.estimate, form)}{unit}", f"{text}; {note}" if note else text
 
 
-# --------------------------------------------------------------------------------------------------------------- report
-
-
 def close(report, file: Path, machine: dict, counts: Mapping[tuple[str, str], int] | None = None) -> Path:
-    """Ends a `core.report.Report` with the problems of the data, the machine and what it is not for; writes it.
+    """Adds the closing sections (data problems, software and machine, research notice) to a Report and writes it.
 
-    `counts`: (reason, action) -> number, of `core.validation.DataReport.counts`; None where no data were read.
+    `counts`: (reason, action) -> number, from `core.validation.DataReport.counts`; None if no data were read.
     """
     if counts is not None:
-        text = "All are listed in data_report.json." if counts else "No problems found."
-        report.section("Data", text)
+        report.section("Data", "All are listed in data_report.json." if counts else "No problems found.")
     if counts:
         rows = [[reason, action, count] for (reason, action), count in counts.items()]
         report.table(["problem", "action", "count"], rows)

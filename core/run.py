@@ -1,21 +1,21 @@
-"""The subtle parts of a training loop, once: processes, precision, seeds, order, resume, checkpoints, logs, signals.
+"""Training runs: distributed processes, mixed precision, random seeds, checkpoints, resuming, logs, signals.
 
-The loop itself stays in each `train.py`:
+The training loop itself is part of each `train.py`:
 
-    run = Run(args, "cephalometric")
+    run = Run(args, Path(__file__).resolve().parent.name)
     ...data, model, losses...
     train_loader, val_loader = run.prepare(model, groups, train_loader, val_loader, config=…, monitor=…)
-    for epoch in run.epochs():                          # seeds, unfreezes, shuffles
-        for batch in run.batches(train_loader):         # progress, accumulation, resume
+    for epoch in run.epochs():                          # random seed, unfreezing, shuffling
+        for batch in run.batches(train_loader):         # progress bar, gradient accumulation, resuming
             loss, parts = criterion(run.model(batch["image"]), batch)
-            run.step(loss, parts)                       # backward, clip, update, log
+            run.step(loss, parts)                       # backward pass, clipping, update, logging
         if run.end_epoch(validate(run, val_loader)):    # metrics.jsonl, best/, last/
-            break                                       # early stop
+            break                                       # early stopping
     run.finish()
 
-All randomness follows from (seed, epoch, batch): a run that was killed and resumed ends with the same weights, bit for
-bit on CPU. Data sets draw theirs from (seed, epoch, index) with `core.seeding.sample_rng`; their `set_epoch`, if any,
-is called before every epoch.
+All random numbers depend on (seed, epoch, batch) only: an interrupted and resumed run ends with the same weights, bit
+for bit on CPU. Data sets derive theirs from (seed, epoch, index) with `core.seeding.sample_rng`; their `set_epoch`, if
+any, is called before each epoch.
 """
 
 import json
@@ -54,18 +54,21 @@ from core.schedules import warmup_cosine
 from core.seeding import seed_batch
 from core.unfreezing import UnfreezingSchedule
 
-LOOK_EVERY = 20  # batches between looks at the losses on an accelerator: each look waits for the device
+LOOK_EVERY = 20  # batches between transfers of the losses to the host, each of which synchronises the device
 
 
 class Run:
-    """One training run in one folder. See the module's docstring for its use, `core.args` for the arguments.
+    """One training run in one folder; see the module docstring for its use and `core.args` for its arguments.
 
-    The folder gets `args.json`, `environment.json`, `metrics.jsonl` (one JSON object an epoch), `last/` and `previous/`
-    (full state), `best/` (model folder), and the tracker's events.
+    Output: `args.json`, `environment.json`, `metrics.jsonl` (one JSON object per epoch), `last/` and `previous/`
+    (training states), `best/` (model folder), and the events of the experiment tracker.
     """
 
     def __init__(self, args, project: str):
-        """Sets up devices and the folder (`--save_dir`, or `runs/<project>`), and seeds everything with `--seed`."""
+        """Initialises devices, output folder (`--save_dir` or `runs/<project>`) and random seed.
+
+        Raises UserError for settings that Accelerate does not accept and for a folder that holds another run.
+        """
         self.args, self.project = args, project
         path = RunFolder.choose(args, project)
         self.ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
@@ -79,15 +82,15 @@ class Run:
                 log_with=None if args.log_with == "none" else args.log_with,
                 project_config=ProjectConfiguration(logging_dir=str(args.log_dir or path / "tensorboard")),
                 dynamo_backend="inductor" if args.compile else None,
-                # Checking a large data set on one process keeps the others waiting.
+                # The other ranks wait while one checks a large data set.
                 kwargs_handlers=[self.ddp, InitProcessGroupKwargs(timeout=timedelta(hours=2))],
             )
         except (ValueError, ImportError) as error:
-            raise UserError(f"Accelerate refuses these settings: {first_line(error)}") from error
+            raise UserError(f"Accelerate does not accept these settings: {first_line(error)}") from error
         self.is_main = self.accelerator.is_main_process
         self.console = make_console(quiet=not self.is_main)
         if no_fp16:
-            self.console.print("fp16 needs an accelerator; there is none here, so this run computes in fp32")
+            self.console.print("fp16 needs an accelerator, and none is available: this run computes in fp32")
         self.files = RunFolder(path, partial(self.console.print, style="bold"))
         self.folder = self.files.path
         self.resume_from = self.files.state_to_resume(bool(args.resume), args.overwrite)
@@ -95,19 +98,19 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.accelerator.wait_for_everyone()
         self.model: nn.Module | None = None
-        self.epoch = self.batch = self.update = 0  # epochs and batches finished; updates made
+        self.epoch = self.batch = self.update = 0  # finished epochs, batches of this epoch, updates
         self.best: float | None = None
         self.best_epoch = self.epochs_without_best = 0
-        self._sums: dict[str, float] = {}  # over this epoch's batches
-        self._unread: list[tuple[int, list, dict[str, torch.Tensor]]] = []  # losses that are still on the device
+        self._sums: dict[str, float] = {}  # over the batches of this epoch
+        self._unread: list[tuple[int, list, dict[str, torch.Tensor]]] = []  # losses still on the device
         self._signal: int | None = None
         set_seed(args.seed)
 
     # ------------------------------------------------------------------------------------------------ preparation
 
     def loader(self, dataset: Dataset, shuffle: bool, batch_size: int | None = None) -> DataLoader:
-        """A loader with the run's workers and its batch size, or another one where an item holds several samples;
-        `shuffle` is for training, and drops the last part batch."""
+        """Data loader with `--num_workers` and `batch_size` (default: `--batch_size`). `shuffle`, for training, also
+        drops the last incomplete batch."""
         return DataLoader(
             dataset,
             batch_size=batch_size or self.args.batch_size,
@@ -130,11 +133,12 @@ class Run:
         keep: int = 1,
         unfreezing: UnfreezingSchedule | None = None,
     ) -> tuple[DataLoader, DataLoader]:
-        """Moves all to the devices, resumes where asked, writes args.json; returns the loaders to iterate over.
+        """Prepares model, optimiser and data loaders, resumes, and writes args.json; returns the prepared loaders.
 
-        `groups`: AdamW parameter groups with their `lr` (`core.schedules.parameter_groups`). `config`: what goes into
-        `best/config.json`. `monitor` names the validation metric that chooses `best/`; `mode` says whether "min" or
-        "max" is better. The `keep` best models are kept: best/, best_2/ …
+        `groups`: AdamW parameter groups with `lr` (`core.schedules.parameter_groups`). `config`: content of
+        `best/config.json`. `monitor`: validation metric that selects `best/`; `mode`: "min" or "max" is better.
+        `keep`: number of best models, in best/, best_2/ … Raises UserError for fewer training cases than one update
+        needs and for a training state that does not fit.
         """
         self.config, self.monitor, self.mode, self.unfreezing = config, monitor, mode, unfreezing
         self.keep = keep
@@ -149,7 +153,7 @@ class Run:
         )
         every = self.args.accumulate_grad_batches
         self.updates_per_epoch = len(self.train_loader) // every
-        self.batches_per_epoch = self.updates_per_epoch * every  # a part group at the end would count too little
+        self.batches_per_epoch = self.updates_per_epoch * every  # without incomplete accumulation
         if self.updates_per_epoch == 0:
             size = self.batch_size * self.accelerator.num_processes * every
             raise UserError(
@@ -161,7 +165,7 @@ class Run:
         if self.resume_from:
             self._load(self.resume_from)
         elif self.is_main:
-            self.files.clear()  # not before data and model are known to be good
+            self.files.clear()  # only after data and model are complete
         if self.is_main:
             self.files.describe(self.args, environment(self.accelerator))
         self._start_tracker()
@@ -173,7 +177,7 @@ class Run:
             return
         numbers = {k: v for k, v in vars(self.args).items() if isinstance(v, int | float | str)}
         tags = dict(self.args.tags)
-        # Without `purge_step` a resumed run shows the steps after its checkpoint twice.
+        # Without `purge_step`, a resumed run shows the steps after its checkpoint twice.
         kwargs = {"tensorboard": {"purge_step": self.update}, "mlflow": {"tags": tags}}
         self.accelerator.init_trackers(
             self.args.experiment_name or self.project,
@@ -187,18 +191,18 @@ class Run:
         frozen = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
         self.console.print(
             f"{parameters / 1e6:.1f} M parameters"
-            + (f", {(parameters - frozen) / 1e6:.1f} M to train and {frozen / 1e6:.1f} M frozen," if frozen else "")
+            + (f", {(parameters - frozen) / 1e6:.1f} M trainable and {frozen / 1e6:.1f} M frozen," if frozen else "")
             + f" on {accelerator.num_processes} × {accelerator.device.type}, "
             f"{accelerator.mixed_precision if accelerator.mixed_precision != 'no' else 'fp32'}; global batch "
             f"{self.batch_size} × {accelerator.num_processes} × {args.accumulate_grad_batches} = "
             f"{self.batch_size * accelerator.num_processes * args.accumulate_grad_batches}; "
-            f"{self.updates_per_epoch} updates an epoch; results in {self.folder}"
+            f"{self.updates_per_epoch} updates per epoch; results in {self.folder}"
         )
 
-    # ------------------------------------------------------------------------------------------------ the loop
+    # ------------------------------------------------------------------------------------------------ training loop
 
     def epochs(self) -> Iterator[int]:
-        """The epochs that are left to do. Seeds, wakes and freezes the model, and sets the epoch of the data."""
+        """The remaining epochs, counted from 0. Sets random seed, training mode, freezing, and epoch of the data."""
         self._listen()
         while self.epoch < self.args.epochs and not self._out_of_patience():
             self._epoch_start = time.perf_counter()
@@ -212,21 +216,21 @@ class Run:
             yield self.epoch
 
     def batches(self, loader: DataLoader) -> Iterator[dict]:
-        """The batches of one pass over `loader`, with a progress bar. The training loader goes on where it was left."""
+        """The batches of `loader`, with a progress bar; the remaining ones in a resumed training epoch."""
         if loader is self.train_loader:
             return self._training_batches()
         return self._validation_batches(loader)
 
     def _training_batches(self) -> Iterator[dict]:
-        if self.batch >= self.batches_per_epoch:  # resumed after the last batch: only the validation is left
+        if self.batch >= self.batches_per_epoch:  # resumed after the last batch: only the validation remains
             return
         loader = self.train_loader
         if self.batch:
             loader = skip_first_batches(loader, self.batch)
-            loader.set_epoch(self.epoch)  # before 1.15, Accelerate hands out the order of epoch 0 here
+            loader.set_epoch(self.epoch)  # Accelerate before 1.15 uses the order of epoch 0 here
         with progress(self.console, f"epoch {self.epoch + 1}", self.batches_per_epoch, self.batch) as advance:
             for batch in loader:
-                if self.batch == self.batches_per_epoch:  # a part group is left over
+                if self.batch == self.batches_per_epoch:  # the rest does not fill an accumulation
                     loader.end()
                     break
                 seed_batch(self.args.seed, self.epoch, self.batch, self.accelerator.process_index)
@@ -247,16 +251,17 @@ class Run:
                 self._stop_if_told(number)
 
     def step(self, loss: torch.Tensor, parts: dict[str, torch.Tensor] | None = None) -> None:
-        """Backward pass of one batch and, where the accumulation is complete, clipping and the update.
+        """Backward pass of one batch and, after a complete gradient accumulation, clipping and the update.
 
-        `parts` are further scalars to log. A loss or gradient that is not finite ends the run with the batch's ids.
+        `loss`: scalar; `parts`: further scalars to log. Raises UserError with the ids of the batch if a loss or the
+        gradient norm is not finite, at the latest LOOK_EVERY batches later.
         """
         self.accelerator.backward(loss)
         values = {"loss": loss.detach()} | {name: value.detach() for name, value in (parts or {}).items()}
         if self.accelerator.sync_gradients:
             if self.args.grad_clip:
                 norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.grad_clip)
-                if self.accelerator.scaler is None:  # with fp16 an infinite norm is daily business of the scaler
+                if self.accelerator.scaler is None:  # with fp16, the scaler handles infinite norms
                     values["grad_norm"] = norm.detach()
             factor = self.rate(self.update)
             for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
@@ -270,10 +275,9 @@ class Run:
             self._read_losses()
 
     def end_epoch(self, metrics: dict[str, float] | None) -> bool:
-        """Logs the epoch, writes `best/` and `last/`. True where `--early_stopping_patience` has run out.
+        """Logs the epoch and writes `best/` and `last/`. Returns True for early stopping.
 
-        `metrics` are the validation's, the same in every process, and hold the monitored one; None after an epoch
-        without a validation, which cannot be the best.
+        `metrics`: validation metrics with the monitored one, equal on all ranks; None for an epoch without validation.
         """
         value = float(metrics[self.monitor]) if metrics else math.nan
         better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
@@ -282,13 +286,13 @@ class Run:
         else:
             self.epochs_without_best += 1
         self._log_epoch(metrics or {})
-        if math.isfinite(value) and self.is_main:  # before `last/`: a crash between them repeats this epoch
+        if math.isfinite(value) and self.is_main:  # before `last/`: after a crash in between, this epoch is repeated
             self._save_if_among_best(value)
         self.epoch, self.batch, self._sums = self.epoch + 1, 0, {}
         self._save_state()
         self._stop_if_told(0)
         if self._out_of_patience():
-            self.console.print(f"no better {self.monitor} for {self.epochs_without_best} epochs: stopping")
+            self.console.print(f"early stopping: no better {self.monitor} for {self.epochs_without_best} epochs")
         return self._out_of_patience()
 
     def _save_if_among_best(self, value: float) -> None:
@@ -299,7 +303,7 @@ class Run:
             save_model(place[0], model, {**self.config, "best": best}, keep=place[1])
 
     def show(self, picture: Path) -> None:
-        """Hands a picture on the disk to the tracker, on the main process."""
+        """Logs a picture file to the experiment tracker, on the main process."""
         for tracker in self.accelerator.trackers if self.is_main else ():
             if tracker.name == "tensorboard":
                 pixels = np.asarray(Image.open(picture).convert("RGB"))
@@ -312,7 +316,7 @@ class Run:
         return patience > 0 and self.epochs_without_best >= patience
 
     def finish(self) -> None:
-        """Draws the curves, closes the trackers and says where the best model is. The run's model is gone after it."""
+        """Draws the training curves, closes the trackers, prints the best epoch, and releases the model."""
         if self.is_main and self.best is not None:
             from core import figures
 
@@ -324,10 +328,10 @@ class Run:
                 f"best {self.monitor} {self.best:.4g} in epoch {self.best_epoch}: {self.folder / 'best'}", style="bold"
             )
 
-    # ------------------------------------------------------------------------------------------------ logs
+    # ------------------------------------------------------------------------------------------------ logging
 
     def _read_losses(self) -> None:
-        """Brings the losses to the host, checks them, and adds them to the epoch's sums."""
+        """Transfers the losses to the host, checks them, and adds them to the sums of the epoch."""
         if not self._unread:
             return
         numbers = torch.stack([v.float() for _, _, values in self._unread for v in values.values()]).cpu().tolist()
@@ -338,7 +342,7 @@ class Run:
                 listing = ", ".join(f"{name} {number:.4g}" for name, number in row.items())
                 raise UserError(
                     f"epoch {self.epoch + 1}, batch {batch + 1}: {listing}. Cases: {', '.join(map(_name, ids))}. "
-                    "Look at these cases, lower --lr, or train without --mixed_precision"
+                    "Check these cases, lower --lr, or train without --mixed_precision"
                 )
             for name, number in row.items():
                 self._sums[name] = self._sums.get(name, 0.0) + number
@@ -373,27 +377,19 @@ class Run:
             + f"lr {row['lr']:.1e}  {row['seconds']:.0f} s{star}"
         )
 
-    # ------------------------------------------------------------------------------------------------ states
+    # ------------------------------------------------------------------------------------------------ training state
 
     def _save_state(self) -> None:
-        """Writes `last/`; what was there becomes `previous/`. All processes take part."""
+        """Writes `last/`; its former content becomes `previous/`. To be called on all ranks."""
         last = self.folder / "last"
-        state = {
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "update": self.update,
-            "batches_per_epoch": self.batches_per_epoch,
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "epochs_without_best": self.epochs_without_best,
-            "sums": gather_object([self._sums]),  # of each process
-        }
+        numbers = "epoch", "batch", "update", "batches_per_epoch", "best", "best_epoch", "epochs_without_best"
+        state = {name: getattr(self, name) for name in numbers} | {"sums": gather_object([self._sums])}  # of each rank
         with replacing(last, self.folder / "previous") if self.is_main else nullcontext(writing_name(last)) as writing:
-            self.accelerator.wait_for_everyone()  # the folder is there
+            self.accelerator.wait_for_everyone()  # the folder exists
             self.accelerator.save_state(str(writing))
             if self.is_main:
                 (writing / "state.json").write_text(json.dumps(state, indent=1))
-            self.accelerator.wait_for_everyone()  # every process has written
+            self.accelerator.wait_for_everyone()  # all ranks have written
         self.accelerator.wait_for_everyone()
 
     def _load(self, folder: Path) -> None:
@@ -411,16 +407,16 @@ class Run:
             and state["batches_per_epoch"] == self.batches_per_epoch
         ):
             self._sums = state["sums"][self.accelerator.process_index]
-        else:  # other processes or batch size: positions within an epoch mean something else
+        else:  # another number of processes or batch size: other batches
             if self.batch:
-                self.console.print("the epochs now have other batches: this one starts again", style="bold")
+                self.console.print("other batch size or number of processes: this epoch starts again", style="bold")
             self.update, self.batch = self.epoch * self.updates_per_epoch, 0
         if self.is_main:
             self.files.go_back_to(folder, self.epoch)
         self.console.print(f"resumed from {folder}: epoch {self.epoch + 1}, batch {self.batch + 1}", style="bold")
 
     def _listen(self) -> None:
-        """From now on SIGTERM and Ctrl-C save before they end the run; a second Ctrl-C ends it at once."""
+        """Makes SIGTERM and Ctrl-C save the training state before the run ends; a second Ctrl-C ends it at once."""
 
         def remember(number, frame):
             self._signal = number
@@ -431,9 +427,9 @@ class Run:
             signal.signal(number, remember)
 
     def _close(self) -> None:
-        """Ends trackers and processes' connection, and gives the signals back."""
+        """Closes the trackers and the process group, and restores the signal handlers."""
         self.accelerator.wait_for_everyone()
-        # DistributedDataParallel holds the connection. If that outlives the interpreter, torch aborts now and then.
+        # DistributedDataParallel holds the process group; torch may abort if it outlives the interpreter.
         self.model = self.optimizer = None
         self.accelerator.free_memory()
         self.accelerator.end_training()
@@ -441,7 +437,7 @@ class Run:
             signal.signal(number, handler)
 
     def _stop_if_told(self, number: int) -> None:
-        """Saves and leaves if any process was told to stop. The processes agree on it every ten batches."""
+        """Saves the training state and exits if any rank has received a signal; ranks check every ten batches."""
         told = self._signal or 0
         if self.accelerator.num_processes > 1:
             if number % 10:

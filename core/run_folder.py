@@ -1,4 +1,4 @@
-"""The folder of one run: which one it is, what an earlier run left in it, and its plain files."""
+"""Output folder of a run: its choice, the training states and models in it, and its text files."""
 
 import json
 import shutil
@@ -10,11 +10,11 @@ from core.errors import UserError
 from core.files import flush, write_text
 from core.results import plain, write_json
 
-STATES = ("last", "previous")  # full states, the newest first
+STATES = ("last", "previous")  # training states, the newest first
 
 
 class RunFolder:
-    """Paths and files of a run. `say` prints a line, on the main process only."""
+    """Paths and files of a run. `say` prints a line on the main process."""
 
     def __init__(self, path: Path, say: Callable[[str], None]):
         self.path, self.say = path, say
@@ -22,24 +22,25 @@ class RunFolder:
 
     @staticmethod
     def choose(args, project: str) -> Path:
-        """That which --resume names, or --save_dir, or runs/<project>. Raises UserError where they contradict."""
+        """Folder given by --resume or --save_dir, or runs/<project>. Raises UserError if the two flags contradict or
+        --resume names no training state."""
         if args.resume in (None, "latest"):
             return args.save_dir or Path("runs") / project
         named = Path(args.resume)
         folder = named.parent if named.name in STATES else named
         if not _states(folder):
             raise UserError(
-                f"--resume {named}: no training state there; give the folder of a run (it holds last/). A weights "
-                "file or best/ has no optimiser state to go on from"
+                f"--resume {named}: no training state there; give a run folder with last/ (a weights file or best/ "
+                "has no optimiser state)"
             )
         if args.save_dir and args.save_dir.resolve() != folder.resolve():
             raise UserError(f"--resume goes on in {folder}: leave out --save_dir {args.save_dir}, or copy the run")
         return folder
 
     def state_to_resume(self, resume: bool, overwrite: bool) -> Path | None:
-        """The newest state that is whole, or None to start from the beginning.
+        """The newest intact training state, or None to start from the beginning.
 
-        Raises UserError if no state is whole, and if a run is there that nobody asked to go on with or to replace.
+        Raises UserError if all states are damaged, or if the folder holds a run and neither flag is given.
         """
         states = _states(self.path)
         if resume and states:
@@ -48,36 +49,36 @@ class RunFolder:
                 if problem is None:
                     return state
                 self.say(f"{state} cannot be used: {problem}")
-            raise UserError(f"no state in {self.path} can be used; start anew with --overwrite")
+            raise UserError(f"no training state in {self.path} can be used; start again with --overwrite")
         if resume:
             self.say(f"nothing to resume in {self.path}: starting from the beginning")
         elif not overwrite and (states or self.metrics.exists()):
             raise UserError(
-                f"{self.path} holds a run: --resume goes on, --overwrite replaces it, --save_dir takes another"
+                f"{self.path} holds a run: --resume goes on, --overwrite replaces it, --save_dir sets another folder"
             )
         return None
 
     def clear(self) -> None:
-        """Takes away what an earlier run left there. Nothing else in the folder is touched."""
-        # last/ after previous/: --resume must not go on with what is half taken away.
+        """Deletes the states, models and metrics of an earlier run; other files in the folder are untouched."""
+        # last/ after previous/: after an interruption, --resume must not fall back to an older state.
         for folder in (*(self.path / name for name in (*reversed(STATES), "best")), *self.path.glob("best_[2-9]")):
             shutil.rmtree(folder, ignore_errors=True)
         self.metrics.unlink(missing_ok=True)
 
     def describe(self, args, environment: dict) -> None:
-        """Writes args.json and environment.json; says which arguments differ from those before."""
+        """Writes args.json and environment.json, and prints which arguments differ from those of the resumed run."""
         arguments, file = plain(vars(args)), self.path / "args.json"
         before = json.loads(file.read_text()) if args.resume and file.exists() else {}
         harmless = {"resume", "overwrite", "save_dir", "cache_dir", "num_workers"}
         harmless |= {"log_dir", "log_with", "experiment_name", "tags"}
         for name in sorted(set(before) & set(arguments) - harmless):
             if before[name] != arguments[name]:
-                self.say(f"resumed with another --{name}: {before[name]} before, {arguments[name]} now")
+                self.say(f"resumed with a different --{name}: {before[name]} before, {arguments[name]} now")
         write_json(file, arguments)
         write_json(self.path / "environment.json", environment)
 
     def log(self, row: dict) -> None:
-        """Adds one line to metrics.jsonl."""
+        """Appends one line to metrics.jsonl."""
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(plain(row)) + "\n")
         flush(self.metrics)
@@ -85,10 +86,10 @@ class RunFolder:
     def place_among_best(
         self, value: float, epoch: int, monitor: str, mode: str, count: int
     ) -> tuple[Path, Path | None] | None:
-        """(folder for a model of this value, folder for the one that is there now); None if it is not among the best.
+        """(folder of a new model with this value, new folder of the model in its place); None if not among the best.
 
-        best/, best_2/ … hold the `count` best models, the best first; what comes below them moves down. The model of
-        an epoch that is done again after a crash is replaced.
+        best/, best_2/ … hold the `count` best models, the best first; worse models move down. The model of an epoch
+        that is repeated after a crash is replaced.
         """
         places = [self.path / ("best" if number == 1 else f"best_{number}") for number in range(1, count + 1)]
         held = []
@@ -114,9 +115,9 @@ class RunFolder:
         return places[place], places[place + 1]
 
     def go_back_to(self, state: Path, epochs: int) -> None:
-        """Takes away what is newer than `state`, which was saved after so many epochs: a last/ that cannot be used, and
-        further lines of metrics.jsonl, for a killed run may have logged more than it saved."""
-        if state.name != STATES[0]:  # or the next save would keep the bad one, in the place of this good one
+        """Deletes everything newer than `state`, saved after `epochs` epochs: a damaged last/, and further lines of
+        metrics.jsonl, since a killed run may have logged more epochs than it saved."""
+        if state.name != STATES[0]:  # otherwise the next save would replace this state by the damaged one
             shutil.rmtree(self.path / STATES[0], ignore_errors=True)
         lines = self.metrics.read_text().splitlines(keepends=True) if self.metrics.exists() else []
         write_text(self.metrics, "".join(line for line in lines[:epochs] if line.endswith("\n")))

@@ -1,4 +1,4 @@
-"""Who is held out: patients divided by their name alone, and none in two splits."""
+"""Patient splits: held-out patients by a hash of the name, and a check for patients in several splits."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,16 +8,13 @@ from core.validation import find_leaks
 
 
 def position(name: str) -> float:
-    """A number in [0, 1) that follows from the name: patients below 0.15, say, are a random 15 %.
-
-    The same patients for every seed, every order of files and every member of an ensemble.
-    """
+    """Hash of a patient's name in [0, 1): patients below 0.15, for example, are a random 15 %, independent of random
+    seed, file order and ensemble member."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
 def refuse_shared_patients(splits: Mapping[str, Mapping[str, str]]) -> None:
-    """`splits`: split -> {case: patient}. Raises UserError if a patient stands in two: scans of one person are too
-    alike to count as unseen."""
+    """Raises UserError if a patient is in more than one of the `splits` (split -> {case: patient})."""
     leaks = find_leaks(splits)
     if leaks:
         patient, places = next(iter(leaks.items()))

@@ -1,4 +1,4 @@
-"""How sure a number is: bootstrap intervals over patients, conformal intervals, calibration, Monte Carlo dropout."""
+"""Uncertainty: bootstrap confidence intervals over patients, conformal intervals, calibration, Monte Carlo dropout."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from core.losses.classification import UNKNOWN
 
 
 class Interval(NamedTuple):
-    """An estimate with the ends of its confidence interval."""
+    """An estimate and the bounds of its confidence interval."""
 
     estimate: float
     low: float
@@ -25,11 +25,11 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval (Efron & Tibshirani 1993, ch. 13) of `statistic` over whole groups.
+    """Percentile bootstrap interval (Efron & Tibshirani 1993, ch. 13) of `statistic`, resampled by group.
 
-    `groups` (N,) says which patient each case belongs to: cases of one patient are drawn together, because they are
-    not independent. `statistic` takes row numbers (with repeats) and returns a number; resamples in which it is NaN
-    (no positive case drawn, say) are left out. Raises ValueError for no cases.
+    `groups` (N,): patient of each case; cases of a patient are not independent and are drawn together. `statistic`:
+    row numbers with repeats (n,) -> scalar or array; resamples in which it is NaN (e.g. without a positive case) are
+    left out. Raises ValueError if there are no cases.
     """
     if len(groups) == 0:
         raise ValueError("no cases to bootstrap")
@@ -40,25 +40,24 @@ def bootstrap(
     values = np.array([statistic(np.concatenate([members[group] for group in draw])) for draw in draws])
     estimate = np.asarray(statistic(np.arange(len(membership))), float)
     ends = np.full((2, *estimate.shape), np.nan)
-    known = np.isfinite(values).any(axis=0)  # of an all-NaN column numpy would warn
+    known = np.isfinite(values).any(axis=0)  # numpy warns about all-NaN columns
     ends[:, known] = np.nanquantile(values[:, known], [(1 - level) / 2, (1 + level) / 2], axis=0)
     return Interval(*(float(value) if estimate.ndim == 0 else value for value in (estimate, *ends)))
 
 
 def conformal_factor(scores: Sequence[float], groups: Sequence, level: float = 0.9) -> float:
-    """The quantile of `scores` (N,) = |y - ŷ| / σ of a calibration set that makes ŷ ± factor · σ cover new cases.
+    """Quantile of the `scores` (N,) = |y − ŷ| / σ of a calibration set, so that ŷ ± factor · σ covers new cases.
 
-    Split conformal prediction where cases come in groups: each of P patients weighs 1/(P + 1), shared evenly by their
-    cases, and the last 1/(P + 1), that of the patient to come, lies at infinity (Lee, Barber & Willett 2023,
-    "Distribution-free inference with hierarchical data", who so give a guarantee to the pooled CDFs of Dunn, Wasserman
-    & Ramdas 2022, which cover as asked for in the limit of many patients). If patients are exchangeable, and each one's
-    cases among themselves, a case of a new patient is covered with probability `level` or more, for any model that has
-    not seen the calibration set. This is on average over calibration sets and patients, each patient counted once
-    however many cases there are; not for every patient, nor given the size. With one case a patient it is the
-    ⌈(P + 1) level⌉-th smallest score.
+    Split conformal prediction with grouped cases: each of P patients has the weight 1/(P + 1), divided equally among
+    the patient's cases, and the new patient's 1/(P + 1) lies at infinity (Lee, Barber & Willett 2023,
+    "Distribution-free inference with hierarchical data": the pooled CDFs of Dunn, Wasserman & Ramdas 2022 with a
+    finite-sample guarantee). If patients are exchangeable, and the cases within each patient, a case of a new patient
+    is covered with probability `level` or more, for any model not trained on the calibration set. The guarantee is
+    marginal over calibration sets and patients (each patient counts once), not conditional on the patient or the number
+    of cases. With one case per patient, the factor is the ⌈(P + 1) level⌉-th smallest score.
 
-    Infinite where P < level / (1 - level). Raises ValueError for scores that are negative or NaN, for a level outside
-    (0, 1), and unless each score has a group.
+    Infinite for P < level / (1 − level). Raises ValueError for negative or NaN scores, a level outside (0, 1), and
+    `scores` and `groups` (N,) of different lengths.
     """
     scores = np.asarray(scores, float)
     if scores.ndim != 1 or len(scores) != len(groups):
@@ -69,18 +68,16 @@ def conformal_factor(scores: Sequence[float], groups: Sequence, level: float = 0
         raise ValueError(f"level {level} is not between 0 and 1")
     _, membership, cases = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
     order = np.argsort(scores)
-    patients = np.cumsum(1 / cases[membership[order]])  # how many lie up to each score, in parts of patients
-    needed = level * (len(cases) + 1) - 1e-9  # sums of thirds are a little off
+    patients = np.cumsum(1 / cases[membership[order]])  # cumulative weight of the sorted scores
+    needed = level * (len(cases) + 1) - 1e-9  # tolerance for rounding
     reached = np.searchsorted(patients, needed)
     return float(scores[order[reached]]) if reached < len(scores) else np.inf
 
 
 @contextlib.contextmanager
 def dropout_on(model: nn.Module) -> Iterator[None]:
-    """Dropout as in training, all else as it is: passes differ, and their spread tells how sure the model is.
-
-    Monte Carlo dropout: Gal & Ghahramani 2016, "Dropout as a Bayesian Approximation".
-    """
+    """Monte Carlo dropout (Gal & Ghahramani 2016, "Dropout as a Bayesian Approximation"): activates the dropout layers,
+    so that repeated predictions vary with the uncertainty of the model."""
     layers = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and not m.training]
     for layer in layers:
         layer.train()
@@ -92,12 +89,12 @@ def dropout_on(model: nn.Module) -> Iterator[None]:
 
 
 def fit_platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """(temperature, bias) that make `σ(logit / temperature + bias)` most likely, the temperature between 1/50 and 50.
+    """Maximum-likelihood (temperature, bias) of `σ(logit / temperature + bias)`, with a temperature in [1/50, 50].
 
-    Platt 1999 with one scale and one bias for all labels; without the bias it is the temperature scaling of Guo et al.
-    2017, which cannot mend what pooling does: a maximum of many probabilities is too high by its nature. `logits`,
-    finite, and `labels` (1, 0, or -1 for unknown) of one shape; all known cells count alike. (1, 0) where the known
-    cells hold one class or none. Raises ValueError for other shapes and logits that are not finite.
+    Platt 1999, with one scale and one bias for all labels. Temperature scaling (Guo et al. 2017) has no bias and cannot
+    correct the upward bias of a maximum over many probabilities. `logits` (finite) and `labels` (1, 0, or -1 for
+    unknown): same shape, e.g. (N, C); all known cells have equal weight. (1, 0) if the known cells have fewer than two
+    classes. Raises ValueError for different shapes and logits that are not finite.
     """
     from scipy.optimize import minimize
     from scipy.special import expit
@@ -123,8 +120,8 @@ def reliability(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(mean probability, frequency of the label, count), each (bins,), of the known cells in bins of equal width.
 
-    `probabilities` and `labels` (1, 0, or -1 for unknown) have one shape. A bin holds its lower end, the last one also
-    1. Mean and frequency of an empty bin are NaN. Raises ValueError for other shapes and outside [0, 1].
+    `probabilities` and `labels` (1, 0, or -1 for unknown): same shape, e.g. (N, C). Bins include their lower bound, the
+    last one also 1; empty bins give NaN. Raises ValueError for different shapes and values outside [0, 1].
     """
     probabilities, labels = _known(probabilities, labels)
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
@@ -137,17 +134,17 @@ def reliability(
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Mean distance of probability and frequency over the cells, bin by bin: what `reliability` shows in one number.
+    """Expected calibration error: mean of |mean probability − frequency| over the bins of `reliability`, by count.
 
-    For yes-or-no labels, not for the top class of several. torchmetrics gives probabilities of exactly 1 a bin of
-    their own, which no diagram shows; pooled probabilities do reach 1. NaN if no label is known.
+    For binary labels, arguments as for `reliability`. torchmetrics puts probabilities of exactly 1, which pooling can
+    give, into an extra bin. NaN if no label is known.
     """
     mean, frequency, count = reliability(probabilities, labels, bins)
     return float(np.nansum(count * np.abs(mean - frequency)) / count.sum()) if count.any() else np.nan
 
 
 def _known(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values and labels, float64 (n,), of the cells whose label is known."""
+    """Values and labels, float64 (n,), of the cells with a known label."""
     values, labels = np.asarray(values, float), np.asarray(labels)
     if values.shape != labels.shape:
         raise ValueError(f"values {values.shape} and labels {labels.shape} differ in shape")

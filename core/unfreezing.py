@@ -1,7 +1,7 @@
-"""Freezing parts of a model and letting them learn later, also under DistributedDataParallel.
+"""Freezing and gradual unfreezing of parts of a model, also under DistributedDataParallel.
 
-A frozen module gets no gradients, keeps no activations when its forward runs under `frozen_context`, and its
-normalisation layers keep the statistics that they came with.
+A frozen module has no gradients, stores no activations under `frozen_context`, and keeps the running statistics of its
+normalisation layers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,11 +10,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-Part = nn.Module | nn.Parameter  # a transformer's position embedding belongs to no module of its own
+Part = nn.Module | nn.Parameter  # e.g. a position embedding is a parameter without its own module
 
 
 def set_frozen(parts: Iterable[Part], frozen: bool) -> None:
-    """Turns the gradients of `parts` and of all parameters below them off or on, and modules to eval or train mode."""
+    """Disables or enables the gradients of `parts` and sets modules to eval or train mode, including submodules."""
     for part in parts:
         part.requires_grad_(not frozen)
         if isinstance(part, nn.Module):
@@ -22,27 +22,27 @@ def set_frozen(parts: Iterable[Part], frozen: bool) -> None:
 
 
 def is_frozen(module: nn.Module) -> bool:
-    """True where the module has parameters and none of them takes a gradient."""
+    """True if the module has parameters and none of them requires a gradient."""
     flags = [parameter.requires_grad for parameter in module.parameters()]
     return bool(flags) and not any(flags)
 
 
 def frozen_context(module: nn.Module) -> AbstractContextManager:
-    """`torch.no_grad()` for a frozen module, otherwise nothing: `with frozen_context(backbone): x = backbone(x)`."""
+    """`torch.no_grad()` for a frozen module, else a null context: `with frozen_context(backbone): x = backbone(x)`."""
     return torch.no_grad() if is_frozen(module) else nullcontext()
 
 
 class UnfreezingSchedule:
-    """Which modules and parameters learn from which epoch on.
+    """Gradual unfreezing by epoch.
 
-    `stages` is a list of (first epoch, parts): the parts are frozen before that epoch and learn from it on.
-    What no stage names learns from the start. For example, head first, the upper half at 20, everything at 40:
+    `stages`: (first epoch, parts) pairs; parts are frozen before this epoch, and parts without a stage are always
+    trainable. For example, only the head, from epoch 20 the upper half, from epoch 40 everything:
 
         UnfreezingSchedule([(20, blocks[6:]), (40, [*blocks[:6], embedding])])
 
-    Give it to `Run.prepare`, which wraps the model while everything is still trainable (DistributedDataParallel
-    registers only parameters that take gradients then; freezing first makes ranks diverge silently after the
-    unfreeze) and calls `apply` at the start of every epoch.
+    `Run.prepare` wraps the model before anything is frozen, since DistributedDataParallel registers only parameters
+    with gradients (otherwise ranks diverge after unfreezing), and `Run.epochs` calls `apply` in each epoch.
+    Raises ValueError for a parameter in two stages.
     """
 
     def __init__(self, stages: Sequence[tuple[int, Iterable[Part]]]):
@@ -50,10 +50,10 @@ class UnfreezingSchedule:
         parameters = (_parameters(part) for _, parts in self.stages for part in parts)
         named = [id(parameter) for below in parameters for parameter in below]
         if len(named) != len(set(named)):
-            raise ValueError("a parameter stands in two stages")
+            raise ValueError("a parameter is in two stages")
 
     def apply(self, epoch: int) -> None:
-        """Freezes and unfreezes for `epoch`. To be called after `model.train()`, which would wake frozen BatchNorm."""
+        """Freezes and unfreezes for `epoch`. Call after `model.train()`, which sets frozen BatchNorm to train mode."""
         for first_epoch, parts in self.stages:
             set_frozen(parts, frozen=epoch < first_epoch)
 

@@ -1,4 +1,4 @@
-"""Checks of the data before the first step: every problem counted, listed and written to `data_report.json`."""
+"""Data checks before training: problems are counted, listed and written to `data_report.json`."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -19,27 +19,28 @@ from core.results import write_json
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Shown = TypeVar("Shown")  # a case with its `id` and its picture, the file `image`
+Shown = TypeVar("Shown")  # a case with `id` and picture file `image`
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with the data, and what was done about it."""
+    """A problem of the data, and the action taken."""
 
-    reason: str  # the kind of problem, the same text for all of its kind: what the report counts by
-    where: str  # the file, and the case or line in it
+    reason: str  # kind of problem, by which the report counts
+    where: str  # file, and case or line in it
     action: str  # "case skipped", "landmark left out", "kept" …
     detail: str = ""
 
 
 @dataclass
 class DataReport:
-    """The problems of a data set. Readers add to it; scripts print and write it."""
+    """Usable cases and problems of a data set."""
 
     cases: dict[str, int] = field(default_factory=dict)  # split -> usable cases
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, reason: str, where: object, action: str, detail: object = "") -> None:
+        """Adds a `Problem`."""
         self.problems.append(Problem(reason, str(where), action, str(detail)))
 
     def counts(self) -> dict[tuple[str, str], int]:
@@ -47,29 +48,32 @@ class DataReport:
         return dict(Counter((p.reason, p.action) for p in self.problems).most_common())
 
     def write(self, file: Path) -> None:
-        """Writes all of it as JSON: counts first, then every problem."""
+        """Writes cases, counts and problems as JSON."""
         counts = [{"reason": r, "action": a, "count": n} for (r, a), n in self.counts().items()]
         content = {"cases": self.cases, "counts": counts, "problems": [asdict(p) for p in self.problems]}
         write_json(file, content)
 
     @contextmanager
     def written_to(self, file: Path, main: bool = True) -> Iterator[None]:
-        """For the block that reads the data: writes the report at its end, also where the block refuses them. On the
-        `main` process only."""
+        """Context manager around reading the data: writes the report at the end, if `main`; after an error only where
+        it has problems that explain it."""
         try:
             yield
+        except UserError:
+            main = main and bool(self.problems)
+            raise
         finally:
             if main:
                 self.write(file)
 
     def print(self, console: Console, file: Path | None = None) -> None:
-        """Prints usable cases and, if there are problems, a table of them with one example each."""
+        """Prints the numbers of usable cases and a table of the problems with one example each."""
         cases = ", ".join(f"{number} {split}" for split, number in self.cases.items())
         if not self.problems:
             console.print(f"data: {cases}; no problems found")
             return
         console.print(f"data: {cases}; {len(self.problems)} problems" + (f", all listed in {file}" if file else ""))
-        table = Table("problem", "what was done", "count", "for example", box=None, pad_edge=False)
+        table = Table("problem", "action", "count", "example", box=None, pad_edge=False)
         examples = {(p.reason, p.action): f"{p.where} {p.detail}".strip() for p in reversed(self.problems)}
         for key, count in self.counts().items():
             table.add_row(*key, str(count), examples[key])
@@ -77,10 +81,9 @@ class DataReport:
 
 
 def find_leaks(splits: Mapping[str, Mapping[str, object]]) -> dict[object, list[tuple[str, str]]]:
-    """Keys that stand in more than one split.
+    """Leakage between splits: key -> [(split, case), …] for each key in more than one split.
 
-    `splits`: split -> {case: key}, where the key is what must not be shared (a patient, a file's content).
-    Returns key -> [(split, case), …] for each shared key. Keys that are None are unknown and never match.
+    `splits`: split -> {case: key}, with the patient or the file content as key; None = unknown, never shared.
     """
     places = defaultdict(list)
     for split, cases in splits.items():
@@ -91,7 +94,7 @@ def find_leaks(splits: Mapping[str, Mapping[str, object]]) -> dict[object, list[
 
 
 def content_keys(files: Iterable[Path]) -> dict[Path, str | None]:
-    """A key of each file's content, equal for equal files. Only files of the same size are read; others get None."""
+    """SHA-256 checksum of each file that has the size of another one, to find duplicates; None for the others."""
     by_size = defaultdict(list)
     for file in files:
         by_size[file.stat().st_size].append(file)
@@ -108,10 +111,9 @@ def leave_out_unreadable(
     accelerator: "Accelerator | None" = None,
     decode: Callable[[Shown], object] = lambda case: read_image(case.image),
 ) -> dict[str, list[Shown]]:
-    """Decodes the picture of every case once, and leaves out those whose picture is broken.
+    """Cases by split without those whose picture `decode` refuses with ImageError; each picture is decoded once.
 
-    The processes of `accelerator` share the pictures, and all get the same result. `decode` raises ImageError for a
-    broken one. Raises UserError if a split has no case left.
+    The ranks of `accelerator` share the work and return the same result. Raises UserError for a split without cases.
     """
 
     def problem(case: Shown) -> ImageError | None:
@@ -130,5 +132,5 @@ def leave_out_unreadable(
                 report.add("picture unreadable", case.id, "left out", error)
         report.cases[split] = len(kept[split])
         if not kept[split]:
-            raise UserError(f"no readable picture in {split}, for example: {problems[0] if problems else 'empty'}")
+            raise UserError(f"no readable picture in {split} ({problems[0] if problems else 'no cases'})")
     return kept

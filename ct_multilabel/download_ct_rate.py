@@ -25,16 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 
-from huggingface_hub import HfApi, RepoFile, get_session, get_token
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, RepoFile, errors, get_session, get_token
 from huggingface_hub.utils import disable_progress_bars, logging
 from rich.console import Console
 
@@ -53,20 +44,20 @@ STALE = 600  # s after which a partial file belongs to no running transfer: the 
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the CT-RATE tree to fill")
-    parser.add_argument("--dry_run", action="store_true", help="fetch the tables, list the volumes, and stop")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="output folder: the CT-RATE tree")
+    parser.add_argument("--dry_run", action="store_true", help="list volumes and sizes, fetch only tables")
     group = parser.add_argument_group("selection")
-    group.add_argument("--splits", nargs="+", choices=ct_rate.SPLITS, default=ct_rate.SPLITS, help="one or both")
-    group.add_argument("--volumes", type=Path, metavar="LIST", help="only these: names such as train_1_a_1, one a line")
-    group.add_argument("--max_patients", type=positive_int, metavar="N", help="of each split; more includes fewer")
-    group.add_argument("--max_volumes", type=positive_int, metavar="N", help="of each split; whole patients only")
-    group.add_argument("--reconstructions", choices=("1", "all"), default="all", help="of a scan: the first, or all")
-    group.add_argument("--version", choices=ct_rate.VERSIONS, default="fixed", help="fixed is in HU; v1 is not")
-    group.add_argument("--seed", type=int, default=0, help="of the order in which patients are taken")
+    group.add_argument("--splits", nargs="+", choices=ct_rate.SPLITS, default=ct_rate.SPLITS, help="splits to fetch")
+    group.add_argument("--volumes", type=Path, metavar="LIST", help="list of volumes such as train_1_a_1, one a line")
+    group.add_argument("--max_patients", type=positive_int, metavar="N", help="patients per split; more includes fewer")
+    group.add_argument("--max_volumes", type=positive_int, metavar="N", help="volumes per split, in whole patients")
+    group.add_argument("--reconstructions", choices=("1", "all"), default="all", help="reconstructions per scan")
+    group.add_argument("--version", choices=ct_rate.VERSIONS, default="fixed", help="fixed is in HU, v1 is not")
+    group.add_argument("--seed", type=int, default=0, help="random seed of the order of patients")
     group = parser.add_argument_group("hub")
-    group.add_argument("--repository", default=REPOSITORY, metavar="NAME", help="a data set with the tree of CT-RATE")
-    group.add_argument("--revision", default="main", help="branch, tag or commit")
-    group.add_argument("--workers", type=positive_int, default=4, help="files that are fetched at a time")
+    group.add_argument("--repository", default=REPOSITORY, metavar="NAME", help="data set with the tree of CT-RATE")
+    group.add_argument("--revision", default="main", help="branch, tag or commit of the data set")
+    group.add_argument("--workers", type=positive_int, default=4, help="parallel downloads")
     args = parser.parse_args(argv)
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file; name a folder")
@@ -131,7 +122,7 @@ def choose_volumes(args, report: DataReport) -> list[str]:
     Volumes in the no_chest lists are left out and reported. Raises UserError for a listed name that is in no label
     table, and where no volume is left.
     """
-    tables = {split: ct_rate.read_labels(ct_rate.labels_file(args.output, split)) for split in args.splits}
+    tables = {split: ct_rate.read_labels(ct_rate.labels_file(args.output, split), report)[1] for split in args.splits}
     listed = dict.fromkeys(ct_rate.read_names(args.volumes)) if args.volumes else None
     unknown = [name for name in listed or () if not any(name in table for table in tables.values())]
     if unknown:
@@ -257,7 +248,7 @@ def fetch(api: HfApi, source: dict, output: Path, path: str, size: int) -> None:
             break
         except Exception as error:  # a closed connection has many names: OSError, httpx's own, RuntimeError
             refusal = cause(error)
-            refused = isinstance(refusal, HfHubHTTPError) and refusal.response.status_code < 500
+            refused = isinstance(refusal, errors.HfHubHTTPError) and refusal.response.status_code < 500
             if refused or not_writable(error) or attempt == ATTEMPTS:
                 raise
             time.sleep(attempt)
@@ -268,6 +259,7 @@ def fetch(api: HfApi, source: dict, output: Path, path: str, size: int) -> None:
 
 
 def is_whole(file: Path, size: int) -> bool:
+    """Whether a file has all of its `size` bytes."""
     return file.is_file() and file.stat().st_size == size
 
 
@@ -280,6 +272,7 @@ def remove_partials(output: Path, age: float = 0) -> None:
 
 
 def check_space(output: Path, size: int) -> None:
+    """Raises UserError if the disk has no room for `size` bytes."""
     free = shutil.disk_usage(output).free
     if size > free:
         raise UserError(
@@ -289,6 +282,7 @@ def check_space(output: Path, size: int) -> None:
 
 
 def gigabytes(sizes: Iterable[int]) -> str:
+    """The sum of sizes in bytes, as text."""
     return f"{sum(sizes) / 1e9:.2f} GB"
 
 
@@ -297,16 +291,18 @@ def gigabytes(sizes: Iterable[int]) -> str:
 
 def cause(error: BaseException | None) -> BaseException | None:
     """What is behind the library's "cannot find it on the disk either"."""
-    return error.__cause__ or error if isinstance(error, LocalEntryNotFoundError) else error
+    return error.__cause__ or error if isinstance(error, errors.LocalEntryNotFoundError) else error
 
 
 def not_writable(error: BaseException | None) -> bool:
+    """Whether the output folder cannot be written."""
     return isinstance(error, OSError) and error.errno in NOT_WRITABLE
 
 
 def no_access(error: BaseException | None) -> bool:
-    return isinstance(error, GatedRepoError) or (
-        isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403)
+    """Whether the hub refuses the token, or misses one."""
+    return isinstance(error, errors.GatedRepoError) or (
+        isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403)
     )
 
 
@@ -324,8 +320,9 @@ def plain_errors(api: HfApi, args) -> Iterator[None]:
 
 
 def explain(error: BaseException, endpoint: str, repository: str, revision: str) -> str:
+    """The user error behind an error of the hub, with the way out."""
     page = f"{endpoint}/datasets/{repository}"
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     if no_access(error) and get_token() is None:
         return f"{repository} needs a token: accept the licence at {page}, then set HF_TOKEN or run `hf auth login`"
     if status == 401:
@@ -333,13 +330,13 @@ def explain(error: BaseException, endpoint: str, repository: str, revision: str)
     if no_access(error):
         said = f" ({first_line(error.server_message)})" if error.server_message else ""
         return f"this token may not read {repository}{said}: accept the licence at {page} with the token's account"
-    if isinstance(error, HFValidationError):
+    if isinstance(error, errors.HFValidationError):
         return f"--repository {repository}: {first_line(error)}"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return f"{page} has no revision {revision}: --revision takes a branch, a tag or a commit"
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return f"{page} does not exist, or this token may not see it: check --repository and the token"
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it to download"
     if status is not None:
         return f"{endpoint} answers with an error: {first_line(error)}"

@@ -1,10 +1,11 @@
-"""Take slices from the volumes of CT-RATE: small files from which training reads at random.
+"""Extracts slices from CT volumes: small files from which training reads at random.
 
     python ct_multilabel/extract_slices.py --dataset_path CT-RATE --output slices
 
 Reads NIfTI, MetaImage and DICOM, turns them to one orientation, checks that they are in HU, finds the lungs, and writes
---slices slices of each volume to --output (see slice_store.py), with manifest.csv and data_report.json. A volume that
-cannot be used is listed there. The same command goes on after an interruption, and adds what is new.
+--slices slices of each volume to --output (see ct/store.py), with manifest.csv and data_report.json. The labels are the
+columns of the label tables that hold 0, 1 and -1. A volume that cannot be used is listed. The same command goes on
+after an interruption, and adds what is new.
 """
 
 import multiprocessing
@@ -17,108 +18,90 @@ from pathlib import Path
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
 
+# Nothing here imports torch: every worker process loads what this file does.
 from core.args import ArgumentParser, positive, positive_int, script
 from core.console import make_console, progress
 from core.errors import UserError, first_line
 from core.processes import cores
-from ct.store import (
-    MANIFEST,
-    SETTINGS,
-    SPLITS,
-    Extraction,
-    StoredVolume,
-    extract,
-    has_settings,
-    read_manifest,
-    read_settings,
-    start_worker,
-    write_manifest,
-    write_settings,
-)
+from core.validation import DataReport
+from ct import store
+from ct.ct_rate import find_volumes, patient_of
+from ct.extraction import Extraction, extract, start_worker
+from ct.labels import in_order, with_labels
+from ct.store import MANIFEST, SETTINGS, SPLITS, StoredVolume
 from ct.volumes import CHANNELS, VolumeError
-
-# ct_rate is imported in main(): it brings torch, which every worker process would load with this file.
 
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset_path", type=Path, default=Path("CT-RATE"), help="folder with dataset/ in it")
-    group.add_argument("--output", type=Path, default=Path("slices"), help="the store of slices")
-    group.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="parts of the data set")
-    group.add_argument("--overwrite", action="store_true", help="take all slices anew, with other settings if you like")
+    group.add_argument("--dataset_path", type=Path, default=Path("CT-RATE"), help="data folder, with dataset/ in it")
+    group.add_argument("--output", type=Path, default=Path("slices"), help="output folder: the slice store")
+    group.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, help="splits to extract")
+    group.add_argument("--overwrite", action="store_true", help="extract all slices again, also with other settings")
     group = parser.add_argument_group("slices")
-    group.add_argument("--slices", type=positive_int, default=32, help="a volume, at even distances in the chest")
-    group.add_argument("--size", type=positive_int, default=224, help="px")
-    group.add_argument(
-        "--field_mm", type=positive, default=360.0, help="mm that --size shows, around the body's centre"
-    )
-    group.add_argument(
-        "--channels",
-        choices=CHANNELS,
-        default="windows",
-        help="lung, mediastinum and bone window, or the lung window of the slice before, the slice, the slice after",
-    )
+    group.add_argument("--slices", type=positive_int, default=32, help="slices per volume, evenly spaced in the chest")
+    group.add_argument("--size", type=positive_int, default=224, help="slice size in px")
+    field = "field of view in mm, around the centre of the body"
+    group.add_argument("--field_mm", type=positive, default=360.0, help=field)
+    channels = "lung, mediastinum and bone windows of a slice, or three adjacent slices in the lung window"
+    group.add_argument("--channels", choices=CHANNELS, default="windows", help=channels)
     group = parser.add_argument_group("run")
-    group.add_argument(
-        "--workers",
-        type=positive_int,
-        default=cores(),
-        help="processes; each needs about 0.7 GB for a volume of 512×512×400",
-    )
+    workers = "worker processes; each needs about 0.7 GB for a volume of 512×512×400"
+    group.add_argument("--workers", type=positive_int, default=cores(), help=workers)
     args = parser.parse_args(argv)
     if not 50 <= args.field_mm <= 1000:
-        raise UserError(f"--field_mm {args.field_mm:g} is no width of a chest; use 50 to 1000")
+        raise UserError(f"--field_mm {args.field_mm:g} is out of range; use 50 to 1000")
     return args
 
 
 def main(argv=None):
     args = parse_args(argv)
-    from ct.ct_rate import find_volumes, patient_of
-
     settings = {name: getattr(args, name) for name in ("slices", "size", "field_mm", "channels")}
     check_store(args.output, settings, args.overwrite)
-    volumes, report = find_volumes(args.dataset_path, args.splits)
-    write_settings(args.output, settings)
+    report, console = DataReport(), make_console()
+    with report.written_to(args.output / "data_report.json"):
+        labels, volumes = find_volumes(args.dataset_path, report, args.splits)
+        store.write_settings(args.output, settings)
+        jobs = {}
+        for volume in volumes:
+            file = args.output / volume.split / f"{volume.name}.h5"
+            attributes = {"volume": volume.name, "patient": volume.patient, "split": volume.split}
+            attributes["source"] = volume.path.relative_to(args.dataset_path).as_posix()
+            jobs[volume.name] = (volume.path, volume.metadata, file, attributes, settings, args.overwrite)
 
-    jobs = {}
-    for volume in volumes:
-        file = args.output / volume.split / f"{volume.name}.h5"
-        attributes = {"volume": volume.name, "patient": volume.patient, "split": volume.split}
-        attributes["source"] = volume.path.relative_to(args.dataset_path).as_posix()
-        jobs[volume.name] = (volume.path, volume.metadata, file, attributes, settings, args.overwrite)
-
-    console = make_console()
-    by_name = {volume.name: volume for volume in volumes}
-    done: dict[str, StoredVolume | None] = {}  # None: could not be used
-    counts = Counter()
-    try:
-        with progress(console, "volumes", len(jobs)) as advance:
-            for name, outcome in run_jobs(jobs, min(args.workers, len(jobs))):
-                volume, file = by_name[name], jobs[name][2]
-                done[name] = None
-                if isinstance(outcome, Extraction):
-                    counts["kept" if outcome.kept else "extracted"] += 1
-                    scan = name.rpartition("_")[0] if patient_of(name) else name
-                    labelled = (volume.patient, scan, volume.split, outcome.slices, volume.labels)
-                    done[name] = StoredVolume(file, name, *labelled)
-                    problems, action = outcome.warnings, "kept"
-                else:
-                    problems, action = [outcome], "volume skipped"
-                for problem in problems:
-                    reason, _, detail = problem.partition(": ")
-                    report.add(reason, volume.path, action, detail)
-                advance()
-    except KeyboardInterrupt:
-        console.print(f"stopped after {len(done)} of {len(jobs)} volumes; the same command goes on")
-        raise
-    finally:
-        stored = [*(volume for volume in done.values() if volume), *earlier(args.output, done, settings)]
-        stored.sort(key=lambda volume: (volume.split, volume.name))
-        write_manifest(args.output, stored)
-        report.cases = dict(Counter(volume.split for volume in stored))
-        report.problems.sort(key=lambda problem: problem.where)  # they came as the processes ended
-        report.write(args.output / "data_report.json")
+        by_name = {volume.name: volume for volume in volumes}
+        done: dict[str, StoredVolume | None] = {}  # None: could not be used
+        counts = Counter()
+        try:
+            with progress(console, "volumes", len(jobs)) as advance:
+                for name, outcome in run_jobs(jobs, min(args.workers, len(jobs))):
+                    volume, file = by_name[name], jobs[name][2]
+                    done[name] = None
+                    if isinstance(outcome, Extraction):
+                        counts["kept" if outcome.kept else "extracted"] += 1
+                        scan = name.rpartition("_")[0] if patient_of(name) else name
+                        labelled = (volume.patient, scan, volume.split, outcome.slices, volume.labels)
+                        done[name] = StoredVolume(file, name, *labelled)
+                        problems, action = outcome.warnings, "kept"
+                    else:
+                        problems, action = [outcome], "volume skipped"
+                    for problem in problems:
+                        reason, _, detail = problem.partition(": ")
+                        report.add(reason, volume.path, action, detail)
+                    advance()
+        except KeyboardInterrupt:
+            console.print(f"stopped after {len(done)} of {len(jobs)} volumes; the same command goes on")
+            raise
+        finally:
+            before, old = earlier(args.output, done, settings)
+            both = in_order([*labels, *before])
+            stored = with_labels((volume for volume in done.values() if volume), labels, both)
+            stored += with_labels(old, before, both)
+            stored.sort(key=lambda volume: (volume.split, volume.name))
+            store.write_manifest(args.output, both, stored)
+            report.cases = dict(Counter(volume.split for volume in stored))
+            report.problems.sort(key=lambda problem: problem.where)  # they came as the processes ended
     report.print(console, args.output / "data_report.json")
     skipped = sum(volume is None for volume in done.values())
     if skipped == len(done):
@@ -129,43 +112,45 @@ def main(argv=None):
         )
     console.print(
         f"{counts['extracted']} volumes extracted, {counts['kept']} kept from before, {skipped} skipped; "
-        f"{len(stored)} in {args.output / MANIFEST}"
+        f"{len(stored)} with {len(both)} labels in {args.output / MANIFEST}"
     )
 
 
-def check_store(store: Path, settings: dict, overwrite: bool) -> None:
+def check_store(folder: Path, settings: dict, overwrite: bool) -> None:
     """Raises UserError if the store was made with other settings."""
-    if overwrite or not (store / SETTINGS).exists():
+    if overwrite or not (folder / SETTINGS).exists():
         return
-    found = read_settings(store)
+    found = store.read_settings(folder)
     differing = [
         f"{name} {found.get(name)} there, {value} now" for name, value in settings.items() if found.get(name) != value
     ]
     if differing:
         raise UserError(
-            f"{store} was made with other settings ({'; '.join(differing)}): name another --output, or add --overwrite"
+            f"{folder} was made with other settings ({'; '.join(differing)}): name another --output, or add --overwrite"
         )
 
 
-def earlier(store: Path, done: dict, settings: dict) -> list[StoredVolume]:
-    """Volumes in the manifest of earlier runs that this run did not come to, if their files have the same settings."""
-    if not (store / MANIFEST).exists():
-        return []
+def earlier(folder: Path, done: dict, settings: dict) -> tuple[tuple[str, ...], list[StoredVolume]]:
+    """The labels of the manifest of earlier runs, and its volumes that this run did not come to, if their files have
+    the same settings; no labels where there are no such volumes."""
+    if not (folder / MANIFEST).exists():
+        return (), []
     try:
-        listed = read_manifest(store)
-    except UserError:  # damaged, or of no volume: it is written anew
-        return []
-    return [volume for volume in listed if volume.name not in done and has_settings(volume.file, settings)]
+        labels, listed = store.read_manifest(folder)
+    except UserError:  # damaged or empty: it is written again
+        return (), []
+    found = [volume for volume in listed if volume.name not in done and store.has_settings(volume.file, settings)]
+    return labels if found else (), found
 
 
 def run_jobs(jobs: dict[str, tuple], workers: int) -> Iterator[tuple[str, Extraction | str]]:
-    """Runs `extract` with each job's arguments in processes of its own; (name, what came of it or what was wrong).
+    """Runs `extract` with each job's arguments in worker processes; yields (name, result or error message).
 
-    When a process is killed, by the system for its memory most likely, all of its pool die with it. Their volumes are
-    tried again one by one, so that only the one that asks too much is lost.
+    When a process is killed, most likely out of memory, its whole pool fails. The unfinished volumes are retried one
+    by one, so that only the volume at fault is lost.
     """
     waiting, suspects = deque(jobs), deque()
-    context = multiprocessing.get_context("spawn")  # as on Windows and macOS, so that one way is tried everywhere
+    context = multiprocessing.get_context("spawn")  # the start method of Windows and macOS, for all systems
     while waiting or suspects:
         queue, width = (suspects, 1) if suspects else (waiting, workers)
         running = {}

@@ -2,7 +2,7 @@
 
     python ct_multilabel/make_demo_data.py --output demo/CT-RATE --patients 160 --seed 0
 
-The volumes are phantoms, drawn by formulas (chest_phantom.py); no patient is behind them. They serve to try the
+The volumes are phantoms, drawn by formulas (ct/demo/); no patient is behind them. They serve to try the
 programs and to test them: a score on phantoms says nothing about CT. Of four patients one is held out (valid). Written
 are
 
@@ -19,8 +19,6 @@ from pathlib import Path
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
 
-import csv
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +27,11 @@ from core.args import ArgumentParser, non_negative_int, positive_int, script
 from core.console import make_console, progress
 from core.demo_data import start, write
 from core.errors import UserError
-from core.losses.classification import UNKNOWN
 from core.processes import cores, in_processes
+from core.results import write_csv
 from ct.ct_rate import SPLITS, labels_file, metadata_file, no_chest_file, volume_file
 from ct.demo.phantom import Phantom, Scan, write_phantom
-from ct.volumes import LABELS
+from ct.labels import LABELS, UNKNOWN
 
 BLOCK = 20  # patients that share a permutation a label, so that each block has its share of every finding
 POSITIVE = {"train": 3, "valid": 1}  # patients of a block with a finding: 20 % of 15 and of 5
@@ -56,6 +54,7 @@ class DemoVolume:
 
     @property
     def split(self) -> str:
+        """ "train" or "valid"."""
         return self.name.split("_")[0]
 
     @property
@@ -66,10 +65,10 @@ class DemoVolume:
 
 def parse_args(argv: list[str] | None = None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the CT-RATE tree to write")
-    parser.add_argument("--patients", type=positive_int, default=160, help="number of phantoms, at least 4")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of everything")
-    parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that draw")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="output folder: the CT-RATE tree")
+    parser.add_argument("--patients", type=positive_int, default=160, help="number of synthetic patients, at least 4")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="random seed of the phantoms")
+    parser.add_argument("--workers", type=positive_int, default=cores(), help="worker processes")
     parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
     args = parser.parse_args(argv)
     if args.patients < 4:
@@ -88,8 +87,9 @@ def main(argv: list[str] | None = None) -> None:
             advance()
     for split in SPLITS:
         members = [volume for volume in volumes if volume.split == split]
-        write(labels_file(args.output, split), labels_csv(members))
-        write(metadata_file(args.output, split), metadata_csv(members))
+        labels = [(f"{volume.name}.nii.gz", *volume.labels) for volume in members]
+        write_csv(labels_file(args.output, split), ("VolumeName", *LABELS), labels)
+        write_csv(metadata_file(args.output, split), COLUMNS, [list(volume.row.values()) for volume in members])
         other = [f"{volume.name}.nii.gz\n" for volume in members if volume.phantom.findings is None]
         write(no_chest_file(args.output, split), "".join(other).encode())
     held_out = sum(patient_split(patient) == "valid" for patient in range(args.patients))
@@ -103,6 +103,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def patient_split(patient: int) -> str:
+    """Every fourth patient is held out."""
     return "valid" if patient % 4 == 3 else "train"
 
 
@@ -184,26 +185,6 @@ def metadata_row(name: str, manufacturer: str, sex: str, age: str, scan: Scan, i
 
 
 # ------------------------------------------------------------------------------------------------------------- files
-
-
-def labels_csv(volumes: list[DemoVolume]) -> bytes:
-    """CT-RATE's table of labels: one row a volume."""
-    return table(
-        ("VolumeName", *LABELS),
-        [dict(zip(LABELS, volume.labels, strict=True)) | {"VolumeName": f"{volume.name}.nii.gz"} for volume in volumes],
-    )
-
-
-def metadata_csv(volumes: list[DemoVolume]) -> bytes:
-    return table(COLUMNS, [volume.row for volume in volumes])
-
-
-def table(columns: tuple[str, ...], rows: list[dict]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
 
 
 def files_of(recipe: dict) -> set[Path]:

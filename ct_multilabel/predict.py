@@ -1,13 +1,12 @@
-"""Probabilities of 18 abnormalities for your own chest CT, with a picture of where the model looked.
+"""Predicts the labels of your own chest CT volumes, with pictures of where the model saw them.
 
-    python ct_multilabel/predict.py --input VOLUME_OR_FOLDER --checkpoints runs/ct_multilabel/best
+    python ct_multilabel/predict.py --input VOLUME_OR_FOLDER --checkpoint runs/ct_multilabel/best
 
-Reads NIfTI, MetaImage and DICOM series. In --output: results.json (the VLM3D submission), predictions.csv, and for
-each volume <name>.png: the most telling slices of each label found, with Grad-CAM. Several checkpoints are averaged.
-Research use only: not a medical device.
+Reads NIfTI, MetaImage and DICOM series. Writes predictions.csv, data_report.json and for each volume <name>.png (the
+most telling slices of each label found, with Grad-CAM) to --output; for the labels of CT-RATE also results.json, the
+submission to VLM3D. Several checkpoints are averaged. Research use only: not a medical device.
 """
 
-import csv
 import sys
 from pathlib import Path
 
@@ -23,11 +22,14 @@ from core.args import ArgumentParser, non_negative_int, script
 from core.console import make_console
 from core.devices import make_accelerator
 from core.errors import UserError
+from core.files import distinct
+from core.results import write_csv
+from core.validation import DataReport
 from ct.ct_rate import find_files, read_metadata, stem
 from ct.ensemble import Member, Predictions, average, calibrated, load_members, predict_logits
 from ct.montage import montage
-from ct.vlm3d import write_results
-from ct.volumes import LABELS, VolumeError, load_volume, slice_stack
+from ct.vlm3d import write_submission
+from ct.volumes import VolumeError, load_volume, slice_stack
 
 MOST = 6  # labels in a picture
 SLICES = 3  # a label
@@ -35,14 +37,15 @@ SLICES = 3  # a label
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--input", type=Path, nargs="+", required=True, help="volumes, or folders of them")
-    parser.add_argument("--checkpoints", type=Path, nargs="+", required=True, help="best/ of training runs")
-    parser.add_argument("--output", type=Path, default=Path("runs/ct_predictions"), help="folder of results")
-    parser.add_argument("--metadata", type=Path, help="CT-RATE's metadata CSV, for volumes that are not in HU")
+    parser.add_argument("--input", type=Path, nargs="+", required=True, help="input volumes: files or folders")
+    several = "model folder: best/ of a training run; several are averaged"
+    parser.add_argument("--checkpoint", "--checkpoints", type=Path, nargs="+", required=True, help=several)
+    parser.add_argument("--output", type=Path, default=Path("runs/ct_predictions"), help="output folder")
+    parser.add_argument("--metadata", type=Path, help="metadata CSV of CT-RATE, for volumes that are not in HU")
     parser.add_argument(
-        "--mc_dropout", type=non_negative_int, default=0, metavar="N", help="passes with dropout, for uncertainty"
+        "--mc_dropout", type=non_negative_int, default=0, metavar="N", help="Monte Carlo dropout passes; 0 = none"
     )
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of the dropout masks")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="random seed of the dropout masks")
     return parser.parse_args(argv)
 
 
@@ -50,82 +53,83 @@ def main(argv=None):
     args = parse_args(argv)
     console = make_console()
     device = make_accelerator().device
-    members = load_members(args.checkpoints, device)
-    settings = members[0].config["slices"]
-    metadata = read_metadata(args.metadata) if args.metadata else {}
-    files = [file for path in args.input for file in find_files(path)]
-    if not files:
-        raise UserError(f"no volume (.nii.gz, .nii, .mha, .mhd, DICOM) in {', '.join(map(str, args.input))}")
-    args.output.mkdir(parents=True, exist_ok=True)
+    members = load_members(args.checkpoint, device)
+    config = members[0].config
     torch.manual_seed(args.seed)
-
-    names, rows, failures = [], [], []
-    for file in files:
-        try:
-            volume = load_volume(file, metadata.get(stem(file.name)))
-        except VolumeError as error:
-            failures.append(str(error))
-            continue
-        name = stem(file.name) if stem(file.name) not in names else f"{stem(file.name)}_{len(names) + 1}"
-        for warning in volume.warnings:
-            console.print(f"warning: {file}: {warning}", style="bold")
-        pixels, positions = slice_stack(volume, **settings)
-        prediction, found = predict(members, torch.from_numpy(pixels).to(device), args.mc_dropout)
-        title = f"{name}   {', '.join(m.name for m in members)}   research use only"
-        picture = montage(pixels, positions, found, settings["channels"], title)
-        figures.save(picture, args.output / f"{name}.png", dpi=110)
-        print_labels(console, name, prediction)
-        names.append(name)
-        rows.append((file, volume.warnings, prediction))
-
-    for failure in failures:
-        console.print(f"left out: {failure}", style="bold")
-    if not rows:
-        raise UserError(f"none of {len(files)} volumes could be used: {failures[0]}")
-    scores = np.concatenate([prediction.scores for _, _, prediction in rows])
-    write_results(args.output / "results.json", names, scores)
-    write_table(args.output / "predictions.csv", names, rows)
+    rows, report = [], DataReport()
+    with report.written_to(args.output / "data_report.json"):
+        metadata = read_metadata(args.metadata) if args.metadata else {}
+        files = [file for path in args.input for file in find_files(path)]
+        if not files:
+            raise UserError(f"no volume (.nii.gz, .nii, .mha, .mhd, DICOM) in {', '.join(map(str, args.input))}")
+        for file, name in zip(files, distinct(stem(file.name) for file in files), strict=True):
+            try:
+                volume = load_volume(file, metadata.get(stem(file.name)))
+            except VolumeError as error:
+                note(report, file, "left out", str(error).removeprefix(f"{file}: "), console)
+                continue
+            for warning in volume.warnings:
+                note(report, file, "warning", warning, console)
+            pixels, positions = slice_stack(volume, **config["slices"])
+            prediction, found = predict(members, torch.from_numpy(pixels).to(device), args.mc_dropout)
+            title = f"{name}   {', '.join(m.name for m in members)}   research use only"
+            picture = montage(pixels, positions, found, config["slices"]["channels"], title)
+            figures.save(picture, args.output / f"{name}.png", dpi=110)
+            print_labels(console, name, prediction, config["labels"])
+            rows.append((name, file, volume.warnings, prediction))
+        report.cases = {"volumes": len(rows)}
+        if not rows:
+            first = report.problems[0]
+            raise UserError(f"none of {len(files)} volumes could be used: {first.where}: {first.detail}")
+    write_table(args.output / "predictions.csv", rows, config["labels"])
+    scores = np.concatenate([prediction.scores for *_, prediction in rows])
+    write_submission(args.output, [name for name, *_ in rows], scores, config, console)
     console.print(f"{len(rows)} of {len(files)} volumes done, results in {args.output}. Research use only.")
+
+
+def note(report: DataReport, file: Path, action: str, problem: str, console: Console) -> None:
+    """Reports and prints what is wrong with a volume."""
+    report.add(problem.partition(": ")[0], file, action, problem)
+    console.print(f"{action}: {file}: {problem}", style="bold")
 
 
 @torch.no_grad()
 def predict(members: list[Member], slices: torch.Tensor, dropout_samples: int) -> tuple[Predictions, list[tuple]]:
     """The prediction for the slices (S, 3, H, W) uint8 of one volume, and what `montage` shows of the labels found:
-    (label, score, numbers of the slices that speak most for it, heat maps), as the first member sees it."""
+    (label, score, numbers of the slices with the highest logits, heat maps), as the first member sees it."""
     logits = [predict_logits(member, slices[None], dropout_samples) for member in members]
     prediction = average([calibrated(m, x.cpu().numpy()) for m, x in zip(members, logits, strict=True)])
     scores, model = prediction.scores[0], members[0].model
     found = [int(k) for k in np.argsort(-scores) if scores[k] >= 0.5][:MOST]
-    evidence = model(slices[None])["slices"][0] if found else None  # (S, 18)
+    evidence = model(slices[None])["slices"][0] if found else None  # (S, labels)
     shown = []
     for k in found:
         numbers = evidence[:, k].topk(min(SLICES, len(slices))).indices.sort().values
         heat = model.grad_cam(slices[numbers], k).cpu().numpy()
-        shown.append((LABELS[k], float(scores[k]), numbers.cpu().numpy(), heat))
+        shown.append((members[0].config["labels"][k], float(scores[k]), numbers.cpu().numpy(), heat))
     return prediction, shown
 
 
-def print_labels(console: Console, name: str, prediction: Predictions) -> None:
+def print_labels(console: Console, name: str, prediction: Predictions, labels: list[str]) -> None:
     """The labels found, and the next three."""
     table = Table(name, "score", "probability", "", box=None)
     scores, probabilities = prediction.scores[0], prediction.probabilities[0]
     order = np.argsort(-scores)
     for k in order[: (scores >= 0.5).sum() + 3]:
-        table.add_row(LABELS[k], f"{scores[k]:.2f}", f"{probabilities[k]:.2f}", "found" if scores[k] >= 0.5 else "–")
+        table.add_row(labels[k], f"{scores[k]:.2f}", f"{probabilities[k]:.2f}", "found" if scores[k] >= 0.5 else "–")
     console.print(table)
 
 
-def write_table(file: Path, names: list[str], rows: list[tuple[Path, list[str], Predictions]]) -> None:
+def write_table(file: Path, rows: list[tuple[str, Path, list[str], Predictions]], labels: list[str]) -> None:
     """One row a volume and label: calibrated probability, score (0.5 = threshold), spread where there is one."""
-    with open(file, "w", newline="", encoding="utf-8") as table:
-        writer = csv.writer(table)
-        writer.writerow(["volume", "file", "label", "probability", "score", "found", "sd", "warnings"])
-        for name, (path, warnings, prediction) in zip(names, rows, strict=True):
-            for k, label in enumerate(LABELS):
-                probability, score = prediction.probabilities[0, k], prediction.scores[0, k]
-                sd = "" if prediction.spread is None else f"{prediction.spread[0, k]:.4f}"
-                cells = [f"{probability:.6g}", f"{score:.6g}", int(score >= 0.5), sd, "; ".join(warnings)]
-                writer.writerow([name, path, label, *cells])
+    lines = []
+    for name, path, warnings, prediction in rows:
+        for k, label in enumerate(labels):
+            probability, score = prediction.probabilities[0, k], prediction.scores[0, k]
+            sd = "" if prediction.spread is None else f"{prediction.spread[0, k]:.4f}"
+            cells = [f"{probability:.6g}", f"{score:.6g}", int(score >= 0.5), sd, "; ".join(warnings)]
+            lines.append([name, path, label, *cells])
+    write_csv(file, ["volume", "file", "label", "probability", "score", "found", "sd", "warnings"], lines)
 
 
 if __name__ == "__main__":

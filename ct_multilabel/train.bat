@@ -1,5 +1,5 @@
 @echo off
-rem Strategy 2 of the README, maximum performance. Paths are relative to where you are; more flags are passed on, and win:
+rem Strategy 2 of the README, maximum performance. Paths are relative to the working directory; further flags override:
 rem   ct_multilabel\train.bat --slices_path D:\data\slices --resume
 accelerate launch "%~dp0train.py" ^
     --slices_path slices ^

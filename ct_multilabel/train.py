@@ -1,11 +1,11 @@
-"""Trains a classifier of 18 abnormalities on slices of chest CT, and validates it volume by volume.
+"""Trains a classifier of the labels of chest CT on slices, and validates it volume by volume.
 
     accelerate launch ct_multilabel/train.py --freeze-backbone --use-attention se --loss-type asl
-    python ct_multilabel/train.py --resume                                    # go on after an interruption
+    python ct_multilabel/train.py --resume                                    # resume after an interruption
 
-Slices come from extract_slices.py. A part of the training patients is held out for early stopping, thresholds and
-calibration, which are kept with the model. Results in --save_dir: best/ (the model), last/ (for --resume),
-metrics.jsonl, data_report.json, figures/. Then: evaluate.py, predict.py.
+Slices and labels come from extract_slices.py. A part of the training patients is held out for early stopping,
+thresholds and calibration, which are kept with the model. Results in --save_dir: best/ (the model), last/ (for
+--resume), metrics.jsonl, data_report.json, figures/. Then: evaluate.py, predict.py.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from core.run import Run
 from core.schedules import parameter_groups
 from core.unfreezing import UnfreezingSchedule
 from core.validation import DataReport
-from ct.slice_classifier import POOLINGS, SliceClassifier
+from ct.labels import UNKNOWN, with_labels
+from ct.slice_classifier import KIND, POOLINGS, SliceClassifier
 from ct.slices import SliceDataset, VolumeDataset, augmentation, cutmix, divide
-from ct.store import check_files, read_manifest, read_settings
-from ct.vlm3d import AGGREGATES, Calibration, official_metrics, prevalence
-from ct.volumes import LABELS
+from ct.store import StoredVolume, check_files, label_table, read_manifest, read_settings
+from ct.vlm3d import AGGREGATES, Calibration, headline, official_metrics, prevalence
 
 LOSSES = {"focal": FocalLoss, "bce": MaskedBCE, "asl": AsymmetricLoss}
 MODES = {"auroc": "max", "f1": "max", "loss": "min"}  # what --monitor chooses the best model by
@@ -38,35 +38,32 @@ MODES = {"auroc": "max", "f1": "max", "loss": "min"}  # what --monitor chooses t
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
     group = parser.add_argument_group("data")
-    group.add_argument("--slices_path", type=Path, default=Path("slices"), help="what extract_slices.py wrote")
-    group.add_argument("--tune_fraction", type=share, default=0.15, help="share of the train patients held out")
-    group.add_argument("--slices_per_volume", type=positive_int, default=8, help="drawn from each volume an epoch")
-    group.add_argument("--use_advanced_aug", action="store_true", help="CutMix, tilt, size, position, grey levels")
-    group.add_argument("--cutmix_prob", type=share, default=0.5, help="of a batch, with --use_advanced_aug")
+    group.add_argument("--slices_path", type=Path, default=Path("slices"), help="slice store of extract_slices.py")
+    group.add_argument("--tune_fraction", type=share, default=0.15, help="share of the training patients held out")
+    group.add_argument("--slices_per_volume", type=positive_int, default=8, help="slices per volume and epoch")
+    group.add_argument("--use_advanced_aug", action="store_true", help="CutMix, rotation, scale, position, grey levels")
+    group.add_argument("--cutmix_prob", type=share, default=0.5, help="CutMix probability of a batch")
+    mirror = "left-right mirroring; off where labels have a side"
+    group.add_argument("--mirror", action=argparse.BooleanOptionalAction, default=True, help=mirror)
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="efficientnet_b0", help="resnet50, resnet101, efficientnet_b0, any of timm")
-    group.add_argument("--use_attention", choices=ATTENTIONS, default="none", help="on the last feature map")
+    group.add_argument("--model", default="efficientnet_b0", help="backbone: any timm model with feature maps")
+    group.add_argument("--use_attention", choices=ATTENTIONS, default="none", help="attention on the last feature map")
     group.add_argument("--use_multiscale", action="store_true", help="features of the last three stages")
-    group.add_argument("--pooling", choices=tuple(POOLINGS), default="avg", help="map to vector; avgmax = both")
-    group.add_argument(
-        "--aggregate",
-        choices=("auto", *AGGREGATES, "attention"),
-        default="auto",
-        help="slices to volume: auto = the best of the pools on the tuning patients; attention = learnt",
-    )
-    group.add_argument("--dropout", type=share, default=0.2, help="before the head")
+    group.add_argument("--pooling", choices=tuple(POOLINGS), default="avg", help="pooling of feature maps")
+    aggregates, text = ("auto", *AGGREGATES, "attention"), "slices to volume; auto = best pooling on tuning patients"
+    group.add_argument("--aggregate", choices=aggregates, default="auto", help=f"{text}, attention = learnt")
+    group.add_argument("--dropout", type=share, default=0.2, help="dropout before the head")
     group.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="ImageNet weights")
     group.add_argument("--backbone_weights", type=Path, metavar="FILE", help="ImageNet weights from a file (offline)")
     group = parser.add_argument_group("strategy")
-    group.add_argument("--freeze_backbone", action="store_true", help="train attention and head only")
-    group.add_argument("--progressive_unfreeze", action="store_true", help="frozen first, then part by part")
+    group.add_argument("--freeze_backbone", action="store_true", help="frozen backbone: attention and head learn")
+    group.add_argument("--progressive_unfreeze", action="store_true", help="unfreezing of the backbone part by part")
     group.add_argument("--unfreeze_epoch", type=positive_int, default=10, help="epochs before the last part learns")
     group.add_argument("--unfreeze_every", type=positive_int, default=2, help="epochs between two parts")
-    group.add_argument(
-        "--backbone_lr_scale", type=non_negative, help="on --lr (default: 0.1 where it is unfrozen, else 1)"
-    )
+    rate = "learning rate factor of the backbone (default: 0.1 with --progressive_unfreeze, else 1)"
+    group.add_argument("--backbone_lr_scale", type=non_negative, help=rate)
     group.add_argument("--loss_type", choices=tuple(LOSSES), default="focal", help="focal, asymmetric or cross-entropy")
-    group.add_argument("--monitor", choices=tuple(MODES), default="auroc", help="what chooses the best model")
+    group.add_argument("--monitor", choices=tuple(MODES), default="auroc", help="metric that chooses the best model")
     add_training_arguments(parser, epochs=100, batch_size=64, lr=2e-4, warmup_epochs=1, early_stopping_patience=15)
     return parser.parse_args(argv)
 
@@ -78,13 +75,20 @@ def main(argv=None):
     if args.batch_size < bag:
         raise UserError(f"--batch_size {args.batch_size} slices hold no bag of --slices_per_volume {bag}: enlarge it")
     settings = read_settings(args.slices_path)
-    run = Run(args, "ct_multilabel")
+    run = Run(args, Path(__file__).resolve().parent.name)
 
-    # The model first: if its weights cannot be had, that should be known before the data are read.
-    model = SliceClassifier(
-        args.model, args.use_attention, args.use_multiscale, gated, args.pooling,
-        args.dropout, settings["size"], args.pretrained, args.backbone_weights,
-    )  # fmt: skip
+    report = DataReport()
+    with report.written_to(run.folder / "data_report.json", run.is_main):
+        taught, parts = read_volumes(args, report)
+        labels = [label for label, count in taught.items() if count]
+        # The model before the files: if its weights cannot be had, that should be known before so many are opened.
+        model = SliceClassifier(
+            len(labels), args.model, args.use_attention, args.use_multiscale, gated, args.pooling,
+            args.dropout, settings["size"], args.pretrained, args.backbone_weights,
+        )  # fmt: skip
+        check_files([*parts["train"], *parts["tune"]], report, run.accelerator)
+    report.print(run.console, run.folder / "data_report.json")
+
     criterion = LOSSES[args.loss_type]()
     staged = args.progressive_unfreeze
     lr_scale = args.backbone_lr_scale
@@ -96,76 +100,91 @@ def main(argv=None):
         unfreezing = model.unfreezing(args.unfreeze_epoch, args.unfreeze_every)
     elif args.freeze_backbone:
         unfreezing = UnfreezingSchedule([(args.epochs, [model.backbone])])  # that is, never
-
-    parts = divide(read_manifest(args.slices_path), args.tune_fraction)
-    check_files([*parts["train"], *parts["tune"]])
-    report = DataReport(cases={part: len(volumes) for part, volumes in parts.items()})
-    report.print(run.console)
-    if run.is_main:
-        report.write(run.folder / "data_report.json")
-    augment = augmentation(args.use_advanced_aug)
+    augment = augmentation(args.use_advanced_aug, args.mirror)
     train_set = SliceDataset(parts["train"], args.slices_per_volume, bag, augment, args.seed)
     tune_set = VolumeDataset(parts["tune"])
-    shares = prevalence(tune_set.labels())
-    if not ((shares > 0) & (shares < 1)).any():
-        raise UserError("no label is both positive and negative among the tuning patients: enlarge --tune_fraction")
-    base_rates = prevalence(train_set.labels())
+    base_rates = prevalence(label_table(parts["train"]))
     model.start_at(base_rates)
     config = {
-        "project": "ct_multilabel",
+        "kind": KIND,
         "model": model.arguments,
         "slices": settings,  # of extract_slices.py: predict.py cuts volumes in the same way
-        "labels": list(LABELS),
+        "labels": labels,
+        "taught": {"labels": taught},
         "tune_fraction": args.tune_fraction,
-        "prevalence": dict(zip(LABELS, base_rates, strict=True)),  # the baseline
+        "prevalence": dict(zip(labels, base_rates, strict=True)),  # the baseline
     }
+    train_loader = run.loader(train_set, shuffle=True, batch_size=args.batch_size // bag)
+    tune_loader = run.loader(tune_set, shuffle=False, batch_size=max(1, args.batch_size // tune_set.n_slices))
+    choice = {"monitor": args.monitor, "mode": MODES[args.monitor]}
     train_loader, tune_loader = run.prepare(
-        model,
-        groups,
-        run.loader(train_set, shuffle=True, batch_size=args.batch_size // bag),
-        run.loader(tune_set, shuffle=False, batch_size=max(1, args.batch_size // tune_set.n_slices)),
-        config=config,
-        monitor=args.monitor,
-        mode=MODES[args.monitor],
-        unfreezing=unfreezing,
+        model, groups, train_loader, tune_loader, config=config, unfreezing=unfreezing, **choice
     )
     for _ in run.epochs():
         for batch in run.batches(train_loader):
-            slices, labels = batch["slices"], batch["labels"]
+            slices, targets = batch["slices"], batch["labels"]
             if args.use_advanced_aug:
-                slices, labels = cutmix(slices, labels, args.cutmix_prob)
+                slices, targets = cutmix(slices, targets, args.cutmix_prob)
             prediction = run.model(slices)
             logits = prediction["volume"] if gated else prediction["slices"][:, 0]
-            loss = criterion(logits, labels)
+            loss = criterion(logits, targets)
             run.step(loss)
-        metrics, config["calibration"] = validate(run, tune_loader, criterion, args.aggregate)
+        metrics, config["calibration"] = validate(run, tune_loader, criterion, args.aggregate, labels)
         if run.end_epoch(metrics):
             break
     run.finish()
 
 
+def read_volumes(args, report: DataReport) -> tuple[dict[str, int], dict[str, list[StoredVolume]]]:
+    """(label -> number of training volumes with a known truth, split -> volumes with the labels that have any).
+
+    Labels without one, or with a single class, are reported. Raises UserError where no label can be learnt or tuned.
+    """
+    labels, volumes = read_manifest(args.slices_path)
+    parts = divide(volumes, args.tune_fraction)
+    report.cases = {part: len(found) for part, found in parts.items()}
+    table = label_table(parts["train"])
+    known, positives = (table != UNKNOWN).sum(axis=0).tolist(), (table == 1).sum(axis=0).tolist()
+    taught = dict(zip(labels, known, strict=True))
+    for label, cases, found in zip(labels, known, positives, strict=True):
+        if cases == 0:
+            report.add("label without a known training case", label, "left out")
+        elif found in (0, cases):
+            report.add("label with one class in training", label, "kept", f"{found} of {cases} positive")
+    kept = [label for label in labels if taught[label]]
+    parts = {part: with_labels(found, labels, kept) for part, found in parts.items()}
+    tuned = label_table(parts["tune"])
+    if not ((tuned == 0).any(axis=0) & (tuned == 1).any(axis=0)).any():
+        report.add("no label with both classes", "tuning patients", "refused")
+        raise UserError("no label is both positive and negative among the tuning patients: enlarge --tune_fraction")
+    return taught, parts
+
+
 @torch.no_grad()
-def validate(run: Run, loader, criterion: torch.nn.Module, aggregate: str) -> tuple[dict[str, float], dict]:
-    """Loss, AUROC, F1 and CRG of the tuning volumes, each once, and the calibration for this state of the model.
+def validate(
+    run: Run, loader, criterion: torch.nn.Module, aggregate: str, names: list[str]
+) -> tuple[dict[str, float], dict]:
+    """Loss, AUROC, F1 and, for CT-RATE's labels, CRG of the tuning volumes, each once; and the calibration for this
+    state of the model.
 
     F1 and CRG are with thresholds tuned on the same volumes: good for comparing epochs, too good to be reported.
     """
     run.model.eval()
     output = "volume" if aggregate == "attention" else "slices"
-    cases = Cases(run.accelerator, len(loader.dataset))
+    volumes = loader.dataset.volumes
+    cases = Cases(run.accelerator, len(volumes))
     for batch in run.batches(loader):
         cases.add(batch["index"], logits=run.model(batch["slices"])[output].float())
-    logits = cases.table()["logits"]  # (N, S, 18), or (N, 18) of the gated attention
-    logits = logits.reshape(len(logits), -1, len(LABELS))
-    labels = torch.from_numpy(loader.dataset.labels())
-    every_slice = labels[:, None].expand(logits.shape).flatten(0, 1)
+    logits = cases.table()["logits"]  # (N, S, labels), or (N, labels) of the gated attention
+    logits = logits.reshape(len(logits), -1, len(names))
+    labels = label_table(volumes)
+    every_slice = torch.from_numpy(labels)[:, None].expand(logits.shape).flatten(0, 1)
     loss = criterion(logits.flatten(0, 1), every_slice.float())
     probabilities = list(logits.double().sigmoid().numpy())
-    patients = [volume.patient for volume in loader.dataset.volumes]
-    calibration = Calibration.fit(probabilities, labels.numpy(), aggregate, patients)
-    result = official_metrics(labels.numpy(), calibration.scores(probabilities))
-    metrics = {"loss": float(loss), "auroc": result["macro"]["auroc"], "f1": result["macro"]["f1"]}
-    return metrics | {"crg": result["crg"]}, calibration.to_json()
+    calibration = Calibration.fit(probabilities, labels, aggregate, [volume.patient for volume in volumes])
+    result = headline(official_metrics(labels, calibration.scores(probabilities), names))
+    metrics = {"loss": float(loss)} | {name: result[name] for name in ("auroc", "f1", "crg") if name in result}
+    return metrics, calibration.to_json(names)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Strategy 2 of the README, maximum performance. Paths are relative to where you are; more flags are passed on, and win:
+# Strategy 2 of the README, maximum performance. Paths are relative to the working directory; further flags override:
 #   ct_multilabel/train.sh --slices_path /data/slices --resume
 set -euo pipefail
 exec accelerate launch "$(dirname "${BASH_SOURCE[0]}")/train.py" \

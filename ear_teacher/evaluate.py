@@ -1,13 +1,11 @@
-"""Evaluates a teacher on held-out ears: how well it reconstructs them, beside a pixel PCA with codes of the same size.
+"""Evaluates a VAE on held-out ears: PSNR and SSIM of the reconstructions, beside a pixel PCA with codes of that length.
 
     python ear_teacher/evaluate.py --checkpoint runs/ear_teacher/best --manifest DATA/val_teacher.npy
 
-The ears that it was trained on serve the baselines, and neighbours are sought among them. Writes metrics.json,
-predictions.csv (one row an ear), data_report.json, figures/ and report.html to --output.
+The training ears serve for the baselines and as candidates for nearest neighbours. Writes metrics.json, predictions.csv
+(one row an ear), data_report.json, figures/ and report.html to --output.
 """
 
-import csv
-import json
 import sys
 from pathlib import Path
 
@@ -19,46 +17,43 @@ from rich.console import Console
 from rich.table import Table
 
 from core import figures
-from core.args import ArgumentParser, non_negative_int, positive_int, script
+from core.args import ArgumentParser, add_evaluation_arguments, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
 from core.environment import environment
 from core.errors import UserError
 from core.report import Report
-from core.results import evaluation_folder, plain
+from core.results import card, close, evaluation_folder, with_span, write_csv, write_json
 from core.uncertainty import Interval, bootstrap
 from core.validation import DataReport, leave_out_unreadable
 from ear.codes import encode_all, nearest, take_data_of_training
 from ear.crops import EarCrops, read_manifest, to_pixels, to_tensor
-from ear.entries import BOX_FORMATS
 from ear.latent_space import active_units, kl_by_dimension
+from ear.manifest import add_reading_arguments, refuse_shared_subjects
 from ear.plots import kl_bars, picture_grid, reconstruction_grid
 from ear.quality import PixelPCA, pixel_pca, quality
 from ear.sam_vae import EarVAE
-from ear.splits import refuse_shared_subjects
 
 MODEL, PCA, MEAN = METHODS = ("model", "pixel PCA", "mean ear")
 METRICS = {"psnr": ("PSNR [dB]", "{:.2f}"), "ssim": ("SSIM", "{:.3f}")}
 MOST_PSNR = 20 * np.log10(255 * np.sqrt(12))  # 58.9 dB, that of rounding to 8 bit: nothing can be told above it
+REASONS = (
+    "Possible reasons: short training, or few training ears; the PCA is the optimal linear method for PSNR, while the "
+    "model minimises further losses; hundreds of components keep nearly every pixel."
+)
 STRIPS, STEPS, NEIGHBOURS = 3, 9, 6  # interpolations and their pictures; neighbours of an ear
 
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="best/ of a training run")
-    parser.add_argument("--manifest", type=Path, required=True, help="ears to evaluate: .npy, .csv or folder")
-    parser.add_argument("--train_manifest", type=Path, help="ears that it was trained on (default: the run's own)")
-    parser.add_argument("--data_root", type=Path, help="where the pictures' paths start (default: at their manifest)")
-    parser.add_argument("--box_format", choices=BOX_FORMATS, help="of the manifests' boxes, in px (default: xyxy)")
-    parser.add_argument("--pca_images", type=positive_int, default=4000, help="training ears for the PCA, at most")
-    parser.add_argument("--nb_to_plot", type=positive_int, default=6, help="ears in each picture")
-    parser.add_argument("--output", type=Path, help="folder of results (default: evaluation beside best/)")
-    parser.add_argument("--batch_size", type=positive_int, default=16, help="ears a process and step")
-    parser.add_argument("--num_workers", type=non_negative_int, default=2, help="loader processes")
-    parser.add_argument("--bootstrap", type=positive_int, default=1000, help="resamples for the intervals")
-    parser.add_argument(
-        "--seed", type=non_negative_int, default=0, help="of the bootstrap and the choice of training ears"
-    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="model folder: best/ of a training run")
+    parser.add_argument("--manifest", type=Path, required=True, help="manifest to evaluate: .npy, .csv or folder")
+    parser.add_argument("--train_manifest", type=Path, help="training manifest (default: that of the run)")
+    add_reading_arguments(parser, box_format=None)
+    parser.add_argument("--pca_images", type=positive_int, default=4000, help="maximum of training ears for the PCA")
+    parser.add_argument("--nb_to_plot", type=positive_int, default=6, help="ears in each figure")
+    seed = "the bootstrap and the choice of training ears"
+    add_evaluation_arguments(parser, output="evaluation", batch_size=16, per="ears", seed=seed)
     return parser.parse_args(argv)
 
 
@@ -72,29 +67,28 @@ def main(argv=None):
     data_report = DataReport()
     files = {"train": args.train_manifest, "evaluated": args.manifest}
     how = args.data_root, args.box_format or "xyxy"
-    splits = {name: read_manifest(file, *how, data_report) for name, file in files.items()}
-    refuse_shared_subjects(splits)
-    chosen = np.random.default_rng(args.seed).permutation(len(splits["train"]))[: args.pca_images]
-    splits["train"] = [splits["train"][i] for i in np.sort(chosen)]
-    splits = leave_out_unreadable(splits, data_report)
-    if len(splits["train"]) < 2:
-        raise UserError(f"{args.train_manifest}: the baselines need at least two training ears")
+    with data_report.written_to(args.output / "data_report.json", accelerator.is_main_process):
+        splits = {name: read_manifest(file, *how, data_report) for name, file in files.items()}
+        refuse_shared_subjects(splits)
+        chosen = np.random.default_rng(args.seed).permutation(len(splits["train"]))[: args.pca_images]
+        splits["train"] = [splits["train"][i] for i in np.sort(chosen)]
+        splits = leave_out_unreadable(splits, data_report, accelerator)
+        if len(splits["train"]) < 2:
+            raise UserError(f"{args.train_manifest}: the baselines need at least two training ears")
     data = {name: EarCrops(ears, model.image_size, **config["data"]) for name, ears in splits.items()}
     tables = {
         name: encode_all(accelerator, console, model, ears, args.batch_size, args.num_workers, reconstruct=True)
         for name, ears in data.items()
     }
     if accelerator.is_main_process:
-        args.output.mkdir(parents=True, exist_ok=True)
         evaluated, train = tables["evaluated"], tables["train"]
         pca = pixel_pca(train["original"], model.latent_dim)
         pictures = reconstructions(evaluated, pca)
         table = {m: measure(evaluated["original"], made) for m, made in pictures.items()}
         metrics = summarise(table, evaluated, splits, model, len(pca.components), args)
         metrics["environment"] = environment(accelerator)
-        (args.output / "metrics.json").write_text(json.dumps(plain(metrics), indent=1, ensure_ascii=False), "utf-8")
+        write_json(args.output / "metrics.json", metrics)
         write_predictions(table, splits["evaluated"], args.output / "predictions.csv")
-        data_report.write(args.output / "data_report.json")
         shown = draw(model, pictures, table, evaluated, train, splits, args)
         write_report(metrics, shown, args, data_report)
         data_report.print(console, args.output / "data_report.json")
@@ -104,7 +98,7 @@ def main(argv=None):
 
 
 def reconstructions(evaluated: dict, pca: PixelPCA) -> dict[str, np.ndarray]:
-    """What each method makes of the evaluated ears: (N, S, S, 3) uint8."""
+    """Reconstructions of the evaluated ears by each method: (N, S, S, 3) uint8."""
     mean = np.broadcast_to(pca.mean.round().astype(np.uint8), evaluated["original"].shape)
     return {MODEL: evaluated["reconstruction"], PCA: pca.reconstruct(evaluated["original"]), MEAN: mean}
 
@@ -144,11 +138,12 @@ def summarise(table: dict, evaluated: dict, splits: dict, model: EarVAE, compone
 def write_predictions(table: dict, ears: list, file: Path) -> None:
     """One row an ear: id, subject, side, PSNR and SSIM of every method."""
     names = [(method, metric) for method in METHODS for metric in METRICS]
-    with open(file, "w", encoding="utf-8", newline="") as text:
-        writer = csv.writer(text)
-        writer.writerow(["id", "subject", "side", *(f"{m.replace(' ', '_')}_{metric}" for m, metric in names)])
-        for i, ear in enumerate(ears):
-            writer.writerow([ear.id, ear.subject, ear.side, *(f"{table[m][metric][i]:.4f}" for m, metric in names)])
+    header = ["id", "subject", "side", *(f"{m.replace(' ', '_')}_{metric}" for m, metric in names)]
+    rows = (
+        [ear.id, ear.subject, ear.side, *(f"{table[m][metric][i]:.4f}" for m, metric in names)]
+        for i, ear in enumerate(ears)
+    )
+    write_csv(file, header, rows)
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
@@ -168,24 +163,24 @@ def draw(model: EarVAE, pictures: dict, table: dict, evaluated: dict, train: dic
         titles = [f"{table[MODEL]['psnr'][i]:.1f} dB" for i in rows]
         others = {PCA: pictures[PCA][rows]} if name == "typical" else {}
         fig = reconstruction_grid(evaluated["original"][rows], pictures[MODEL][rows], titles, others)
-        text = "Ears around the median, each under the model's PSNR." if others else ""
+        text = "Ears around the median; the titles are the model's PSNR." if others else ""
         add(name, fig, f"{name.capitalize()} reconstructions", text, ", ".join(ids[i] for i in rows))
     strips = interpolations(model, evaluated["mu"], ids, min(STRIPS, len(order) // 2))
     titles = ["one ear", *[""] * (STEPS - 2), "another"]
-    text = "Codes on straight lines between the codes of two ears, decoded. No picture in between was ever seen."
+    text = "Decoded codes on straight lines between the codes of two ears."
     if strips:
-        add("interpolation", picture_grid(strips, titles), "From one ear to another", text, "")
+        add("interpolation", picture_grid(strips, titles), "Interpolation between two ears", text, "")
     rows = choices["typical"]
     near, _ = nearest(evaluated["mu"][rows], train["mu"], min(NEIGHBOURS, len(train["mu"])))
     grid = {
         ids[row]: np.concatenate([evaluated["original"][[row]], train["original"][neighbours]])
         for row, neighbours in zip(rows, near, strict=True)
     }
-    titles = ["asked for", *(f"nearest {i + 1}" for i in range(near.shape[1]))]
+    titles = ["query", *(f"nearest {i + 1}" for i in range(near.shape[1]))]
     text = "Training ears whose codes are nearest to those of the typical ears."
     add("neighbours", picture_grid(grid, titles), "Nearest neighbours", text, "")
     kl = kl_bars(kl_by_dimension(evaluated["mu"], evaluated["logvar"]), evaluated["mu"])
-    add("kl_by_dimension", kl, "What each dimension carries", "", "")
+    add("kl_by_dimension", kl, "KL divergence by dimension", "", "")
     return shown
 
 
@@ -209,18 +204,18 @@ def interpolations(model: EarVAE, mu: np.ndarray, ids: list[str], count: int) ->
 
 
 def write_report(metrics: dict, shown: list, args, data_report: DataReport) -> None:
-    """The page that a person reads: headline, table of methods, pictures."""
-    data, methods, gain = metrics["data"], metrics["methods"], metrics["psnr_above_pca"]
-    psnr, ssim = methods[MODEL]["psnr"], methods[MODEL]["ssim"]
+    """report.html: headline, table of methods, figures."""
+    data, methods = metrics["data"], metrics["methods"]
+    active = f"{metrics['active_units']} of {metrics['latent_dim']}"
     guessed = "" if data["subjects_known"] else ", guessed from names of files"
     ears = f"{data['ears']} ears of {data['subjects']} persons{guessed}"
-    report = Report("Teacher of ear anatomy", f"{args.checkpoint} on {args.manifest}: {ears}")
+    report = Report("VAE of ears", f"{args.checkpoint} on {args.manifest}: {ears}")
     report.cards(
         [
-            ("PSNR", f"{psnr.estimate:.2f} dB", f"95 % interval {psnr.low:.2f} to {psnr.high:.2f}"),
-            ("Above pixel PCA", f"{gain.estimate:+.2f} dB", f"95 % interval {gain.low:+.2f} to {gain.high:+.2f}"),
-            ("SSIM", f"{ssim.estimate:.3f}", f"95 % interval {ssim.low:.3f} to {ssim.high:.3f}"),
-            ("Units in use", f"{metrics['active_units']} of {metrics['latent_dim']}", f"KL {metrics['kl']:.0f} nats"),
+            card("PSNR", methods[MODEL]["psnr"], unit=" dB"),
+            card("Above pixel PCA", metrics["psnr_above_pca"], "{:+.2f}", " dB"),
+            card("SSIM", methods[MODEL]["ssim"], "{:.3f}"),
+            ("Active units", active, f"KL {metrics['kl']:.0f} nats"),
         ]
     )
     report.text(
@@ -230,52 +225,33 @@ def write_report(metrics: dict, shown: list, args, data_report: DataReport) -> N
         note=True,
     )
     report.text(compare(metrics))
-    rows = []
-    for name, (heading, form) in METRICS.items():
-        cells = [methods[method][name] for method in METHODS]
-        rows.append([heading, *("{} ({} to {})".format(*map(form.format, c)) for c in cells)])
+    rows = [
+        [heading, *(with_span(methods[method][name], form) for method in METHODS)]
+        for name, (heading, form) in METRICS.items()
+    ]
     report.table(["", *METHODS], rows)
     for title, sentence, file, caption in shown:
         report.section(title, sentence)
         report.figures([(file, caption)])
-    if data_report.problems:
-        report.section("Data")
-        rows = [[reason, action, count] for (reason, action), count in data_report.counts().items()]
-        report.table(["problem", "what was done", "count"], rows)
-    report.section("Machine")
-    report.details("Software and machine", json.dumps(metrics["environment"], indent=1))
-    report.text("For research. Not a medical device.", note=True)
-    report.write(args.output / "report.html")
+    close(report, args.output / "report.html", metrics["environment"], data_report.counts())
 
 
 def compare(metrics: dict) -> str:
-    """What the difference from the PCA means, in a sentence or two."""
-    gain, n = metrics["psnr_above_pca"], metrics["latent_dim"]
-    if gain.low >= 1:
-        return f"With {n} numbers an ear, the model keeps clearly more of it than a linear method does."
-    if gain.low > 0:
-        return f"With {n} numbers an ear, the model keeps more of it than a linear method, perhaps by less than 1 dB."
-    reasons = []
-    if metrics["pca_components"] >= 100:
-        reasons.append(f"{metrics['pca_components']} components are enough for a PCA to keep nearly every pixel")
-    reasons.append(
-        "the PCA is the best linear method for exactly this measure, whereas the model also minimises others"
-    )
-    reasons.append("a model that was trained for a short time, or on few ears, has not learnt to use its code")
-    in_ssim = metrics["ssim_above_pca"].low > 0
-    if gain.high < 0:
-        verdict = "The model does not beat the pixel PCA in PSNR" + (", though it does in SSIM" if in_ssim else "")
-    else:
-        verdict = "The model and the pixel PCA cannot be told apart by PSNR"
-        verdict += "; in SSIM the model is ahead" if in_ssim else ""
-    return f"{verdict}. Reasons to look at: {'; '.join(reasons)}."
+    """Verdict on the difference from the PCA."""
+    psnr, ssim = metrics["psnr_above_pca"], metrics["ssim_above_pca"]
+    if psnr.low > 0:
+        by = ", by at least 1 dB" if psnr.low >= 1 else ", perhaps by less than 1 dB"
+        return f"In PSNR the model is ahead of the pixel PCA with codes of the same length{by}."
+    verdict = "is behind" if psnr.high < 0 else "does not differ significantly from"
+    text = f"In PSNR the model {verdict} the pixel PCA with codes of the same length"
+    return f"{text}; in SSIM it is ahead. {REASONS}" if ssim.low > 0 else f"{text}. {REASONS}"
 
 
 def print_summary(metrics: dict, console: Console) -> None:
     """The headline on the terminal."""
     table = Table("", *(heading for heading, _ in METRICS.values()), box=None)
     for method, values in metrics["methods"].items():
-        table.add_row(method, *[form.format(values[name].estimate) for name, (_, form) in METRICS.items()])
+        table.add_row(method, *(with_span(values[name], form) for name, (_, form) in METRICS.items()))
     console.print(table, crop=False)
 
 

@@ -1,13 +1,12 @@
-"""Evaluates detectors on held-out ears: landmarks, contours and boxes with intervals, beside the mean ear.
+"""Evaluates detectors on held-out ears: errors of landmarks, contours and boxes with intervals, beside the mean ear.
 
     python ear_teacher/evaluate_detector.py --checkpoint runs/taught/best --compare runs/scratch/best \
         --manifest DATA/test_detector.npy
 
-Every picture is looked at twice, as in use. Writes metrics.json, predictions.csv (one row an ear and detector),
+Two-stage inference on every picture. Writes metrics.json, predictions.csv (one row an ear and detector),
 data_report.json, figures/ and report.html to --output.
 """
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from core import figures
-from core.args import ArgumentParser, positive_int, script
+from core.args import ArgumentParser, add_evaluation_arguments, positive_int, script
 from core.console import make_console, progress
 from core.devices import make_accelerator
 from core.environment import environment
@@ -29,13 +28,10 @@ from core.errors import UserError
 from core.images import picture_size, read_image
 from core.landmarks import Schema, make_schema
 from core.report import Report
-from core.results import evaluation_folder, plain
-from core.uncertainty import Interval
+from core.results import card, close, evaluation_folder, span, with_span, write_json
 from core.validation import DataReport, leave_out_unreadable
 from ear.detector import EarDetector
-from ear.detector_plots import overlays
-from ear.detector_windows import read_labelled
-from ear.entries import BOX_FORMATS
+from ear.detector_windows import read_labelled, with_landmarks
 from ear.evaluation import (
     FAILURE,
     MEAN_IN_BOX,
@@ -46,8 +42,8 @@ from ear.evaluation import (
     place_mean_ear,
     write_predictions,
 )
-from ear.manifest import Ear
-from ear.splits import split_by_subject
+from ear.manifest import Ear, add_reading_arguments, split_by_subject
+from ear.plots import overlays
 
 COLUMNS = {  # measure -> title, digits
     "nme": ("NME [%]", "{:.2f}"),
@@ -59,17 +55,14 @@ COLUMNS = {  # measure -> title, digits
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="best/ of a run of train_detector.py")
-    parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="FOLDER", help="further ones, beside it")
-    parser.add_argument("--manifest", type=Path, required=True, help="ears with landmarks")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="model folder: best/ of a training run")
+    parser.add_argument("--compare", type=Path, nargs="+", default=[], metavar="FOLDER", help="further model folders")
+    parser.add_argument("--manifest", type=Path, required=True, help="manifest of ears with landmarks")
     parser.add_argument("--split", choices=("all", "test"), default="all",
-                        help="test: those that training with --data kept for the test")  # fmt: skip
-    parser.add_argument("--data_root", type=Path, help="where the pictures' paths start (default: at their manifest)")
-    parser.add_argument("--box_format", choices=BOX_FORMATS, default="xyxy", help="of a .npy's boxes, in px")
-    parser.add_argument("--output", type=Path, help="folder of results (default: evaluation_<manifest> beside best/)")
-    parser.add_argument("--nb_to_plot", type=positive_int, default=4, help="best, typical and worst ears, each")
-    parser.add_argument("--bootstrap", type=positive_int, default=1000, help="resamples for the intervals")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+                        help="ears to evaluate; test: the test split of training with --data")  # fmt: skip
+    add_reading_arguments(parser)
+    parser.add_argument("--nb_to_plot", type=positive_int, default=4, help="best, typical and worst ears shown, each")
+    add_evaluation_arguments(parser, output="evaluation_<manifest>", batch_size=None, per="ears")
     return parser.parse_args(argv)
 
 
@@ -81,16 +74,14 @@ def main(argv=None):
     config = next(iter(detectors.values()))[1]
     schema = make_schema(config["schema"], f"{args.checkpoint}: ")
     args.output = args.output or evaluation_folder(args.checkpoint, f"evaluation_{args.manifest.stem}")
-    ears, data_report = read_data(args, schema, config)
+    data_report = DataReport()
+    with data_report.written_to(args.output / "data_report.json", accelerator.is_main_process):
+        ears = read_data(accelerator, args, schema, config, data_report)
     sizes = [picture_size(ear.image) for ear in ears]
     predictions = {name: predict_all(accelerator, console, name, model, ears) for name, (model, _) in detectors.items()}
     if accelerator.is_main_process:
-        evaluations = {
-            name: Evaluation(ears, found, schema, args.bootstrap, args.seed)
-            for name, found in (
-                predictions | baselines(ears, sizes, next(iter(predictions.values())), config, schema)
-            ).items()
-        }
+        found = predictions | baselines(ears, sizes, next(iter(predictions.values())), config, schema)
+        evaluations = {name: Evaluation(ears, x, schema, args.bootstrap, args.seed) for name, x in found.items()}
         write_results(evaluations, list(detectors), args, data_report, environment(accelerator))
         data_report.print(console, args.output / "data_report.json")
         print_summary(evaluations, console)
@@ -99,7 +90,7 @@ def main(argv=None):
 
 
 def load(args) -> dict[str, tuple[EarDetector, dict]]:
-    """Name -> (model, config), the names as short as they can differ. Raises UserError where the landmarks do."""
+    """Name -> (model, config), the names as short as they can differ. Raises UserError where the landmarks differ."""
     folders = [args.checkpoint, *args.compare]
     runs = [(folder.parent if folder.name == "best" else folder).name for folder in folders]
     names = runs if len(set(runs)) == len(runs) else [str(folder) for folder in folders]
@@ -109,33 +100,34 @@ def load(args) -> dict[str, tuple[EarDetector, dict]]:
     first, *others = (config["schema"] for _, config in detectors.values())
     for folder, other in zip(args.compare, others, strict=True):
         if other["names"] != first["names"]:
-            raise UserError(f"{folder} finds landmarks of {other['name']}, {args.checkpoint} those of {first['name']}")
+            both = f"{other['name']}, {len(other['names'])} landmarks; {first['name']}, {len(first['names'])}"
+            raise UserError(f"{folder} and {args.checkpoint} find different landmarks ({both}); compare equal ones")
     return detectors
 
 
-def read_data(args, schema: Schema, config: dict) -> tuple[list[Ear], DataReport]:
-    """The ears to measure on, and what was wrong with the manifest."""
-    report = DataReport()
-    ears = read_labelled(args.manifest, args.data_root, args.box_format, report)
+def read_data(accelerator: Accelerator, args, schema: Schema, config: dict, report: DataReport) -> list[Ear]:
+    """The ears to measure on, with the landmarks that the detector was trained for."""
+    names = list(config["taught"]["landmarks"])  # those in the files of the training, of which a few may be unknown
+    in_files = make_schema({"name": schema.name, "names": names}, f"{args.checkpoint}: ")
+    ears = read_labelled(args.manifest, args.data_root, args.box_format, report, in_files)
     if args.split == "test":
         ears = split_by_subject(ears, *config["split_fractions"])["test"]
-    ears = leave_out_unreadable({"test": ears}, report)["test"]
+    ears = leave_out_unreadable({"test": ears}, report, accelerator)["test"]
     count = len(ears[0].landmarks)
-    if count != len(schema.names):
-        raise UserError(
-            f"{args.manifest} has {count} landmarks an ear, the detector finds {len(schema.names)} ({schema.name})"
-        )
+    if count != len(names):
+        raise UserError(f"{args.manifest} has {count} landmarks an ear, the scheme {len(names)} ({schema.name})")
+    ears = with_landmarks(ears, [names.index(name) for name in schema.names], report, "test")
     pictures = Counter(ear.image for ear in ears)
     for ear in ears:
         if pictures[ear.image] > 1:
             report.add("several ears in one picture", ear.id, "kept; all but the one that is found count as missed")
-    return ears, report
+    return ears
 
 
 def predict_all(
     accelerator: Accelerator, console: Console, name: str, model: EarDetector, ears: list[Ear]
 ) -> Predictions:
-    """What a detector finds in the pictures of `ears`; the processes share them."""
+    """Detections in the pictures of `ears`; the processes share them."""
     model.to(accelerator.device)
     with accelerator.split_between_processes(ears) as share, progress(console, name, len(share)) as advance:
         found = []
@@ -143,13 +135,12 @@ def predict_all(
             found.append(model.predict(read_image(ear.image, "RGB").pixels))
             advance()
     found = gather_object(found)
-    return Predictions(
-        *(np.array(column) for column in zip(*((d.box, d.score, d.landmarks, d.side) for d in found), strict=True))
-    )
+    columns = zip(*((d.box, d.score, d.landmarks, d.side) for d in found), strict=True)
+    return Predictions(*map(np.array, columns))
 
 
 def baselines(ears: list[Ear], sizes, first: Predictions, config: dict, schema: Schema) -> dict[str, Predictions]:
-    """What the mean ear of the training split gives: without a network, and in the boxes of the first detector."""
+    """The mean ear of the training split, in its mean box and in the boxes of the first detector."""
     box, shape = np.array(config["mean_ear"]["box"]), np.array(config["mean_ear"]["shape"], float)
     boxes, scores, sides = mean_boxes(ears, sizes, box), np.ones(len(ears)), np.array([ear.side for ear in ears])
     return {
@@ -164,9 +155,9 @@ def baselines(ears: list[Ear], sizes, first: Predictions, config: dict, schema: 
 def write_results(
     evaluations: dict[str, Evaluation], detectors: list[str], args, data_report: DataReport, machine: dict
 ) -> None:
-    """metrics.json, predictions.csv, data_report.json, figures/ and report.html in `args.output`."""
-    args.output.mkdir(parents=True, exist_ok=True)
+    """metrics.json, predictions.csv, figures/ and report.html in `args.output`."""
     first = evaluations[detectors[0]]
+    sides = {name: evaluations[name].sides_right() for name in detectors}
     metrics = {
         "data": {"manifest": args.manifest, "split": args.split, "ears": len(first.ears),
                  "subjects": len(set(first.subjects)), "schema": first.schema.name},
@@ -174,53 +165,55 @@ def write_results(
         "methods": {name: evaluation.summary() for name, evaluation in evaluations.items()},
         "differences": {name: first.differences(evaluation) for name, evaluation in evaluations.items()
                         if evaluation is not first},
-        "sides_right": {name: evaluations[name].sides_right() for name in detectors},
+        "sides_right": {name: share for name, share in sides.items() if np.isfinite(share.estimate)},
         "by_landmark": {name: evaluations[name].by_landmark() for name in detectors},
         "by_contour": {name: evaluations[name].by_contour() for name in detectors},
         "checkpoints": dict(zip(detectors, [args.checkpoint, *args.compare], strict=True)),
         "environment": machine,
     }  # fmt: skip
-    (args.output / "metrics.json").write_text(json.dumps(plain(metrics), indent=1, ensure_ascii=False), "utf-8")
+    if not metrics["sides_right"]:
+        del metrics["sides_right"]
+    write_json(args.output / "metrics.json", metrics)
     write_predictions(args.output / "predictions.csv", {name: evaluations[name] for name in detectors})
-    data_report.write(args.output / "data_report.json")
     write_report(metrics, evaluations, args, data_report)
 
 
 def write_report(metrics: dict, evaluations: dict[str, Evaluation], args, data_report: DataReport) -> None:
-    """The page that a person reads: headline, table of methods, curves, pictures, landmarks."""
+    """report.html: headline, table of methods, curves, pictures, landmarks."""
     methods, data = metrics["methods"], metrics["data"]
     name, first = next(iter(evaluations.items()))
     ours, folder = methods[name], args.output / "figures"
-    report = Report("Detector of ears", f"{args.checkpoint} on {args.manifest}")
+    report = Report("Ear detector", f"{args.checkpoint} on {args.manifest}")
     report.cards(
         [
-            ("NME", f"{ours['nme'].estimate:.2f} %", f"95 % interval {ours['nme'].low:.2f} to {ours['nme'].high:.2f}"),
-            (MEAN_IN_BOX.capitalize(), f"{methods[MEAN_IN_BOX]['nme'].estimate:.2f} %", "NME"),
-            ("Boxes, AP@0.5", f"{ours['ap50'].estimate:.3f}", f"mean IoU {ours['iou'].estimate:.3f}"),
+            card("NME", ours["nme"], unit=" %"),
+            card(MEAN_IN_BOX.capitalize(), methods[MEAN_IN_BOX]["nme"], unit=" %", note="NME"),
+            card("Boxes, AP@0.5", ours["ap50"], "{:.3f}", note=f"mean IoU {with_span(ours['iou'], '{:.3f}')}"),
             ("Ears", str(data["ears"]), f"{data['subjects']} subjects; {len(first.schema.names)} landmarks"),
         ]
     )
     report.text(
-        "NME: mean distance of the landmarks over the diagonal of the true box. Each picture was looked at twice: as a "
-        "whole, and in the window around the box found there. Intervals: bootstrap over subjects, "
-        f"{args.bootstrap} resamples. The mean ear is that of the training split, and is told which side it is; its "
-        f"boxes are the mean box of the training pictures, or those of {name}.",
+        "NME: mean distance of the landmarks over the diagonal of the true box. Two-stage inference: whole picture, "
+        f"then the window around its box. Intervals: bootstrap over subjects, {args.bootstrap} resamples. The mean ear "
+        "is that of the training split, placed with the true side, in the mean box of the training pictures or in the "
+        f"boxes of {name}.",
         note=True,
     )
     report.section("Methods", "With 95 % intervals.")
     titles = [title for title, _ in COLUMNS.values()]
     rows = [
-        [method, *(_interval(values[key], form) for key, (_, form) in COLUMNS.items())]
+        [method, *(with_span(values[key], form) for key, (_, form) in COLUMNS.items())]
         for method, values in methods.items()
     ]
     report.table(["", *titles], rows)
-    told = {name: share for name, share in metrics["sides_right"].items() if np.isfinite(share.estimate)}
-    if told:
-        shares = ", ".join(f"{100 * share.estimate:.1f} % by {name}" for name, share in told.items())
-        report.text(f"Sides, left or right, found in the first look: {shares}.", note=True)
-    report.section("Differences", f"{name} minus the other, on the same ears. An interval without 0 is a difference.")
+    shares = [f"{with_span(share, '{:.3f}')} by {name}" for name, share in metrics.get("sides_right", {}).items()]
+    if shares:
+        report.text(f"Share of correct sides, left or right, in stage 1: {', '.join(shares)}.", note=True)
+    report.section(
+        "Differences", f"{name} minus the other, on the same ears. An interval without 0 is a significant difference."
+    )
     rows = [
-        [other, *(_interval(values[key], COLUMNS[key][1].replace(":", ":+")) for key in values)]
+        [other, *(with_span(values[key], COLUMNS[key][1].replace(":", ":+")) for key in values)]
         for other, values in metrics["differences"].items()
     ]
     report.table(["", *titles[:3]], rows)
@@ -239,28 +232,18 @@ def write_report(metrics: dict, evaluations: dict[str, Evaluation], args, data_r
             (figures.save(bars, folder / "by_landmark.png"), f"Error of each landmark, {name}"),
         ]
     )
-    report.section("Pictures", f"Truth and what {name} finds: box, landmarks, contours.")
+    report.section("Pictures", f"Ground truth and detections of {name}: box, landmarks, contours.")
     for picture in draw_cases(first, folder, args.nb_to_plot):
         report.figures([picture])
-    if first.schema.strips:
-        report.section("Contours", "Mean distance of a contour's landmarks to the true line [%].")
-        rows = [
-            [strip, *(_interval(values[strip], "{:.2f}") for values in metrics["by_contour"].values())]
-            for strip in first.schema.strips
-        ]
-        report.table(["", *metrics["by_contour"]], rows)
-    report.section("Landmarks", "NME [%].")
-    rows = [
-        [landmark, *(_interval(values[landmark], "{:.2f}") for values in metrics["by_landmark"].values())]
-        for landmark in first.schema.names
-    ]
-    report.table(["", *metrics["by_landmark"]], rows)
-    report.section("Data and machine")
-    for (reason, action), count in data_report.counts().items():
-        report.text(f"{count} × {reason}: {action}.")
-    report.text("Every problem is listed in data_report.json." if data_report.problems else "No problems in the data.")
-    report.details("Software and machine", json.dumps(metrics["environment"], indent=1))
-    report.write(args.output / "report.html")
+    for title, text, table in (
+        ("Contours", "Mean distance of a contour's landmarks to the true line [%].", metrics["by_contour"]),
+        ("Landmarks", "NME [%].", metrics["by_landmark"]),
+    ):
+        if table[name]:
+            report.section(title, text)
+            rows = [[part, *(with_span(values[part]) for values in table.values())] for part in table[name]]
+            report.table(["", *table], rows)
+    close(report, args.output / "report.html", metrics["environment"], data_report.counts())
 
 
 def draw_cases(evaluation: Evaluation, folder: Path, number: int) -> list[tuple[Path, str]]:
@@ -291,12 +274,8 @@ def print_summary(evaluations: dict[str, Evaluation], console: Console) -> None:
     for name, evaluation in evaluations.items():
         summary = evaluation.summary()
         nme, *others = (form.format(summary[key].estimate) for key, (_, form) in COLUMNS.items())
-        table.add_row(name, nme, f"{summary['nme'].low:.2f} to {summary['nme'].high:.2f}", *others)
+        table.add_row(name, nme, span(summary["nme"]), *others)
     console.print(table, crop=False)
-
-
-def _interval(interval: Interval, form: str) -> str:
-    return f"{form.format(interval.estimate)} ({form.format(interval.low)} to {form.format(interval.high)})"
 
 
 if __name__ == "__main__":

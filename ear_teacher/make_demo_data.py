@@ -1,9 +1,9 @@
-"""Draw synthetic side views of heads with known ears: pictures, boxes, landmarks, and manifests as ear_teacher reads.
+"""Draws synthetic side views of heads with known ears: pictures, boxes, landmarks, manifests.
 
     python ear_teacher/make_demo_data.py --output demo/ears --images 700 --seed 0
 
-The ears are phantoms, drawn by formulas (ear_phantom.py, ear_scene.py); no person is behind them. They serve to try the
-programs and to test them: a score on phantoms says nothing about ears. Written are
+The ears are phantoms, drawn by formulas (ear/demo/), of no person. They serve to try and test the programs: a score on
+phantoms says nothing about ears. Written are
 
     OUTPUT/images/<person>_<R|L>.jpg           a side view; right ears have the face to the right, left ones to the left
     OUTPUT/{train,val,test}_teacher.npy        all pictures, unlabelled: image_paths, bboxes, subjects, sides
@@ -62,18 +62,17 @@ class Case:
         return f"{self.subject}_{self.side[0].upper()}"
 
     @property
-    def place(self) -> str:
-        """In PATTERN."""
-        return PATTERN[self.number // len(SIDES) % len(PATTERN)]
-
-    @property
     def split(self) -> str:
-        return self.place.rstrip("*")
+        return self._place.rstrip("*")
 
     @property
     def labelled(self) -> bool:
         """Whether the detector's manifests list it."""
-        return self.place != "train"
+        return self._place != "train"
+
+    @property
+    def _place(self) -> str:
+        return PATTERN[self.number // len(SIDES) % len(PATTERN)]
 
     @property
     def files(self) -> dict[str, Path]:
@@ -87,12 +86,12 @@ class Case:
 
 def parse_args(argv: list[str] | None = None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the data set to write")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="output folder")
     parser.add_argument("--images", type=positive_int, default=700, help=f"number of pictures, at least {FEWEST}")
-    parser.add_argument("--size", type=positive_int, default=256, help=f"about height and width, px, >= {SMALLEST}")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of everything")
-    parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that draw")
-    parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
+    parser.add_argument("--size", type=positive_int, default=256, help=f"side of a picture, about, px, >= {SMALLEST}")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="random seed of the data set")
+    parser.add_argument("--workers", type=positive_int, default=cores(), help="number of processes")
+    parser.add_argument("--overwrite", action="store_true", help="replace demo data in --output")
     args = parser.parse_args(argv)
     if args.images < FEWEST:
         raise UserError(f"--images {args.images} cannot fill train, val and test; ask for at least {FEWEST}")
@@ -106,15 +105,8 @@ def main(argv: list[str] | None = None) -> None:
     recipe = {"images": args.images, "seed": args.seed, "size": args.size}
     start(args.output, args.overwrite, recipe, files_of)
     cases = [Case(number) for number in range(args.images)]
-    jobs = [
-        (
-            [args.output / file for file in case.files.values() if file.suffix == ".jpg"],
-            args.seed,
-            case.number,
-            args.size,
-        )
-        for case in cases
-    ]
+    pictures = [[args.output / file for file in case.files.values() if file.suffix == ".jpg"] for case in cases]
+    jobs = [(files, args.seed, case.number, args.size) for files, case in zip(pictures, cases, strict=True)]
     scenes = {}
     console = make_console()
     with progress(console, "drawing", len(cases)) as advance:
@@ -167,15 +159,8 @@ def pts(points: np.ndarray) -> bytes:
 
 
 def truth(case: Case, scene: Scene) -> dict:
-    return {
-        "subject": case.subject,
-        "side": case.side,
-        "split": case.split,
-        "box": scene.box.round(3).tolist(),
-        "ear17": scene.ear17.round(3).tolist(),
-        "ibug55": scene.ibug55.round(3).tolist(),
-        **scene.parameters,
-    }
+    places = {name: getattr(scene, name).round(3).tolist() for name in ("box", "ear17", "ibug55")}
+    return {"subject": case.subject, "side": case.side, "split": case.split, **places, **scene.parameters}
 
 
 def files_of(recipe: dict) -> set[Path]:

@@ -1,16 +1,15 @@
-"""Codes of your own ears from a trained teacher, what it makes of them, and the ears that look most alike.
+"""Encodes your own ears with a trained VAE, reconstructs them, and searches for the most similar ears.
 
     python ear_teacher/predict.py --checkpoint runs/ear_teacher/best --input PICTURES --output codes --reconstruct
     python ear_teacher/predict.py --checkpoint runs/ear_teacher/best --search QUERY.jpg --index FOLDER --output found
 
 An input is a picture of one ear, a folder of such, or a manifest as for training, whose boxes are then cut out. Writes
-to --output codes.safetensors (`mu` and `logvar` (N, latent_dim)), codes.csv (the row of each ear: id, file, subject,
-side), and with --reconstruct reconstructions/ID.png (the crop beside what the model makes of it). A search writes
-neighbours.csv and neighbours.png; --index is an --output of this script, whose codes are then not computed again, or an
-input. What cannot be used is listed in data_report.json.
+to --output codes.safetensors (`mu` and `logvar` (N, latent_dim)), codes.csv (id, file, subject, side and box of each
+row), and with --reconstruct reconstructions/ID.png (crop and reconstruction). A search writes neighbours.csv and
+neighbours.png; --index is an --output of this script, whose codes are used as they are, or an input. Problems of the
+data are listed in data_report.json.
 """
 
-import csv
 import hashlib
 import os
 import sys
@@ -33,34 +32,33 @@ from core.devices import make_accelerator
 from core.errors import UserError, first_line
 from core.files import distinct, distinct_names, whole_file
 from core.images import SUFFIXES, ImageError
+from core.results import write_csv
 from core.tables import read_table
 from core.validation import DataReport, leave_out_unreadable
 from ear.codes import encode_all, nearest
 from ear.crops import EarCrops, read_manifest
-from ear.entries import BOX_FORMATS
-from ear.manifest import Ear, side_in_name
+from ear.manifest import Ear, add_reading_arguments, side_in_name
 from ear.plots import picture_grid
 from ear.sam_vae import EarVAE
 
 CODES, TABLE = "codes.safetensors", "codes.csv"
-GREY = 128  # in place of a neighbour whose picture is gone
+GREY = 128  # in place of a neighbour whose picture is missing
 COLUMNS = ("id", "file", "subject", "side", "x0", "y0", "x1", "y1")
 
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="best/ of a training run")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="model folder: best/ of a training run")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", type=Path, nargs="+", help="pictures, folders or manifests: write their codes")
-    source.add_argument("--search", type=Path, nargs="+", metavar="QUERY", help="pictures to find the like of")
-    parser.add_argument("--index", type=Path, metavar="FOLDER", help="where to search: codes, pictures or a manifest")
-    parser.add_argument("--top", type=positive_int, default=5, help="ears that a search gives")
-    parser.add_argument("--output", type=Path, help="folder of results (default: codes; of a search, found)")
-    parser.add_argument("--data_root", type=Path, help="where a manifest's paths start (default: at the manifest)")
-    parser.add_argument("--box_format", choices=BOX_FORMATS, default="xyxy", help="of a manifest's boxes, in px")
-    parser.add_argument("--reconstruct", action="store_true", help="also write what the model makes of each ear")
-    parser.add_argument("--batch_size", type=positive_int, default=16, help="ears a step")
-    parser.add_argument("--num_workers", type=non_negative_int, default=2, help="loader processes")
+    source.add_argument("--input", type=Path, nargs="+", help="pictures, folders or manifests to encode")
+    source.add_argument("--search", type=Path, nargs="+", metavar="QUERY", help="query pictures of a search")
+    parser.add_argument("--index", type=Path, metavar="FOLDER", help="codes, pictures or manifest to search in")
+    parser.add_argument("--top", type=positive_int, default=5, help="number of neighbours a query")
+    parser.add_argument("--output", type=Path, help="output folder (default: codes; of a search: found)")
+    add_reading_arguments(parser)
+    parser.add_argument("--reconstruct", action="store_true", help="write the reconstruction of each ear, too")
+    parser.add_argument("--batch_size", type=positive_int, default=16, help="batch size in ears")
+    parser.add_argument("--num_workers", type=non_negative_int, default=2, help="data loader workers")
     args = parser.parse_args(argv)
     if bool(args.search) != bool(args.index):
         parser.error("--search QUERY and --index FOLDER go together")
@@ -81,26 +79,26 @@ def main(argv=None):
         crops = EarCrops(ears, model.image_size, **config["data"])
         return ears, encode_all(accelerator, console, model, crops, args.batch_size, args.num_workers, reconstruct)
 
-    ears, table = encode(args.search or args.input, "ears", reconstruct=args.reconstruct or bool(args.search))
-    args.output.mkdir(parents=True, exist_ok=True)
-    if args.input:
-        write_codes(ears, table, owner, args.output)
-        if args.reconstruct:
-            write_reconstructions(ears, table, args.output / "reconstructions")
-    else:
-        if (args.index / CODES).is_file():
-            others, codes = read_codes(args.index, owner)
+    with report.written_to(args.output / "data_report.json"):
+        ears, table = encode(args.search or args.input, "ears", reconstruct=args.reconstruct or bool(args.search))
+        if args.input:
+            write_codes(ears, table, owner, args.output)
+            if args.reconstruct:
+                write_reconstructions(ears, table, args.output / "reconstructions")
         else:
-            others, found = encode([args.index], "index")
-            codes = found["mu"]
-        search(ears, table, others, codes, EarCrops(others, model.image_size, **config["data"]), args, report, console)
-    report.write(args.output / "data_report.json")
+            if (args.index / CODES).is_file():
+                others, codes = read_codes(args.index, owner)
+            else:
+                others, found = encode([args.index], "index")
+                codes = found["mu"]
+            crops = EarCrops(others, model.image_size, **config["data"])
+            search(ears, table, others, codes, crops, args, report, console)
     report.print(console, args.output / "data_report.json")
     console.print(f"results in {args.output}", style="bold")
 
 
 def fingerprint(model: EarVAE) -> str:
-    """Of its weights: a code means something to the model that made it, and to no other."""
+    """SHA-256 of the weights: codes of different models cannot be compared."""
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
@@ -108,8 +106,8 @@ def fingerprint(model: EarVAE) -> str:
 
 
 def find_ears(paths: list[Path], args, report: DataReport) -> list[Ear]:
-    """The ears of pictures, folders and manifests; a picture named twice counts once. Of ears of one name, as 1.jpg of
-    two folders, the second is 1_2."""
+    """The ears of pictures, folders and manifests; a picture named twice counts once. Of two ears of one name, as 1.jpg
+    of two folders, the second gets the id 1_2."""
     ears = {}
     for path in paths:
         if path.suffix.lower() in SUFFIXES and not path.is_dir():
@@ -124,18 +122,16 @@ def find_ears(paths: list[Path], args, report: DataReport) -> list[Ear]:
 
 
 def write_codes(ears: list[Ear], table: dict[str, np.ndarray], owner: str, folder: Path) -> None:
+    """Writes codes.safetensors and codes.csv. `owner`: fingerprint of the model."""
     with whole_file(folder / CODES) as unfinished:
         codes = {name: np.ascontiguousarray(table[name]) for name in ("mu", "logvar")}
         save_file(codes, unfinished, {"model": owner})
-    with whole_file(folder / TABLE) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as text:
-        writer = csv.writer(text)
-        writer.writerow(COLUMNS)
-        for ear in ears:
-            writer.writerow([ear.id, os.path.realpath(ear.image), ear.subject, ear.side, *(ear.box or [""] * 4)])
+    rows = ([ear.id, os.path.realpath(ear.image), ear.subject, ear.side, *(ear.box or [""] * 4)] for ear in ears)
+    write_csv(folder / TABLE, COLUMNS, rows)
 
 
 def read_codes(folder: Path, owner: str) -> tuple[list[Ear], np.ndarray]:
-    """What `write_codes` wrote: ears, and mu (N, latent_dim). Raises UserError if the codes are not whole, or not of
+    """Reads the files of `write_codes`: ears, and mu (N, latent_dim). Raises UserError if they are damaged, or not of
     the model whose fingerprint is `owner`."""
     again = "write it again with --input"
     rows = read_table(folder / TABLE, COLUMNS, again)
@@ -154,31 +150,25 @@ def read_codes(folder: Path, owner: str) -> tuple[list[Ear], np.ndarray]:
 
 
 def write_reconstructions(ears: list[Ear], table: dict[str, np.ndarray], folder: Path) -> None:
+    """Writes ID.png of each ear, crop and reconstruction side by side."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, *pair in zip(distinct_names(e.id for e in ears), table["original"], table["reconstruction"], strict=True):
         Image.fromarray(np.concatenate(pair, axis=1)).save(folder / f"{name}.png")
 
 
 def search(
-    ears: list[Ear],
-    table: dict[str, np.ndarray],
-    others: list[Ear],
-    codes: np.ndarray,
-    crops: EarCrops,
-    args,
-    report: DataReport,
-    console: Console,
-) -> None:
-    """The ears of the index that are nearest to each query, by the Euclidean distance of their codes."""
+    ears: list[Ear], table: dict[str, np.ndarray], others: list[Ear], codes: np.ndarray, crops: EarCrops, args,
+    report: DataReport, console: Console,
+) -> None:  # fmt: skip
+    """Writes the ears of the index that are nearest to each query, by the Euclidean distance of their codes."""
     rows, distances = nearest(table["mu"], codes, min(args.top, len(others)))
-    with open(args.output / "neighbours.csv", "w", encoding="utf-8", newline="") as text:
-        writer, shown = csv.writer(text), Table("query", "nearest", "distance", box=None)
-        writer.writerow(["query", "rank", "id", "file", "subject", "distance"])
-        for ear, found, far in zip(ears, rows, distances, strict=True):
-            for rank, (row, distance) in enumerate(zip(found, far, strict=True), 1):
-                other = others[row]
-                writer.writerow([ear.id, rank, other.id, other.image, other.subject, f"{distance:.4f}"])
-            shown.add_row(ear.id, others[found[0]].id, f"{far[0]:.3g}")
+    neighbours, shown = [], Table("query", "nearest", "distance", box=None)
+    for ear, found, far in zip(ears, rows, distances, strict=True):
+        for rank, (row, distance) in enumerate(zip(found, far, strict=True), 1):
+            other = others[row]
+            neighbours.append([ear.id, rank, other.id, other.image, other.subject, f"{distance:.4f}"])
+        shown.add_row(ear.id, others[found[0]].id, f"{far[0]:.3g}")
+    write_csv(args.output / "neighbours.csv", ["query", "rank", "id", "file", "subject", "distance"], neighbours)
     console.print(shown)
     pictures = {}
     for row in np.unique(rows[:10]):
@@ -191,7 +181,7 @@ def search(
         ear.id: np.stack([original, *(pictures[row] for row in found)])
         for ear, original, found in zip(ears[:10], table["original"], rows, strict=False)
     }
-    titles = ["asked for", *(f"{rank}" for rank in range(1, rows.shape[1] + 1))]
+    titles = ["query", *(f"{rank}" for rank in range(1, rows.shape[1] + 1))]
     figures.save(picture_grid(grid, titles), args.output / "neighbours.png")
 
 

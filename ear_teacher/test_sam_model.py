@@ -1,9 +1,9 @@
-"""Checks, before hours of training, that the model works on this machine: encoder, VAE, one training step.
+"""Checks the model on this machine before a long training: encoder, VAE, one training step.
 
     python ear_teacher/test_sam_model.py
     python ear_teacher/test_sam_model.py --sam_config tiny --sam_image_size 224      # without weights from the hub
 
-Needs no data: the pictures are noise. Exit code 1 if a check fails.
+Needs no data: the input is noise. Exit code 1 if a check fails.
 """
 
 import sys
@@ -25,16 +25,16 @@ from ear.sam_vae import EarVAE
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--sam_model", default=SAM_MODEL, help="the hub's name or the folder of a SAM with a ViT")
-    parser.add_argument("--sam_config", choices=tuple(SAM_CONFIGS), help="random weights in place of --sam_model")
-    parser.add_argument("--sam_image_size", type=int, default=1024, help="px to which SAM's input is enlarged")
-    parser.add_argument("--image_size", type=int, default=128, help="px of the crops and reconstructions")
-    parser.add_argument("--latent_dim", type=positive_int, default=1024, help="numbers in a code")
-    parser.add_argument("--freeze_layers", type=int, default=6, help="of SAM's blocks, the first ones")
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="of SAM's blocks")
-    parser.add_argument("--vgg_weights", type=Path, metavar="FILE", help="of VGG16, in place of torchvision's download")
-    parser.add_argument("--batch_size", type=positive_int, default=2, help="pictures in the training step")
-    parser.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help="of the training step")
+    parser.add_argument("--sam_model", default=SAM_MODEL, help="SAM with a ViT: hub name or folder")
+    parser.add_argument("--sam_config", choices=tuple(SAM_CONFIGS), help="SAM of random weights instead of --sam_model")
+    parser.add_argument("--sam_image_size", type=int, default=1024, help="side of SAM's input, px")
+    parser.add_argument("--image_size", type=int, default=128, help="side of crops and reconstructions, px")
+    parser.add_argument("--latent_dim", type=positive_int, default=1024, help="dimensions of the latent code")
+    parser.add_argument("--freeze_layers", type=int, default=6, help="frozen SAM blocks, from the first")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="gradient checkpointing of SAM's blocks")
+    parser.add_argument("--vgg_weights", type=Path, metavar="FILE", help="VGG16 weights instead of a download")
+    parser.add_argument("--batch_size", type=positive_int, default=2, help="batch size of the training step")
+    parser.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help="precision of the training step")
     return parser.parse_args(argv)
 
 
@@ -53,7 +53,7 @@ def main(argv=None):
         start = time.perf_counter()
         try:
             said = check(model, images, accelerator, args)
-        except (AssertionError, RuntimeError) as error:  # RuntimeError: torch's, want of memory above all
+        except (AssertionError, RuntimeError) as error:  # RuntimeError: torch's, mostly out of memory
             failures += 1
             console.print(f"FAILED  {name}: {error}", style="bold red")
         else:
@@ -65,7 +65,7 @@ def main(argv=None):
 
 @torch.no_grad()
 def check_encoder(model: EarVAE, images: torch.Tensor, accelerator, args) -> str:
-    """SAM's features have the grid that the input's size promises, and tell pictures apart."""
+    """SAM's features have the expected grid, and differ between pictures."""
     sam = model.encoder.sam
     features = sam(images)
     expected = (len(images), sam.channels, sam.grid, sam.grid)
@@ -78,7 +78,7 @@ def check_encoder(model: EarVAE, images: torch.Tensor, accelerator, args) -> str
 
 @torch.no_grad()
 def check_vae(model: EarVAE, images: torch.Tensor, accelerator, args) -> str:
-    """In eval, the same picture has the same code, and a code alone defines its picture."""
+    """In eval, a picture has one code, and a code has one picture."""
     model.eval()
     mu, logvar = model.encode(images)
     picture = model.decode(mu)
@@ -93,7 +93,7 @@ def check_vae(model: EarVAE, images: torch.Tensor, accelerator, args) -> str:
 
 
 def check_training_step(model: EarVAE, images: torch.Tensor, accelerator, args) -> str:
-    """Every term is finite, everything that should learn gets a gradient, what is frozen gets none."""
+    """Every term is finite, all trainable parameters get a gradient, and frozen ones get none."""
     weights, note = {name: weight for name, (weight, _) in WEIGHTS.items()}, ""
     try:
         criterion = EarVAELoss(weights, args.vgg_weights)

@@ -1,13 +1,12 @@
-"""Trains a SAM-based variational autoencoder of ears: the teacher.
+"""Trains a SAM-based variational autoencoder (VAE) of ears: the teacher.
 
     python ear_teacher/train.py --epochs 60 --batch-size 4
     accelerate launch ear_teacher/train.py --train_manifest DATA/train_teacher.npy --val_manifest DATA/val_teacher.npy
-    python ear_teacher/train.py --resume                          # go on after an interruption
+    python ear_teacher/train.py --resume                          # after an interruption
 
-A manifest is an .npy with image_paths and bboxes, a .csv, or a folder of pictures. Results in --save_dir: best/,
-best_2/ and best_3/ (the three best models), last/ (for --resume), metrics.jsonl, data_report.json, figures/ (what the
-model makes of the validation's first ears). Then: evaluate.py, eigenears/create_eigenears.py, predict.py,
-train_detector.py.
+A manifest is a .npy with image_paths and bboxes, a .csv, or a folder of pictures. Results in --save_dir: best/, best_2/
+and best_3/ (the three best models), last/ (for --resume), metrics.jsonl, data_report.json, figures/ (reconstructions of
+the first validation ears). Next: evaluate.py, eigenears/create_eigenears.py, predict.py, train_detector.py.
 """
 
 import argparse
@@ -25,14 +24,13 @@ from core.run import Run
 from core.schedules import parameter_groups
 from core.validation import DataReport, leave_out_unreadable
 from ear.crops import EarCrops, read_manifest, to_pixels
-from ear.entries import BOX_FORMATS
 from ear.latent_space import active_units, kl_by_dimension
 from ear.losses import WEIGHTS, EarVAELoss
+from ear.manifest import Ear, add_reading_arguments, refuse_shared_subjects
 from ear.plots import kl_bars, reconstruction_grid
 from ear.quality import quality
 from ear.sam_encoder import SAM_CONFIGS, SAM_MODEL
-from ear.sam_vae import EarVAE
-from ear.splits import refuse_shared_subjects
+from ear.sam_vae import KIND, EarVAE
 
 PRECISIONS = {"32": "no", "16-mixed": "fp16", "bf16-mixed": "bf16"}
 DATA = Path("data/preprocessed")
@@ -41,40 +39,39 @@ DATA = Path("data/preprocessed")
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
     group = parser.add_argument_group("data")
-    group.add_argument("--train_manifest", type=Path, default=DATA / "train_teacher.npy", help="ears to learn from")
-    group.add_argument("--val_manifest", type=Path, default=DATA / "val_teacher.npy", help="ears to choose best/ by")
-    group.add_argument("--data_root", type=Path, help="where the pictures' paths start (default: at their manifest)")
-    group.add_argument("--box_format", choices=BOX_FORMATS, default="xyxy", help="of the manifest's boxes, in px")
+    group.add_argument("--train_manifest", type=Path, default=DATA / "train_teacher.npy", help="training manifest")
+    group.add_argument("--val_manifest", type=Path, default=DATA / "val_teacher.npy", help="validation manifest")
+    add_reading_arguments(group)
     group.add_argument("--crop", action=argparse.BooleanOptionalAction, default=True,
-                       help="cut ears out by their boxes, where there are some; else whole pictures")  # fmt: skip
-    group.add_argument("--margin", type=non_negative, default=0.1, help="around the box, of its longer side")
+                       help="crops around the boxes, where there are any; otherwise whole pictures")  # fmt: skip
+    group.add_argument("--margin", type=non_negative, default=0.1, help="margin around the box, over its longer side")
     group.add_argument("--mirror_left", action=argparse.BooleanOptionalAction, default=True,
-                       help="show ears that are known to be left ones as right ones")  # fmt: skip
+                       help="mirroring of left ears, where the side is known")  # fmt: skip
     group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True,
-                       help="small shifts, turns and changes of size and light")  # fmt: skip
+                       help="augmentation: small shifts, rotations, changes of scale and light")  # fmt: skip
     group = parser.add_argument_group("model")
-    group.add_argument("--sam_model", default=SAM_MODEL, help="the hub's name or the folder of a SAM with a ViT")
-    group.add_argument("--sam_config", choices=tuple(SAM_CONFIGS), help="random weights in place of --sam_model")
+    group.add_argument("--sam_model", default=SAM_MODEL, help="SAM with a ViT: name on the Hugging Face hub, or folder")
+    group.add_argument("--sam_config", choices=tuple(SAM_CONFIGS), help="SAM of random weights instead of --sam_model")
     group.add_argument("--sam_image_size", type=int, choices=(1024, 672, 448, 224, 128), default=1024,
-                       help="px to which SAM's input is enlarged: see the README for what each costs")  # fmt: skip
-    group.add_argument("--latent_dim", type=positive_int, default=1024, help="numbers in a code")
-    group.add_argument("--image_size", type=int, default=128, help="px of the crops and reconstructions")
-    group.add_argument("--freeze_layers", type=int, help="of SAM's blocks, the first ones (default: 6; tiny: 0)")
+                       help="side of SAM's input, px (cost of each: see the README)")  # fmt: skip
+    group.add_argument("--latent_dim", type=positive_int, default=1024, help="dimensions of the latent code")
+    group.add_argument("--image_size", type=int, default=128, help="side of crops and reconstructions, px")
+    group.add_argument("--freeze_layers", type=int, help="frozen SAM blocks, from the first (default: 6; tiny: 0)")
     group.add_argument("--freeze_embeddings", action=argparse.BooleanOptionalAction, default=False,
-                       help="of patches and positions: the frozen blocks then keep nothing in memory")  # fmt: skip
+                       help="freeze patch and position embeddings, too: less memory")  # fmt: skip
     group.add_argument("--gradient_checkpointing", action=argparse.BooleanOptionalAction, default=False,
-                       help="of SAM's blocks: less memory, more time")  # fmt: skip
+                       help="gradient checkpointing of SAM's blocks: less memory, more time")  # fmt: skip
     group = parser.add_argument_group("loss")
     for name, (weight, meaning) in WEIGHTS.items():
-        group.add_argument(f"--{name}_weight", type=non_negative, default=weight, help=meaning)
-    group.add_argument("--vgg_weights", type=Path, metavar="FILE", help="of VGG16, in place of torchvision's download")
+        group.add_argument(f"--{name}_weight", type=non_negative, default=weight, help=f"loss weight: {meaning}")
+    group.add_argument("--vgg_weights", type=Path, metavar="FILE", help="VGG16 weights instead of a download")
     group.add_argument("--contrastive_views", type=int, choices=(1, 2), default=1,
-                       help="2: also pull two views of one ear together, at twice the encoder's cost")  # fmt: skip
-    group = parser.add_argument_group("validation and pictures")
+                       help="views of each ear in the contrastive loss; 2 doubles the encoder's cost")  # fmt: skip
+    group = parser.add_argument_group("validation and figures")
     group.add_argument("--valid_interval", type=positive_int, default=1, help="epochs between validations")
-    group.add_argument("--nb_to_plot", type=positive_int, default=8, help="ears in the pictures")
+    group.add_argument("--nb_to_plot", type=positive_int, default=8, help="ears in the figures")
     add_training_arguments(parser, epochs=60, batch_size=4, lr=3e-4, num_workers=4)
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), help="the reference's name of mixed_precision")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), help="the reference's name of --mixed_precision")
     args = parser.parse_args(argv)
     if args.precision:
         if args.mixed_precision not in (None, PRECISIONS[args.precision]):
@@ -83,22 +80,22 @@ def parse_args(argv=None):
     if args.sam_config:
         args.sam_model = None
     if args.freeze_layers is None:
-        args.freeze_layers = 0 if args.sam_config == "tiny" else 6  # what is random and frozen cannot learn
-    if not args.margin >= 0:
-        parser.error("--margin must not be negative")
+        args.freeze_layers = 0 if args.sam_config == "tiny" else 6  # random and frozen blocks cannot learn
     return args
 
 
 def main(argv=None):
     args = parse_args(argv)
-    run = Run(args, "ear_teacher")
+    run = Run(args, Path(__file__).resolve().parent.name)
     weights = {name: getattr(args, f"{name}_weight") for name in WEIGHTS}
     criterion = EarVAELoss(weights, args.vgg_weights).to(run.accelerator.device)
     model = EarVAE(
         args.sam_config or "base", args.sam_model, args.sam_image_size, args.latent_dim, args.image_size,
         args.freeze_layers, args.freeze_embeddings, args.gradient_checkpointing,
     )  # fmt: skip
-    splits = read_data(run, args)
+    report = DataReport()
+    with report.written_to(run.folder / "data_report.json", run.is_main):
+        splits = read_data(run, args, report)
     shape = {"crop": args.crop, "margin": args.margin, "mirror_left": args.mirror_left}
     train_set = EarCrops(
         splits["train"], args.image_size, **shape, augment=args.augment, views=args.contrastive_views, seed=args.seed
@@ -109,7 +106,7 @@ def main(argv=None):
         parameter_groups(model, args.lr, args.weight_decay),
         run.loader(train_set, shuffle=True),
         run.loader(val_set, shuffle=False),
-        config={"project": "ear_teacher", "kind": "vae", "model": model.arguments, "data": shape},
+        config={"kind": KIND, "model": model.arguments, "data": shape, "taught": {"images": {"ears": len(train_set)}}},
         monitor="loss",
         keep=3,
     )
@@ -124,22 +121,19 @@ def main(argv=None):
     run.finish()
 
 
-def read_data(run: Run, args):
-    """Usable ears by split; all problems are printed and in data_report.json."""
-    report = DataReport()
+def read_data(run: Run, args, report: DataReport) -> dict[str, list[Ear]]:
+    """Usable ears by split; the problems are printed."""
     files = {"train": args.train_manifest, "val": args.val_manifest}
     splits = {split: read_manifest(file, args.data_root, args.box_format, report) for split, file in files.items()}
     refuse_shared_subjects(splits)
-    splits = leave_out_unreadable(splits, report)
+    splits = leave_out_unreadable(splits, report, run.accelerator)
     report.print(run.console, run.folder / "data_report.json")
-    if run.is_main:
-        report.write(run.folder / "data_report.json")
     return splits
 
 
 @torch.no_grad()
 def validate(run: Run, loader, criterion: EarVAELoss, args) -> dict[str, float]:
-    """Loss, PSNR [dB] and SSIM (mean over the pictures, range [0, 1]), KL [nats] and units in use; draws pictures."""
+    """Loss, PSNR [dB], SSIM (means over the pictures, in [0, 1]), KL [nats] and active units; draws the figures."""
     run.model.eval()
     cases, shown = Cases(run.accelerator, len(loader.dataset)), []
     for batch in run.batches(loader):

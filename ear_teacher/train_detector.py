@@ -1,12 +1,12 @@
-"""Trains the detector of ears, box and landmarks, on the encoder that a VAE has taught; or on SAM's, or from scratch.
+"""Trains the ear detector (box, side, landmarks) on the encoder of a VAE, on SAM's, or from scratch.
 
     python ear_teacher/train_detector.py --teacher runs/ear_teacher/best --train_manifest DATA/train_detector.npy \
         --val_manifest DATA/val_detector.npy
     python ear_teacher/train_detector.py --sam_model facebook/sam-vit-base --data IBUG --landmark_schema ibug55
 
-A manifest is an .npy with image_paths, landmarks and, if known, bboxes, a .csv, or a folder with .pts files. Results in
---save_dir: best/ (the model), last/ (for --resume), metrics.jsonl, data_report.json. Then: evaluate_detector.py.
-How to choose: DETECTION_GUIDE.md.
+A manifest is a .npy with image_paths, landmarks and, if known, bboxes, a .csv, or a folder with .pts files. Results in
+--save_dir: best/ (the model), last/ (for --resume), metrics.jsonl, data_report.json. Next: evaluate_detector.py.
+Choice of the settings: DETECTION_GUIDE.md.
 """
 
 import sys
@@ -25,15 +25,14 @@ from core.landmarks import Schema, read_schema
 from core.run import Run
 from core.schedules import parameter_groups
 from core.validation import DataReport, leave_out_unreadable
-from ear.anatomy import SCHEMAS, schema_for
-from ear.detection_loss import DetectionLoss
-from ear.detector import EarDetector
-from ear.detector_windows import RandomWindows, TwoLooks, read_labelled
-from ear.entries import BOX_FORMATS
+from ear.anatomy import SCHEMAS, part_of, schema_for
+from ear.detector import KIND, EarDetector
+from ear.detector_windows import RandomWindows, TwoStages, read_labelled, truths, with_landmarks
+from ear.entries import named_schema
 from ear.evaluation import intersection_over_union, mean_ear
-from ear.manifest import Ear
+from ear.losses import DetectionLoss
+from ear.manifest import Ear, add_reading_arguments, refuse_shared_subjects, split_by_subject
 from ear.sam_encoder import SAM_CONFIGS
-from ear.splits import refuse_shared_subjects, split_by_subject
 
 DATA = Path("data/preprocessed")
 
@@ -41,41 +40,38 @@ DATA = Path("data/preprocessed")
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
     group = parser.add_argument_group("data")
-    group.add_argument("--train_manifest", type=Path, default=DATA / "train_detector.npy", help="ears to learn from")
-    group.add_argument("--val_manifest", type=Path, default=DATA / "val_detector.npy", help="ears to choose best/ by")
+    group.add_argument("--train_manifest", type=Path, default=DATA / "train_detector.npy", help="training manifest")
+    group.add_argument("--val_manifest", type=Path, default=DATA / "val_detector.npy", help="validation manifest")
     group.add_argument("--data", type=Path, metavar="FILE_OR_FOLDER",
-                       help="one manifest in place of both, divided by subject; its train/ if it has one")  # fmt: skip
-    group.add_argument("--val_fraction", type=share, default=0.1, help="of the subjects of --data")
+                       help="one manifest instead of both, split by subject; of a folder, its train/")  # fmt: skip
+    group.add_argument("--val_fraction", type=share, default=0.1, help="share of the subjects of --data for validation")
     group.add_argument("--test_fraction", type=share, default=0.1,
-                       help="of the subjects of --data, for evaluate_detector.py; none if it has train/")  # fmt: skip
-    group.add_argument("--data_root", type=Path, help="where the pictures' paths start (default: at their manifest)")
-    group.add_argument("--box_format", choices=BOX_FORMATS, default="xyxy", help="of a .npy's boxes, in px")
+                       help="share of the subjects of --data for the test (none with train/)")  # fmt: skip
+    add_reading_arguments(group)
     group.add_argument("--landmark_schema", metavar="NAME_OR_FILE",
-                       help="ear17, ibug55 or a JSON file (default: by the number of landmarks)")  # fmt: skip
-    group.add_argument("--windows", type=positive_int, default=4, help="drawn of each ear an epoch")
-    group = parser.add_argument_group("encoder, one of")
+                       help=f"scheme: {', '.join(SCHEMAS)} or a JSON file (default: by names or number)")  # fmt: skip
+    group.add_argument("--windows", type=positive_int, default=4, help="random windows of each ear an epoch")
+    group = parser.add_argument_group("encoder (one of)")
     group = group.add_mutually_exclusive_group(required=True)
-    group.add_argument("--teacher", type=Path, metavar="FOLDER", help="best/ of a VAE that train.py has trained")
-    group.add_argument("--sam_model", metavar="NAME_OR_FOLDER", help="SAM as it is")
-    group.add_argument("--sam_config", choices=tuple(SAM_CONFIGS), help="random weights")
+    group.add_argument("--teacher", type=Path, metavar="FOLDER", help="VAE: best/ of a run of train.py")
+    group.add_argument("--sam_model", metavar="NAME_OR_FOLDER", help="SAM: name on the Hugging Face hub, or folder")
+    group.add_argument("--sam_config", choices=tuple(SAM_CONFIGS), help="SAM of random weights")
     group = parser.add_argument_group("model")
     group.add_argument("--sam_image_size", type=int, choices=(1024, 672, 448, 224, 128),
-                       help="px to which SAM's input is enlarged (default: the teacher's, or 1024)")  # fmt: skip
-    group.add_argument("--latent_dim", type=positive_int, help="numbers in the code (default: the teacher's, or 1024)")
-    group.add_argument("--image_size", type=positive_int, default=128, help="px of the windows")
-    group.add_argument(
-        "--margin", type=non_negative, default=0.3, help="of the second look around the box, of its longer side"
-    )
-    group.add_argument("--freeze_encoder", action="store_true", help="train the head alone")
+                       help="side of SAM's input, px (default: the teacher's, or 1024)")  # fmt: skip
+    group.add_argument("--latent_dim", type=positive_int, help="code dimensions (default: the teacher's, or 1024)")
+    group.add_argument("--image_size", type=positive_int, default=128, help="side of the windows, px")
+    group.add_argument("--margin", type=non_negative, default=0.3,
+                       help="margin of stage 2's window around the box, over its longer side")  # fmt: skip
+    group.add_argument("--freeze_encoder", action="store_true", help="training of the head alone")
     group.add_argument("--freeze_layers", type=int,
-                       help="of SAM's blocks, the first ones (default: the teacher's; 6; 0 if random)")  # fmt: skip
+                       help="frozen SAM blocks, from the first (default: the teacher's; 6; 0 if random)")  # fmt: skip
     group.add_argument("--encoder_lr_scale", type=non_negative,
-                       help="the encoder's learning rate over --lr (default: 0.1; 1 if random)")  # fmt: skip
-    group.add_argument("--gradient_checkpointing", action="store_true", help="of SAM's blocks: less memory, more time")
+                       help="learning rate of the encoder over --lr (default: 0.1; 1 if random)")  # fmt: skip
+    group.add_argument("--gradient_checkpointing", action="store_true",
+                       help="gradient checkpointing of SAM's blocks: less memory, more time")  # fmt: skip
     add_training_arguments(parser, epochs=60, batch_size=16, lr=1e-3, warmup_epochs=1, num_workers=4)
     args = parser.parse_args(argv)
-    if args.margin < 0:
-        parser.error("--margin must not be negative")
     if args.teacher and args.latent_dim:
         parser.error("--latent_dim is the teacher's: leave it out")
     if args.encoder_lr_scale is None:
@@ -85,20 +81,23 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    run = Run(args, "ear_detector")
-    splits, schema = read_data(run, args)
-    sided = sum(bool(ear.side) for ear in splits["train"]) > 0.5 * len(splits["train"])
+    run = Run(args, f"{Path(__file__).resolve().parent.name}_detector")
+    report = DataReport()
+    with report.written_to(run.folder / "data_report.json", run.is_main):
+        splits, schema, counts = read_data(run, args, report)
+    sides = sum(bool(ear.side) for ear in splits["train"])
+    sided = sides > 0.5 * len(splits["train"])
     model = make_model(args, len(schema.names), schema.flip if sided else None)
-    criterion = DetectionLoss(model.image_size)
-    looks = (model.image_size, model.margin, schema.flip, sided)
-    train_set = RandomWindows(splits["train"], *looks, args.windows, args.seed)
-    val_set = TwoLooks(splits["val"], *looks)
+    criterion = DetectionLoss(model.image_size, sides=sides > 0)
+    shape = (model.image_size, model.margin, schema.flip, sided)
+    train_set = RandomWindows(splits["train"], *shape, args.windows, args.seed)
+    val_set = TwoStages(splits["val"], *shape)
     sizes = [picture_size(ear.image) for ear in splits["train"]]
     config = {
-        "project": "ear_teacher",
-        "kind": "detector",
+        "kind": KIND,
         "model": model.arguments,
         "schema": asdict(schema),
+        "taught": {"landmarks": counts, "boxes": {"box": len(splits["train"])}, "side": {"side": sides}},
         "mean_ear": mean_ear(splits["train"], sizes, schema),  # the baseline of every evaluation
         "encoder": str(args.teacher or args.sam_model or f"random weights, {args.sam_config}"),
         "split_fractions": [args.val_fraction, args.test_fraction],
@@ -121,7 +120,7 @@ def main(argv=None):
 
 
 def make_model(args, num_landmarks: int, flip: tuple[int, ...] | None) -> EarDetector:
-    """The detector with the encoder that the arguments ask for."""
+    """The detector on the encoder of --teacher, --sam_model or --sam_config."""
     options = {
         "image_size": args.image_size, "margin": args.margin, "flip": flip, "freeze_encoder": args.freeze_encoder,
         "gradient_checkpointing": args.gradient_checkpointing,
@@ -135,59 +134,63 @@ def make_model(args, num_landmarks: int, flip: tuple[int, ...] | None) -> EarDet
     return EarDetector(args.sam_config or "base", args.sam_model, num_landmarks=num_landmarks, **options)
 
 
-def read_data(run: Run, args) -> tuple[dict[str, list[Ear]], Schema]:
-    """(usable ears by split, scheme of their landmarks); all problems are printed and in data_report.json."""
-    report = DataReport()
+def read_data(run: Run, args, report: DataReport) -> tuple[dict[str, list[Ear]], Schema, dict[str, int]]:
+    """(usable ears by split, scheme of their landmarks, number of training truths of each landmark in the files). The
+    first two without landmarks that no training ear has; the problems are printed."""
+    scheme = args.landmark_schema
+    named = read_schema(scheme, SCHEMAS) if scheme else named_schema(args.data or args.train_manifest)
 
     def read(path: Path) -> list[Ear]:
-        return read_labelled(path, args.data_root, args.box_format, report)
+        return read_labelled(path, args.data_root, args.box_format, report, named)
 
     if args.data is None:
         splits = {"train": read(args.train_manifest), "val": read(args.val_manifest)}
-    elif (args.data / "train").is_dir():  # iBUG's: its test/ is not looked at
+    elif (args.data / "train").is_dir():  # iBUG's: its test/ is not read
         splits = split_by_subject(read(args.data / "train"), args.val_fraction, 0)
     else:
         splits = split_by_subject(read(args.data), args.val_fraction, args.test_fraction)
     splits = {split: splits[split] for split in ("train", "val")}
     refuse_shared_subjects(splits)
-    splits = leave_out_unreadable(splits, report)
+    splits = leave_out_unreadable(splits, report, run.accelerator)
     counts = {split: len(ears[0].landmarks) for split, ears in splits.items()}
-    schema = read_schema(args.landmark_schema, SCHEMAS) if args.landmark_schema else schema_for(counts["train"])
+    schema = named or schema_for(counts["train"])
     for split, count in counts.items():
         if count != len(schema.names):
             raise UserError(
                 f"the ears of {split} have {count} landmarks, {schema.name} has {len(schema.names)}; name the scheme "
                 "of these data with --landmark_schema"
             )
+    counts = truths(splits["train"], schema)
+    for name in [name for name, count in counts.items() if not count]:
+        report.add("landmark of no training ear", name, "left out of the model")
+    taught = [place for place, count in enumerate(counts.values()) if count]
+    splits = {split: with_landmarks(ears, taught, report, split) for split, ears in splits.items()}
     report.print(run.console, run.folder / "data_report.json")
-    if run.is_main:
-        report.write(run.folder / "data_report.json")
-    return splits, schema
+    return splits, part_of(schema, taught), counts
 
 
 @torch.no_grad()
 def validate(run: Run, loader, criterion: DetectionLoss) -> dict[str, float]:
-    """Loss over both looks; `nme` [% of the true box's diagonal] in windows around the true boxes, as the second look
-    is when the first was right; IoU of the boxes found there, and in whole pictures; share of sides that the first look
-    tells rightly, if they are known."""
+    """Loss of both stages; `nme` [% of the true box's diagonal] and `iou` of stage 2 in windows around the true boxes;
+    `iou_whole` and, where sides are known and trained, the share `side_whole` of right sides of stage 1."""
     run.model.eval()
     cases = Cases(run.accelerator, len(loader.dataset))
     for batch in run.batches(loader):
-        looks = {name: batch[name].flatten(0, 1) for name in ("image", "points", "box", "left")}
-        prediction = run.model(looks["image"])
-        # Ear by ear, two looks each: the last batch may hold some twice, which `Cases` leaves out.
-        pairs = [slice(i, i + 2) for i in range(0, len(looks["image"]), 2)]
-        losses = [criterion(*({k: x[pair] for k, x in y.items()} for y in (prediction, looks)))[0] for pair in pairs]
-        diagonal = (looks["box"][:, 2:] - looks["box"][:, :2]).norm(dim=1)
-        nme = 100 * (prediction["points"] - looks["points"]).norm(dim=2).nanmean(dim=1) / diagonal
-        iou = torch.from_numpy(intersection_over_union(prediction["box"].cpu(), looks["box"].cpu())).to(nme)
-        side = torch.where(looks["left"].isnan(), torch.nan, ((prediction["left"] > 0) == (looks["left"] > 0)).float())
-        by_look = {name: x.unflatten(0, (-1, 2)) for name, x in (("nme", nme), ("iou", iou), ("side", side))}
-        cases.add(batch["index"], loss=torch.stack(losses), **by_look)
+        truth = {name: batch[name].flatten(0, 1) for name in ("image", "points", "box", "left")}
+        prediction = run.model(truth["image"])
+        # Ear by ear, two stages each: the last batch may hold some twice, which `Cases` leaves out.
+        pairs = [slice(i, i + 2) for i in range(0, len(truth["image"]), 2)]
+        losses = [criterion(*({k: x[pair] for k, x in y.items()} for y in (prediction, truth)))[0] for pair in pairs]
+        diagonal = (truth["box"][:, 2:] - truth["box"][:, :2]).norm(dim=1)
+        nme = 100 * (prediction["points"] - truth["points"]).norm(dim=2).nanmean(dim=1) / diagonal
+        iou = torch.from_numpy(intersection_over_union(prediction["box"].cpu(), truth["box"].cpu())).to(nme)
+        side = torch.where(truth["left"].isnan(), torch.nan, ((prediction["left"] > 0) == (truth["left"] > 0)).float())
+        by_stage = {name: x.unflatten(0, (-1, 2)) for name, x in (("nme", nme), ("iou", iou), ("side", side))}
+        cases.add(batch["index"], loss=torch.stack(losses), **by_stage)
     table = cases.table()
     whole, close = range(2)
     sides = table["side"][:, whole]
-    known = {"side_whole": float(sides.nanmean())} if not sides.isnan().all() else {}
+    known = {"side_whole": float(sides.nanmean())} if criterion.sides and not sides.isnan().all() else {}
     return known | {
         "loss": float(table["loss"].mean()),
         "nme": float(table["nme"][:, close].mean()),

@@ -1,12 +1,12 @@
-"""Tools for hyperspectral cubes: check them, measure them, make copies that read faster.
+"""Tools for hyperspectral cubes: checks, statistics of the bands, copies that read faster.
 
     python hyperspectral/cubes.py check  --csv_file DATA.csv                    # reads every file and value
     python hyperspectral/cubes.py stats  --csv_file DATA.csv                    # mean and SD of every band
     python hyperspectral/cubes.py repack --csv_file DATA.csv --output FOLDER    # copies that read faster
 
 `check` changes nothing. `stats` writes DATA_stats.json beside the CSV. `repack` writes copies, not compressed and in
-one piece, and a CSV of them; the same command goes on after an interruption. What the CSV and the files must be like:
-cube_files.py.
+one piece, and a CSV of them; the same command goes on after an interruption. The README describes the CSV and the
+files.
 """
 
 import sys
@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
 
 from collections import Counter, defaultdict
+from contextlib import nullcontext
 
 from rich.console import Console
 from rich.table import Table
@@ -22,12 +23,12 @@ from rich.table import Table
 from core.args import ArgumentParser, positive_int, script
 from core.console import make_console, progress
 from core.errors import UserError
-from core.files import whole_file
 from core.processes import cores, in_processes
+from core.results import write_csv
 from core.validation import DataReport
-from hsi.files import Splits, add_data_arguments, inspect, read_cubes, report_bad
-from hsi.repack import claim, repack_cube, repack_targets, repacked_csv
-from hsi.statistics import compute_statistics, constant_bands, measure_all, statistics_file
+from hsi.files import Splits, add_data_arguments, inspect, leave_out, read_cubes
+from hsi.repack import claim, repack_cube, repack_targets, repacked_table
+from hsi.statistics import compute_statistics, constant_bands, measure_all, statistics_file, unusable
 
 # Neither torch nor a module that imports it: every worker process would load it with this file.
 
@@ -36,43 +37,43 @@ def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=ArgumentParser)
     for name, text in (
-        ("check", "read every file and value, and say what is wrong"),
+        ("check", "check of every file and value"),
         ("stats", "mean and SD of every band over the foreground of the training split"),
         ("repack", "copies that are not compressed and in one piece, and a CSV of them"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         add_data_arguments(command)
-        command.add_argument("--workers", type=positive_int, default=cores(), help="processes; each holds one cube")
+        command.add_argument(
+            "--workers", type=positive_int, default=cores(), help="processes; each holds one cube in memory"
+        )
         if name == "check":
-            command.add_argument("--output", type=Path, metavar="FILE", help="report of every problem, as JSON")
+            command.add_argument("--output", type=Path, metavar="FILE", help="report of all problems, as JSON")
         elif name == "stats":
-            command.add_argument("--output", type=Path, metavar="FILE", help="default: DATA_stats.json beside the CSV")
+            text = "output file (default: DATA_stats.json beside the CSV)"
+            command.add_argument("--output", type=Path, metavar="FILE", help=text)
         else:
-            command.add_argument("--output", type=Path, metavar="FOLDER", required=True, help="of the copies")
-            command.add_argument("--dtype", choices=("keep", "float32"), default="keep", help="of the copies")
-            command.add_argument("--overwrite", action="store_true", help="copy all anew")
+            command.add_argument("--output", type=Path, metavar="FOLDER", required=True, help="folder of the copies")
+            command.add_argument("--dtype", choices=("keep", "float32"), default="keep", help="data type of the copies")
+            command.add_argument("--overwrite", action="store_true", help="replace existing copies")
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    console = make_console()
-    splits, report = read_cubes(args.csv_file, args.valid_fraction, args.test_fraction)
-    {"check": check, "stats": stats, "repack": repack}[args.command](args, splits, report, console)
+    console, report = make_console(), DataReport()
+    with report.written_to(args.output) if args.command == "check" and args.output else nullcontext():
+        splits = read_cubes(args.csv_file, report, args.valid_fraction, args.test_fraction)
+        {"check": check, "stats": stats, "repack": repack}[args.command](args, splits, report, console)
 
 
 def check(args, splits: Splits, report: DataReport, console: Console) -> None:
+    """Prints what the splits hold, and all problems."""
     usable = inspect(splits, args.h5_key, len(args.wavelengths), None, report)
     measured = measure_all(usable, args.h5_key, args.workers, console)
     good = defaultdict(list)  # (split, shape) -> cubes
-    for split, cubes in usable.items():
-        report.cases[split] = 0
+    for split, cubes in leave_out(usable, unusable(measured), report).items():
         for cube in cubes:
             result = measured[cube.id]
-            if isinstance(result, str):
-                report_bad(report, cube, result)
-                continue
-            report.cases[split] += 1
             good[split, result.shape].append(cube)
             for band in constant_bands(result.pixels, result.mean, result.squares):
                 report.add("a band is constant", cube.file, "kept", f"{args.wavelengths[band]:g} nm")
@@ -89,19 +90,14 @@ def check(args, splits: Splits, report: DataReport, console: Console) -> None:
         counts = str(len(cubes)), str(len(patients)), str(len(labels))
         table.add_row(split, *counts, "x".join(map(str, shape)), f"{low:.3g} to {high:.3g}", f"{share:.0%}")
     console.print(table)
-    if args.output:
-        report.write(args.output)
     report.print(console, args.output)
 
 
 def stats(args, splits: Splits, report: DataReport, console: Console) -> None:
+    """Measures the cubes, and writes the statistics."""
     usable = inspect(splits, args.h5_key, len(args.wavelengths), None, report)  # first: it takes no time
     statistics = compute_statistics(splits, args.h5_key, args.workers, console)
-    for split, cubes in usable.items():
-        for cube in cubes:
-            if cube.id in statistics.unusable:
-                report_bad(report, cube, statistics.unusable[cube.id])
-        report.cases[split] = sum(cube.id not in statistics.unusable for cube in cubes)
+    leave_out(usable, statistics.unusable, report)
     if len(statistics.mean) != len(args.wavelengths):
         raise UserError(f"most train cubes have {len(statistics.mean)} bands, --wavelengths {len(args.wavelengths)}")
     report.print(console)
@@ -115,29 +111,26 @@ def stats(args, splits: Splits, report: DataReport, console: Console) -> None:
 
 
 def repack(args, splits: Splits, report: DataReport, console: Console) -> None:
+    """Copies the cubes, and writes a CSV of the copies."""
     cubes = [cube for part in splits.values() for cube in part]
     targets = repack_targets(args.csv_file, args.output, cubes)
     settings = {"csv_file": args.csv_file.name, "h5_key": args.h5_key, "dtype": args.dtype}
     claim(args.output, settings, args.overwrite)
     jobs = [(cube.file, targets[cube.id], args.h5_key, args.dtype, args.overwrite) for cube in cubes]
-    counts = Counter()
+    results = {}
     with progress(console, "copying", len(cubes)) as advance:
         for cube, result in zip(cubes, in_processes(repack_cube, jobs, args.workers), strict=True):
-            if isinstance(result, str):
-                report_bad(report, cube, result)
-                report.cases[cube.split] -= 1
-                del targets[cube.id]
-            else:
-                counts[result] += 1
+            results[cube.id] = result
             advance()
+    copied = leave_out(splits, unusable(results), report)
+    targets = {cube.id: targets[cube.id] for part in copied.values() for cube in part}
+    counts = Counter(results[name] for name in targets)
     report.write(args.output / "data_report.json")
     report.print(console, args.output / "data_report.json")
     if not targets:
         raise UserError(f"no cube could be copied; {args.output / 'data_report.json'} lists why")
     table = args.output / args.csv_file.name
-    content = repacked_csv(args.csv_file, args.output, targets)
-    with whole_file(table) as unfinished:
-        unfinished.write_text(content, encoding="utf-8", newline="")
+    write_csv(table, *repacked_table(args.csv_file, args.output, targets))
     console.print(f"{table}: {counts[True]} cubes copied, {counts[False]} there already")
 
 

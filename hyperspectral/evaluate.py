@@ -1,13 +1,11 @@
-"""Evaluates a masked autoencoder on held-out cubes: reconstruction errors with intervals, beside two baselines.
+"""Evaluates a masked autoencoder on held-out cubes: reconstruction errors with intervals, against two baselines.
 
     python hyperspectral/evaluate.py --checkpoint runs/hyperspectral/best --csv_file DATA.csv --split test
 
-Every cube is masked in several fixed ways. Errors are in the cubes' own units, of the foreground alone. Writes
-metrics.json, predictions.csv (one row a cube), data_report.json, figures/ and report.html to --output.
+Every cube is masked in several fixed ways. Errors are in the cubes' own units, of the foreground alone. Writes to
+--output metrics.json, predictions.csv (one row a cube), data_report.json, figures/ and report.html.
 """
 
-import csv
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from core.args import ArgumentParser, non_negative_int, positive_int, script, share
+from core.args import ArgumentParser, add_evaluation_arguments, positive_int, script, share
 from core.cases import Cases
 from core.console import make_console, progress
 from core.devices import make_accelerator
 from core.environment import environment
 from core.report import Report
-from core.results import evaluation_folder, plain
+from core.results import card, close, evaluation_folder, number, span, with_span, write_csv, write_json
 from core.uncertainty import bootstrap
 from core.validation import DataReport
 from hsi.baselines import interpolate, mean_spectrum
@@ -35,8 +33,8 @@ from hsi.dataset import CubeDataset
 from hsi.files import SPLITS, inspect, leave_out, read_cubes
 from hsi.mae_spectral import MAESpectral
 from hsi.metrics import measure
-from hsi.plots import Shown, write_figures
-from hsi.statistics import unusable_cubes
+from hsi.plots import Shown, shown_of, write_figures
+from hsi.statistics import measure_all, unusable
 
 MODEL, INTERPOLATION, MEAN = METHODS = ("model", "interpolation", "mean spectrum")
 METRICS = {  # name -> title, digits
@@ -46,23 +44,20 @@ METRICS = {  # name -> title, digits
     "ssim": ("SSIM", "{:.3f}"),
     "band_mean": ("MSE of the band mean", "{:.3g}"),
 }
-SCOPES = {"masked": "Hidden voxels", "all": "All voxels, visible ones as they were given"}
+SCOPES = {"masked": "Hidden voxels", "all": "All voxels, visible ones as in the input"}
 
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="best/ of a training run")
-    parser.add_argument("--csv_file", type=Path, required=True, help="table of the cubes; its paths start there")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="model folder: best/ of a training run")
+    parser.add_argument("--csv_file", type=Path, required=True, help="table of the cubes; paths relative to it")
     parser.add_argument("--h5_key", help="data set with the cube in the HDF5 files (default: as in training)")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="which cubes")
-    parser.add_argument("--mask_seeds", type=positive_int, default=4, metavar="N", help="ways to mask each cube")
-    parser.add_argument("--mask_ratio", type=share, help="share of the tokens that is hidden (default: as in training)")
-    parser.add_argument("--nb_to_plot", type=positive_int, default=4, help="cubes in the pictures")
-    parser.add_argument("--output", type=Path, help="folder of results (default: evaluation_<split> beside best/)")
-    parser.add_argument("--batch_size", type=positive_int, default=2, help="cubes a process and step")
-    parser.add_argument("--num_workers", type=non_negative_int, default=2, help="loader processes")
-    parser.add_argument("--bootstrap", type=positive_int, default=1000, help="resamples for the intervals")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of masks and bootstrap")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="split to evaluate")
+    parser.add_argument("--mask_seeds", type=positive_int, default=4, metavar="N", help="number of masks of each cube")
+    parser.add_argument("--mask_ratio", type=share, help="share of hidden tokens (default: as in training)")
+    parser.add_argument("--nb_to_plot", type=positive_int, default=4, help="number of cubes in the figures")
+    seed = "the masks and the bootstrap"
+    add_evaluation_arguments(parser, output="evaluation_<split>", batch_size=2, per="cubes", seed=seed)
     return parser.parse_args(argv)
 
 
@@ -70,26 +65,24 @@ def main(argv=None):
     args = parse_args(argv)
     accelerator = make_accelerator()
     console = make_console(quiet=not accelerator.is_main_process)
-    masking = {} if args.mask_ratio is None else {"mask_ratio": args.mask_ratio}
-    model, config = MAESpectral.from_folder(args.checkpoint, **masking)
+    model, config = MAESpectral.from_folder(args.checkpoint, mask_ratio=args.mask_ratio)
     args.output = args.output or evaluation_folder(args.checkpoint, f"evaluation_{args.split}")
-    key = args.h5_key or config["h5_key"]
-
-    splits, data_report = read_cubes(args.csv_file, *config["split_fractions"])
-    splits = {args.split: splits[args.split]}
-    splits = inspect(splits, key, len(config["wavelengths"]), model.img_size, data_report)
-    splits = leave_out(
-        splits, unusable_cubes(splits, key, max(1, args.num_workers), console), data_report, needed=(args.split,)
-    )
+    key, data_report = args.h5_key or config["h5_key"], DataReport()
+    with data_report.written_to(args.output / "data_report.json", accelerator.is_main_process):
+        splits = read_cubes(args.csv_file, data_report, *config["split_fractions"])
+        splits = inspect({args.split: splits[args.split]}, key, len(config["wavelengths"]), model.img_size, data_report)
+        measured = measure_all(splits, key, max(1, args.num_workers), console, accelerator)
+        splits = leave_out(splits, unusable(measured), data_report, needed=(args.split,))
     dataset = CubeDataset(splits[args.split], key, model.n_noise)
     table, shown = predict_all(accelerator, console, model, config, dataset, args)
     if accelerator.is_main_process:
-        args.output.mkdir(parents=True, exist_ok=True)
         metrics = summarise(table, dataset, config, args)
         metrics["environment"] = environment(accelerator)
-        (args.output / "metrics.json").write_text(json.dumps(plain(metrics), indent=1, ensure_ascii=False), "utf-8")
-        write_predictions(table, dataset, args.output / "predictions.csv")
-        data_report.write(args.output / "data_report.json")
+        write_json(args.output / "metrics.json", metrics)
+        columns = {name.replace(" ", "_"): values for name, values in table.items() if values.ndim == 1}
+        rows = ([cube.id, cube.patient, cube.label, *(f"{values[i]:.6g}" for values in columns.values())]
+                for i, cube in enumerate(dataset.cubes))  # fmt: skip
+        write_csv(args.output / "predictions.csv", ["ID", "patient", "label", *columns], rows)
         write_report(metrics, table, dataset, shown, args, data_report)
         data_report.print(console, args.output / "data_report.json")
         print_summary(metrics, console)
@@ -124,10 +117,8 @@ def predict_all(
                     measured = measure(made, cube, hidden, foreground, statistics["high"] - statistics["low"])
                     columns |= {f"{method}/{name}": value for name, value in measured.items()}
                 cases.add(batch["index"], **columns)
-                for i in range(min(len(cube), args.nb_to_plot - len(shown)) if seed == args.seed else 0):
-                    item = dataset.cubes[batch["index"][i]]
-                    arrays = (x[i].cpu().numpy() for x in (cube, result, hidden, foreground))
-                    shown.append(Shown(item.id, *arrays, item.rgb_file))
+                if seed == args.seed:
+                    shown += shown_of(dataset.cubes, batch, result, hidden, args.nb_to_plot - len(shown))
                 advance()
         tables.append(cases.table())
     return {name: np.nanmean([table[name].numpy() for table in tables], axis=0) for name in tables[0]}, shown
@@ -137,10 +128,10 @@ def summarise(table: dict[str, np.ndarray], dataset: CubeDataset, config: dict, 
     """Everything of metrics.json but the machine: data, intervals of each method, errors by wavelength."""
     patients = [cube.patient for cube in dataset.cubes]
     statistics = config["statistics"]
-    intervals = {}
-    for name, values in table.items():
-        if values.ndim == 1:
-            intervals[name] = bootstrap(partial(_finite_mean, values), patients, args.bootstrap, seed=args.seed)
+    intervals = {
+        name: bootstrap(partial(_finite_mean, values), patients, args.bootstrap, seed=args.seed)
+        for name, values in table.items() if values.ndim == 1
+    }  # fmt: skip
     return {
         "data": {
             "csv_file": args.csv_file,
@@ -164,30 +155,20 @@ def _finite_mean(values: np.ndarray, rows: np.ndarray) -> float:
     return np.nanmean(np.where(np.isfinite(values[rows]), values[rows], np.nan))  # an error of 0 has an infinite PSNR
 
 
-def write_predictions(table: dict[str, np.ndarray], dataset: CubeDataset, file: Path) -> None:
-    """One row a cube: ID, patient, label, and every measure of every method."""
-    names = [name for name, values in table.items() if values.ndim == 1]
-    with open(file, "w", encoding="utf-8", newline="") as text:
-        writer = csv.writer(text)
-        writer.writerow(["ID", "patient", "label", *(name.replace(" ", "_") for name in names)])
-        for i, cube in enumerate(dataset.cubes):
-            writer.writerow([cube.id, cube.patient, cube.label, *(f"{table[name][i]:.6g}" for name in names)])
-
-
 def write_report(
     metrics: dict, table: dict[str, np.ndarray], dataset: CubeDataset, shown: list[Shown], args, data_report: DataReport
 ) -> None:
-    """The page that a person reads: headline, table of methods, pictures, worst cubes."""
+    """Writes report.html: headline, table of methods, figures, worst cubes."""
     unit, data, methods = metrics["unit"], metrics["data"], metrics["methods"]
     report = Report("Masked autoencoder of hyperspectral cubes", f"{args.checkpoint} on {args.csv_file}, {args.split}")
     mse = {method: methods[method]["masked_mse"] for method in METHODS}
-    sam, ours = methods[MODEL]["masked_sam"], mse[MODEL]
+    ours = mse[MODEL]
     report.cards(
         [
-            ("MSE of hidden voxels", f"{ours.estimate:.3g}", f"95 % interval {ours.low:.3g} to {ours.high:.3g}"),
-            ("Interpolation", f"{mse[INTERPOLATION].estimate:.3g}", _times(mse[INTERPOLATION], ours)),
-            ("Mean spectrum", f"{mse[MEAN].estimate:.3g}", _times(mse[MEAN], ours)),
-            ("Spectral angle", f"{sam.estimate:.2f}°", f"95 % interval {sam.low:.2f} to {sam.high:.2f}"),
+            card("MSE of hidden voxels", ours, "{:.3g}"),
+            ("Interpolation", number(mse[INTERPOLATION].estimate, "{:.3g}"), _times(mse[INTERPOLATION], ours)),
+            ("Mean spectrum", number(mse[MEAN].estimate, "{:.3g}"), _times(mse[MEAN], ours)),
+            card("Spectral angle", methods[MODEL]["masked_sam"], unit="°"),
             ("Cubes", str(data["cubes"]), f"{data['patients']} patients; {data['masks_a_cube']} masks each"),
         ]
     )
@@ -196,7 +177,7 @@ def write_report(
         "brighter than a tenth of the cube's bright ones); PSNR and SSIM for the data range of the training split, "
         f"{metrics['data_range']:.3g} {unit}. SAM of hidden voxels is the angle over a pixel's hidden bands. "
         f"Intervals: bootstrap over patients, {args.bootstrap} resamples. The mean spectrum is that of the training "
-        "split; the interpolation sees the visible voxels, and the training split's mean and SD of each band.",
+        "split; the interpolation uses the visible voxels, and the training split's mean and SD of each band.",
         note=True,
     )
     if metrics["norm_pix_loss"]:
@@ -206,18 +187,15 @@ def write_report(
         )
     for scope, title in SCOPES.items():
         report.section(title, "Mean over the cubes, with its 95 % interval.")
-        rows = []
-        for name, (heading, form) in METRICS.items():
-            cells = [methods[method][f"{scope}_{name}"] for method in METHODS]
-            texts = [f"{form.format(c.estimate)} ({form.format(c.low)} to {form.format(c.high)})" for c in cells]
-            rows.append([heading, *texts])
+        rows = [
+            [heading, *(with_span(methods[method][f"{scope}_{name}"], form) for method in METHODS)]
+            for name, (heading, form) in METRICS.items()
+        ]
         report.table(["", *METHODS], rows)
 
-    report.section("Pictures", "The first cubes of the split, under their first mask.")
-    pictures = write_figures(
-        args.output / "figures", shown, metrics["masked_mse_by_wavelength"], metrics["wavelengths"], unit
-    )
-    for picture in pictures:
+    report.section("Figures", "The first cubes of the split, under their first mask.")
+    curves = metrics["masked_mse_by_wavelength"]
+    for picture in write_figures(args.output / "figures", shown, curves, metrics["wavelengths"], unit):
         report.figures([picture])
 
     report.section("Worst cubes")
@@ -228,28 +206,20 @@ def write_report(
         others = [f"{table[f'{method}/masked_mse'][i]:.3g}" for method in METHODS[1:]]
         rows.append([cube.id, cube.patient, cube.label, f"{errors[i]:.3g}", *others, f"{angle:.2f}", f"{ssim:.3f}"])
     report.table(["cube", "patient", "label", *(f"MSE, {method}" for method in METHODS), "SAM [°]", "SSIM"], rows)
-
-    if data_report.problems:
-        report.section("Data")
-        rows = [[reason, action, count] for (reason, action), count in data_report.counts().items()]
-        report.table(["problem", "what was done", "count"], rows)
-    report.section("Machine")
-    report.details("Software and machine", json.dumps(metrics["environment"], indent=1))
-    report.text("For research. Not a medical device.", note=True)
-    report.write(args.output / "report.html")
+    close(report, args.output / "report.html", metrics["environment"], data_report.counts())
 
 
 def print_summary(metrics: dict, console: Console) -> None:
-    """The headline on the terminal."""
+    """Prints the errors of hidden voxels by each method."""
     columns = {name: heading for name, (heading, _) in METRICS.items() if name != "band_mean"}
     table = Table("hidden voxels", *columns.values(), box=None)
     for method, values in metrics["methods"].items():
-        table.add_row(method, *[METRICS[name][1].format(values[f"masked_{name}"].estimate) for name in columns])
+        table.add_row(method, *[number(values[f"masked_{name}"].estimate, METRICS[name][1]) for name in columns])
     console.print(table, crop=False)
 
 
 def _times(other, ours) -> str:
-    return f"{other.estimate / ours.estimate:.2f} × the model's; {other.low:.3g} to {other.high:.3g}"
+    return f"{other.estimate / ours.estimate:.2f} × the model's; {span(other, '{:.3g}')}"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python hyperspectral/make_demo_data.py --output demo/retina --cases 120 --size 500 --seed 0
 
-The eyes are phantoms, drawn by formulas (retina_phantom.py, retina_optics.py); no patient is behind them, and their
+The eyes are phantoms, drawn by formulas (hsi/demo/); no patient is behind them, and their
 spectra are mixed, not measured. They serve to try the programs and to test them: a score on phantoms says nothing about
 retinas. Written are
 
@@ -21,26 +21,24 @@ from pathlib import Path
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
 
-import csv
-import io
 from dataclasses import dataclass
 
 import numpy as np
 
 from core.args import ArgumentParser, non_negative_int, positive_int, script
 from core.console import make_console, progress
-from core.demo_data import start, write
+from core.demo_data import start
 from core.errors import UserError
 from core.processes import cores, in_processes
+from core.results import write_csv
 from hsi.demo.optics import LONGEST, SHORTEST
 from hsi.demo.phantom import write_eye
+from hsi.files import COLUMNS, SPLITS
 from hsi.statistics import statistics_file
-from hsi.wavelengths import DEFAULT_WAVELENGTHS, parse_wavelengths
+from hsi.wavelengths import DEFAULT, parse_wavelengths
 
-SPLITS = ("train", "valid", "test")
 LABELS = ("normal", "lesion")
 TABLE = "dataset.csv"
-COLUMNS = ("ID", "label", "hs_file", "rgb_file", "mask_file", "patient", "split")
 # Patients repeat this pattern of 20, 13 in train, 2 in valid, 5 in test: (split, eyes). It begins with two eyes in each
 # split, so that the smallest set has both labels everywhere.
 PATTERN = [
@@ -72,34 +70,28 @@ class Case:
     @property
     def files(self) -> dict[str, str]:
         """Column of the table -> file, relative to it."""
-        return {
-            "hs_file": f"cubes/{self.id}.h5",
-            "rgb_file": f"rgb/{self.id}.png",
-            "mask_file": f"masks/{self.id}.png",
-        }
+        return {"hs_file": f"cubes/{self.id}.h5", "rgb_file": f"rgb/{self.id}.png", "mask_file": f"masks/{self.id}.png"}
 
 
 def parse_args(argv: list[str] | None = None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the data set to write")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="output folder of the data set")
     parser.add_argument("--cases", type=positive_int, default=120, help=f"number of eyes, at least {FEWEST}")
-    parser.add_argument("--size", type=positive_int, default=500, help=f"height and width, px, at least {SMALLEST}")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of everything")
-    parser.add_argument("--wavelengths", type=parse_wavelengths, help="of the bands, nm: a list, ranges or a file "
-                        "(default: 450:730:10,850)")  # fmt: skip
-    parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that draw")
+    parser.add_argument("--size", type=positive_int, default=500, help=f"height and width in px, at least {SMALLEST}")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="random seed of all that is drawn")
+    text = "wavelengths of the bands in nm: a list, ranges, or a file of them"
+    parser.add_argument("--wavelengths", type=parse_wavelengths, default=DEFAULT, metavar="LIST", help=text)
+    parser.add_argument("--workers", type=positive_int, default=cores(), help="number of processes")
     parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
     args = parser.parse_args(argv)
     if args.cases < FEWEST:
         raise UserError(f"--cases {args.cases} cannot fill train, valid and test; ask for at least {FEWEST}")
     if args.size < SMALLEST:
         raise UserError(f"--size {args.size} is too small to show an eye; ask for at least {SMALLEST}")
-    args.wavelengths = args.wavelengths or DEFAULT_WAVELENGTHS
     for nm in args.wavelengths:
         if not SHORTEST <= nm <= LONGEST:
-            raise UserError(
-                f"--wavelengths: {nm:g} nm cannot be drawn; the spectra are known from {SHORTEST:g} to {LONGEST:g} nm"
-            )
+            known = f"the spectra are known from {SHORTEST:g} to {LONGEST:g} nm"
+            raise UserError(f"--wavelengths: {nm:g} nm cannot be drawn; {known}")
     return args
 
 
@@ -113,7 +105,9 @@ def main(argv: list[str] | None = None) -> None:
     with progress(console, "drawing", len(cases)) as advance:
         for _ in in_processes(write_eye, jobs, args.workers):
             advance()
-    write(args.output / TABLE, dataset_csv(cases))
+    rows = [case.files | {"ID": case.id, "label": case.label, "patient": case.patient_name, "split": case.split}
+            for case in cases]  # fmt: skip
+    write_csv(args.output / TABLE, COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
     counts = ", ".join(f"{sum(case.split == split for case in cases)} {split}" for split in SPLITS)
     console.print(
         f"{len(cases)} synthetic eyes ({counts}) of {cases[-1].patient + 1} patients in {args.output}. They are drawn, "
@@ -142,16 +136,6 @@ def demo_cases(seed: int, number: int) -> list[Case]:
 
 
 # ------------------------------------------------------------------------------------------------------------- files
-
-
-def dataset_csv(cases: list[Case]) -> bytes:
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, COLUMNS)
-    table.writeheader()
-    for case in cases:
-        row = {"ID": case.id, "label": case.label, "patient": case.patient_name, "split": case.split}
-        table.writerow(row | case.files)
-    return text.getvalue().encode()
 
 
 def files_of(recipe: dict) -> set[Path]:

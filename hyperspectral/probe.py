@@ -1,15 +1,16 @@
-"""Puts an encoder to use: classifies cubes by the CSV's label, or segments them by its masks, and says how well.
+"""Fits and evaluates a spectral probe: classification by the CSV's label, or segmentation by its masks, on an encoder.
 
     python hyperspectral/probe.py --checkpoint runs/hyperspectral/best --csv_file DATA.csv
     python hyperspectral/probe.py --checkpoint runs/hyperspectral/best --csv_file DATA.csv --task segment
     accelerate launch hyperspectral/probe.py --checkpoint runs/hyperspectral/best --csv_file DATA.csv --finetune
 
-The encoder is frozen unless --finetune says otherwise. A frozen classification is a linear probe, solved exactly in
-one go; all else learns on train, and valid chooses the epoch. Results in --save_dir: best/ (for predict.py), and
-metrics.json, predictions.csv, report.html, figures/ and masks/ of the test split, beside simpler methods.
+The encoder is frozen without --finetune. A frozen classification is a linear probe, solved exactly on train and valid;
+all else is trained on train, and valid chooses the epoch. Writes to --save_dir: best/ (for predict.py), and of the test
+split, beside simpler methods, metrics.json, predictions.csv, report.html, figures/ and masks/.
 """
 
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +19,6 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.utils import broadcast_object_list
-from torch.utils.data import DataLoader
 
 from core.args import ArgumentParser, add_training_arguments, positive_int, script
 from core.cases import Cases
@@ -29,73 +28,83 @@ from core.files import distinct_names
 from core.run import Run
 from core.schedules import parameter_groups
 from core.unfreezing import UnfreezingSchedule
-from hsi.files import Cube, inspect, leave_out, read_cubes
+from core.validation import DataReport
+from hsi.files import SPLITS, Cube, inspect, leave_out, read_cubes
 from hsi.mae_spectral import MAESpectral
 from hsi.probe import (
     IGNORED,
-    PROJECT,
+    KIND,
     LabelledDataset,
     LinearProbe,
     ProbeModel,
     dice,
+    mask_picture,
+    read_classes,
     read_mask,
     segmentation_loss,
     with_labels,
     with_masks,
 )
-from hsi.probe_report import Picture, mask_picture, print_summary, write_classification, write_segmentation
-from hsi.statistics import measure_all
+from hsi.probe_report import Picture, Results, print_summary, write_classification, write_segmentation
+from hsi.statistics import measure_all, unusable
 from hsi.wavelengths import parse_wavelengths
 
-PIXELS = 20_000  # of the train cubes, from which the segmentation by spectrum alone learns,
+PIXELS = 20_000  # of the train cubes, on which the segmentation by single spectra is fitted,
 PENALTY = 1e-4  # and its penalty on weights: so many pixels leave nothing to choose
 
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    group = parser.add_argument_group("model")
-    group.add_argument("--checkpoint", type=Path, required=True, help="best/ of a training run")
-    group.add_argument("--random_init", action="store_true", help="forget its weights: what has pre-training brought?")
-    group.add_argument("--finetune", action="store_true", help="let the encoder learn, too")
-    group.add_argument("--layer_decay", type=float, default=0.75, help="rate of each layer as a share of the next one")
-    group = parser.add_argument_group("data")
-    group.add_argument("--csv_file", type=Path, required=True, help="table of the cubes; its paths start there")
-    group.add_argument("--task", choices=("classify", "segment"), default="classify", help="by label, or by mask_file")
-    group.add_argument("--class_names", nargs="+", default=[], metavar="NAME", help="of the mask's classes 0, 1, …")
-    group.add_argument("--h5_key", help="data set with the cube in the HDF5 files (default: as in training)")
-    group.add_argument(
-        "--img_size", type=positive_int, nargs=2, metavar=("H", "W"), help="px (default: as in training)"
-    )
-    group.add_argument("--wavelengths", type=parse_wavelengths, metavar="LIST", help="nm (default: as in training)")
-    group.add_argument("--nb_to_plot", type=positive_int, default=4, help="segmented cubes in the pictures")
-    group.add_argument("--bootstrap", type=positive_int, default=1000, help="resamples for the intervals")
+    add = parser.add_argument_group("model").add_argument
+    add("--checkpoint", type=Path, required=True, help="model folder: best/ of a training run")
+    add("--random_init", action="store_true", help="random encoder weights: baseline without training")
+    add("--finetune", action="store_true", help="fine-tune the encoder")
+    add("--layer_decay", type=float, default=0.75, help="learning rate of each layer as a share of that of the next")
+    add = parser.add_argument_group("data").add_argument
+    add("--csv_file", type=Path, required=True, help="table of the cubes; paths relative to it")
+    text = "target: column label, or column mask_file"
+    add("--task", choices=("classify", "segment"), default="classify", help=text)
+    add("--class_names", nargs="+", default=[], metavar="NAME", help="names of mask classes 0, 1, …")
+    add("--h5_key", help="data set with the cube in the HDF5 files (default: as in training)")
+    add("--img_size", type=positive_int, nargs=2, metavar=("H", "W"), help="cube size in px (default: as in training)")
+    add("--wavelengths", type=parse_wavelengths, metavar="LIST", help="wavelengths in nm (default: as in training)")
+    add("--nb_to_plot", type=positive_int, default=4, help="number of segmented cubes in the figures")
+    add("--bootstrap", type=positive_int, default=1000, help="bootstrap resamples of the intervals")
     add_training_arguments(parser, epochs=50, batch_size=6, lr=1e-3, warmup_epochs=5, weight_decay=0.05)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    run = Run(args, PROJECT)
+    run = Run(args, f"{Path(__file__).resolve().parent.name}_probe")
     mae, config = MAESpectral.from_folder(args.checkpoint, args.img_size, args.wavelengths)
     if args.random_init:
         fresh = MAESpectral(**config["model"])
         fresh.set_statistics(mae.mean, mae.std)
         mae = fresh.eval()
     key, segment = args.h5_key or config["h5_key"], args.task == "segment"
-    splits, classes, spectra = read_data(run, args, mae, key, config["split_fractions"])
-    names = None if segment else classes
+    report = DataReport()
+    with report.written_to(run.folder / "data_report.json", run.is_main):
+        splits, counts, spectra = read_data(run, args, mae, key, config["split_fractions"], report)
+        for name in (name for name, count in counts.items() if not count):
+            report.add("class without a training case", args.csv_file, "left out", name)
+    report.print(run.console, run.folder / "data_report.json")
+    classes, learns = list(counts), segment or args.finetune
     model = ProbeModel(mae, len(classes), segment).to(run.accelerator.device)
+    fitted = splits["train"] if learns else splits["train"] + splits["valid"]
+    if not segment:
+        counts = Counter(cube.label for cube in fitted)
     config = {name: config[name] for name in ("model", "wavelengths", "unit")} | {
-        "project": PROJECT, "task": args.task, "classes": classes, "h5_key": key,
+        "kind": KIND, "task": args.task, "classes": classes, "h5_key": key,
+        "taught": {"classes": {name: counts[name] for name in classes}},
     }  # fmt: skip
 
-    learns = segment or args.finetune
     if not segment:  # fine-tuning, too, starts at the linear probe: a random head spoils features (Kumar et al. 2022)
-        cubes = splits["train"] if args.finetune else splits["train"] + splits["valid"]
-        features = encode(run, model, LabelledDataset(cubes, key, classes))
-        targets = np.array([classes.index(cube.label) for cube in cubes])
-        probe, config["penalty"] = LinearProbe.fit(features, targets, [cube.patient for cube in cubes])
+        features = encode(run, model, LabelledDataset(fitted, key, classes))
+        targets = np.array([classes.index(cube.label) for cube in fitted])
+        probe, config["penalty"] = LinearProbe.fit(features, targets, [cube.patient for cube in fitted])
         model.head.load_state_dict(probe.state_dict())
+    names = None if segment else classes
     if learns:
         learn(run, model, splits, key, names, config, args)
     elif run.is_main:
@@ -110,17 +119,17 @@ def main(argv=None):
     table = predict(run, best.to(run.accelerator.device), dataset)
     if run.is_main:
         method = "fine-tuned" if args.finetune else "frozen"
+        to = Results(run.folder, dataset.cubes, args, report, environment(run.accelerator))
         if segment:
-            by_spectrum = segment_by_spectrum(LabelledDataset(splits["train"], key), dataset, len(classes), args.seed)
-            results = {method: table["dice"].numpy(), "spectrum of the pixel": by_spectrum}
+            numbers, train_set = list(best.taught), LabelledDataset(splits["train"], key)
+            by_spectrum = segment_by_spectrum(train_set, dataset, numbers, args.seed)
+            scores = {method: table["dice"].numpy()[:, numbers], "spectrum of the pixel": by_spectrum[:, numbers]}
             pictures = read_pictures(run.folder, dataset, args.nb_to_plot)
-            methods = write_segmentation(
-                run.folder, results, dataset.cubes, classes, pictures, config["wavelengths"], args
-            )
+            methods = write_segmentation(to, scores, best.taught, pictures, config["wavelengths"])
         else:
-            fitted = splits["train"] + splits["valid"]
-            results = {method: table["probabilities"].numpy()} | baselines(fitted, dataset.cubes, classes, spectra)
-            methods = write_classification(run.folder, results, dataset.cubes, classes, args)
+            known = splits["train"] + splits["valid"]
+            results = {method: table["probabilities"].numpy()} | baselines(known, dataset.cubes, classes, spectra)
+            methods = write_classification(to, results, classes)
         print_summary(methods, run.console)
         run.console.print(f"report: {run.folder / 'report.html'}", style="bold")
     if learns:
@@ -129,29 +138,25 @@ def main(argv=None):
         run.accelerator.end_training()
 
 
-def read_data(run: Run, args, mae: MAESpectral, key: str, fractions: tuple[float, float]):
-    """(usable cubes with a target, by split; the classes; ID -> mean spectrum (C,)); the problems are printed and in
-    data_report.json."""
-    splits, report = read_cubes(args.csv_file, *fractions)  # as in training: what it has seen is no test
+def read_data(run: Run, args, mae: MAESpectral, key: str, fractions: tuple[float, float], report: DataReport):
+    """(usable cubes with a target, by split; class -> number of train cubes; ID -> mean spectrum (C,))."""
+    splits = read_cubes(args.csv_file, report, *fractions)  # as in training: what it has seen is no test
     splits = inspect(splits, key, len(mae.mean), mae.img_size, report)
-    segment = args.task == "segment"
-    needed = ("train", "valid", "test") if segment or args.finetune else ("train", "test")
-    choose = partial(with_masks, size=mae.img_size, names=args.class_names) if segment else with_labels
+    choose, segment = with_labels, args.task == "segment"
+    needed = SPLITS if args.finetune or segment else ("train", "test")
+    if segment:
+        choose = partial(with_masks, found=read_classes(splits, mae.img_size, run.accelerator), names=args.class_names)
     splits, _ = choose(splits, report=report)
-    measured = [measure_all(splits, key, max(1, args.num_workers), run.console) if run.is_main else None]
-    broadcast_object_list(measured)
-    unusable = {name: result for name, result in measured[0].items() if isinstance(result, str)}
-    splits = leave_out(splits, unusable, report, needed=("train",))
-    splits, classes = choose(splits, report=report)  # again: the only cube of a class may have been unusable
+    measured = measure_all(splits, key, max(1, args.num_workers), run.console, run.accelerator)
+    bad = unusable(measured)
+    splits = leave_out(splits, bad, report, needed=("train",))
+    splits, counts = choose(splits, report=report)  # again: the only cube of a class may have been unusable
     splits = leave_out(splits, {}, report, needed)
-    report.print(run.console, run.folder / "data_report.json")
-    if run.is_main:
-        report.write(run.folder / "data_report.json")
-    return splits, classes, {name: result.mean for name, result in measured[0].items() if name not in unusable}
+    return splits, counts, {name: result.mean for name, result in measured.items() if name not in bad}
 
 
 def learn(run: Run, model: ProbeModel, splits, key: str, classes: list[str] | None, config: dict, args) -> None:
-    """Trains the head, and with `--finetune` the encoder, into the run's best/."""
+    """Trains the head, and with `--finetune` the encoder; the run's best/ holds the best epoch."""
     criterion = F.cross_entropy if classes else segmentation_loss
     train_set = LabelledDataset(splits["train"], key, classes, model.mae.std.cpu().numpy(), args.seed)
     val_set = LabelledDataset(splits["valid"], key, classes)
@@ -188,7 +193,7 @@ def validate(run: Run, loader, criterion) -> dict[str, float]:
 def encode(run: Run, model: ProbeModel, dataset: LabelledDataset) -> np.ndarray:
     """Pooled features (N, D) of all cubes."""
     cases = Cases(run.accelerator, len(dataset))
-    for batch in run.accelerator.prepare(DataLoader(dataset, run.args.batch_size, num_workers=run.args.num_workers)):
+    for batch in run.accelerator.prepare(run.loader(dataset, shuffle=False)):
         cases.add(batch["index"], features=model.mae.encode(batch["cube"]).pooled)
     return cases.table()["features"].numpy()
 
@@ -199,7 +204,7 @@ def predict(run: Run, model: ProbeModel, dataset: LabelledDataset) -> dict[str, 
     cases, files = Cases(run.accelerator, len(dataset)), mask_files(run.folder, dataset)
     if model.segment:
         files[0].parent.mkdir(parents=True, exist_ok=True)
-    for batch in run.accelerator.prepare(DataLoader(dataset, run.args.batch_size, num_workers=run.args.num_workers)):
+    for batch in run.accelerator.prepare(run.loader(dataset, shuffle=False)):
         logits = model(batch["cube"]).float()
         if not model.segment:
             cases.add(batch["index"], probabilities=logits.softmax(dim=1))
@@ -213,7 +218,7 @@ def predict(run: Run, model: ProbeModel, dataset: LabelledDataset) -> dict[str, 
 
 
 def mask_files(folder: Path, dataset: LabelledDataset) -> list[Path]:
-    """Where the predicted masks of the cubes are."""
+    """The files of the cubes' predicted masks."""
     return [folder / "masks" / f"{name}.png" for name in distinct_names(cube.id for cube in dataset.cubes)]
 
 
@@ -241,8 +246,9 @@ def baselines(
 
 
 @torch.no_grad()
-def segment_by_spectrum(train: LabelledDataset, test: LabelledDataset, classes: int, seed: int) -> np.ndarray:
-    """Dice (N, K) on `test` of a linear classifier that sees the spectrum of each pixel and nothing else."""
+def segment_by_spectrum(train: LabelledDataset, test: LabelledDataset, classes: list[int], seed: int) -> np.ndarray:
+    """Dice (N, K) on `test` of a linear classifier of single pixels' spectra. `classes`: numbers of those in train, of
+    K = 1 + the highest."""
     rng, x, y = np.random.default_rng(seed), [], []
     for item in train:
         mask = item["target"].flatten()
@@ -250,11 +256,11 @@ def segment_by_spectrum(train: LabelledDataset, test: LabelledDataset, classes: 
         where = rng.choice(known, min(len(known), -(-PIXELS // len(train))), replace=False)
         x.append(item["cube"].flatten(1)[:, where].T)
         y.append(mask[where])
-    probe = LinearProbe.solve(torch.cat(x).numpy(), torch.cat(y).numpy(), classes, PENALTY)
-    results = []
+    count, numbers, results = 1 + max(classes), torch.tensor(classes), []
+    probe = LinearProbe.solve(torch.cat(x).numpy(), torch.cat(y).numpy(), count, PENALTY)
     for item in test:
-        predicted = probe(item["cube"].double().flatten(1).T).argmax(dim=1).view_as(item["target"])
-        results.append(dice(predicted[None], item["target"][None], classes))
+        best = probe(item["cube"].double().flatten(1).T)[:, numbers].argmax(dim=1)
+        results.append(dice(numbers[best].view_as(item["target"])[None], item["target"][None], count))
     return torch.cat(results).numpy()
 
 

@@ -1,6 +1,6 @@
 @echo off
 rem The reference's default model. Paths are relative to where you are; more flags are passed on, and win:
-rem   hyperspectral\train.bat --csv_file D:\data\retina.csv --resume
+rem   hyperspectral\train.bat --csv_file D:\data\cubes.csv --resume
 accelerate launch "%~dp0train.py" ^
     --csv_file dataset.csv ^
     --model mae_medium ^

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The reference's default model. Paths are relative to where you are; more flags are passed on, and win:
-#   hyperspectral/train.sh --csv_file /data/retina.csv --resume
+#   hyperspectral/train.sh --csv_file /data/cubes.csv --resume
 set -euo pipefail
 exec accelerate launch "$(dirname "${BASH_SOURCE[0]}")/train.py" \
     --csv_file dataset.csv \

@@ -7,9 +7,7 @@ Reads a study of tune.py, or a tuning job of SageMaker (with the credentials of 
 trials.csv, metrics.json, figures/ and report.html to --output.
 """
 
-import csv
 import inspect
-import json
 import sys
 import warnings
 from collections import Counter
@@ -26,7 +24,7 @@ from core.args import ArgumentParser, positive_int, script
 from core.console import make_console
 from core.errors import UserError
 from core.report import Report
-from core.results import plain
+from core.results import write_csv, write_json
 from implants.tuning import cell, interrupted, open_storage, trial_table
 from implants.tuning_plots import history, importances, is_log, is_number, parallel_coordinates
 
@@ -40,12 +38,12 @@ STATUS = {  # of SageMaker's training jobs
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--tuning_job_name", metavar="NAME", help="of a SageMaker hyperparameter tuning job")
-    source.add_argument("--storage", help="of tune.py: journal:FILE or sqlite:///FILE")
-    parser.add_argument("--region", help="of the tuning job (default: that of the AWS configuration)")
-    parser.add_argument("--study_name", help="in the storage (default: the only one)")
-    parser.add_argument("--output", type=Path, help="folder of results (default: runs/analysis_<name>)")
-    parser.add_argument("--shown", type=positive_int, default=20, metavar="N", help="trials in the report's table")
+    source.add_argument("--tuning_job_name", metavar="NAME", help="SageMaker hyperparameter tuning job")
+    source.add_argument("--storage", help="storage of tune.py: journal:FILE or sqlite:///FILE")
+    parser.add_argument("--region", help="AWS region of the tuning job (default: that of the AWS configuration)")
+    parser.add_argument("--study_name", help="study name in the storage (default: the only one)")
+    parser.add_argument("--output", type=Path, help="output folder (default: runs/analysis_<name>)")
+    parser.add_argument("--shown", type=positive_int, default=20, metavar="N", help="trials in the table of the report")
     return parser.parse_args(argv)
 
 
@@ -60,25 +58,20 @@ def main(argv=None):
         key=lambda trial: trial["value"],
         reverse=mode == "max",
     )
+    counts = Counter(trial["status"] for trial in trials)
+    told = ", ".join(f"{count} {status}" for status, count in counts.items())
     if not ranked:
-        counts = ", ".join(f"{count} {status}" for status, count in Counter(t["status"] for t in trials).items())
-        raise UserError(f"{name} has no complete trial yet ({counts or 'none at all'}); look again later")
+        raise UserError(f"{name} has no complete trial yet ({told or 'none at all'}); look again later")
     shares = parameter_importances(ranked, mode)
-    args.output.mkdir(parents=True, exist_ok=True)
-    write_table(args.output / "trials.csv", trials)
     metrics = {
-        "search": name,
-        "metric": metric,
-        "mode": mode,
-        "trials": Counter(trial["status"] for trial in trials),
-        "best": ranked[0],
-        "importances": shares,
-    }
-    (args.output / "metrics.json").write_text(json.dumps(plain(metrics), indent=1, ensure_ascii=False), "utf-8")
+        "search": name, "metric": metric, "mode": mode, "trials": counts, "best": ranked[0], "importances": shares,
+    }  # fmt: skip
+    write_trials(args.output / "trials.csv", trials)
+    write_json(args.output / "metrics.json", metrics)
     write_report(args, metrics, trials, ranked)
     best = [(trial["name"].removeprefix("trial_"), trial["value"], trial["parameters"]) for trial in ranked[:10]]
     console.print(trial_table(metric, best))
-    console.print(", ".join(f"{count} {status}" for status, count in metrics["trials"].items()))
+    console.print(told)
     console.print(f"report: {args.output / 'report.html'}", style="bold")
 
 
@@ -98,15 +91,11 @@ def from_storage(args) -> tuple[str, str, str, list[dict]]:
     study = optuna.load_study(study_name=name, storage=storage)
     status = {"FAIL": "failed"}
     trials = [
-        {
-            "name": f"trial_{trial.number:04}",
-            "status": status.get(trial.state.name, trial.state.name.lower()),
-            "parameters": trial.params,
-            "value": trial.value,
-        }
+        {"name": f"trial_{trial.number:04}", "status": status.get(trial.state.name, trial.state.name.lower()),
+         "parameters": trial.params, "value": trial.value}
         for trial in study.get_trials(deepcopy=False)
         if trial.state != TrialState.WAITING and not interrupted(trial)
-    ]
+    ]  # fmt: skip
     metric = study.user_attrs.get("search", {}).get("metric", "value").removeprefix("val/")
     return name, metric, "max" if study.direction.name == "MAXIMIZE" else "min", trials
 
@@ -162,30 +151,25 @@ def row(trial: dict, parameters) -> list[str]:
     return [trial["name"], f"{trial['value']:.4g}", *(cell(trial["parameters"].get(name, "")) for name in parameters)]
 
 
-def write_table(file: Path, trials: list[dict]) -> None:
+def write_trials(file: Path, trials: list[dict]) -> None:
     """trials.csv: a row a trial, numbers with all their digits."""
     names = list(dict.fromkeys(name for trial in trials for name in trial["parameters"]))
-    with open(file, "w", encoding="utf-8", newline="") as table:
-        writer = csv.DictWriter(table, ["name", "status", "value", *names])
-        writer.writeheader()
-        for trial in trials:
-            writer.writerow({key: trial[key] for key in ("name", "status", "value")} | trial["parameters"])
+    rows = ([trial["name"], trial["status"], trial["value"], *map(trial["parameters"].get, names)] for trial in trials)
+    write_csv(file, ["name", "status", "value", *names], rows)
 
 
 def write_report(args, metrics: dict, trials: list[dict], ranked: list[dict]) -> None:
-    """The page that a person reads: the best trial, history, what mattered, the table."""
+    """Writes report.html, and figures/: the best trial, history, importances, the table."""
     best, metric, counts, mode = ranked[0], metrics["metric"], metrics["trials"], metrics["mode"]
     folder = args.output / "figures"
     report = Report(f"Hyperparameter search {metrics['search']}", args.storage or "SageMaker tuning job")
     middle = ranked[len(ranked) // 2]["value"]
     others = ", ".join(f"{count} {status}" for status, count in counts.items() if status != "complete")
-    report.cards(
-        [
-            (f"Best {metric}", f"{best['value']:.4g}", f"{best['name']}, on the validation data"),
-            (f"Median {metric}", f"{middle:.4g}", "of the complete trials"),
-            ("Complete trials", str(len(ranked)), others),
-        ]
-    )
+    report.cards([
+        (f"Best {metric}", f"{best['value']:.4g}", f"{best['name']}, on the validation data"),
+        (f"Median {metric}", f"{middle:.4g}", "of the complete trials"),
+        ("Complete trials", str(len(ranked)), others),
+    ])  # fmt: skip
     report.text(
         "The best of many trials looks better on the validation data than it is: report its test results, and repeat "
         "it with other seeds before small differences are believed.",

@@ -2,7 +2,7 @@
 
     python implant/make_demo_data.py --output demo/implants --patients 300 --seed 0
 
-The pictures are phantoms, drawn by formulas (implant_phantom.py); no patient is behind them, and makers, model lines
+The pictures are phantoms, drawn by formulas (implants/demo/phantom.py); no patient is behind them, and makers, models
 and catalogues are invented. They serve to try the programs and to test them: an error in millimetres on phantoms says
 nothing about radiographs. Written are
 
@@ -69,11 +69,11 @@ class Case:
 
 def parse_args(argv: list[str] | None = None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="of the data set to write")
-    parser.add_argument("--patients", type=positive_int, default=300, help=f"about 3 pictures each, at least {FEWEST}")
-    parser.add_argument("--size", type=positive_int, default=DEFAULT_SIZE, help=f"about height, px, >= {SMALLEST}")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of everything")
-    parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that draw")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="output folder")
+    parser.add_argument("--patients", type=positive_int, default=300, help=f"patients with 1 to 5 images, >= {FEWEST}")
+    parser.add_argument("--size", type=positive_int, default=DEFAULT_SIZE, help=f"image height in px, >= {SMALLEST}")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="random seed of the drawings")
+    parser.add_argument("--workers", type=positive_int, default=cores(), help="number of drawing processes")
     parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
     args = parser.parse_args(argv)
     if args.patients < FEWEST:
@@ -141,32 +141,20 @@ def implants_of(seed: int, patient: int) -> list[Implant]:
 
 
 def record(case: Case, implant: Implant, picture: Picture, seed: int) -> dict:
-    """As the records of implant_records.py; `pixel_spacing` is now and then unknown, as it is in practice."""
+    """As the records of implants/records.py; `pixel_spacing` is now and then unknown, as it is in practice."""
     company = COMPANIES[implant.company]
     known = np.random.default_rng((seed, 2, case.patient, case.number)).random() < SPACING_KNOWN
     return {
-        "image": case.image.as_posix(),
-        "company": implant.company,
-        "model": implant.model,
-        "length": implant.length,
-        "diameter": implant.diameter,
-        "patient_id": case.patient_id,
-        "bbox": list(picture.box),
-        **({"pixel_spacing": picture.mm_per_px} if known else {}),
-        "modality": picture.modality,
-        "thread_type": company.thread,
-        "connection": company.connection,
-    }
+        "image": case.image.as_posix(), "company": implant.company, "model": implant.model, "length": implant.length,
+        "diameter": implant.diameter, "patient_id": case.patient_id, "bbox": list(picture.box),
+        **({"pixel_spacing": picture.mm_per_px} if known else {}), "modality": picture.modality,
+        "thread_type": company.thread, "connection": company.connection,
+    }  # fmt: skip
 
 
 def truth(case: Case, implant: Implant, picture: Picture) -> dict:
-    return {
-        "split": case.split,
-        "length": implant.length,
-        "diameter": implant.diameter,
-        "mm_per_px": picture.mm_per_px,
-        **picture.scene,
-    }
+    sizes = {"length": implant.length, "diameter": implant.diameter}
+    return {"split": case.split, **sizes, "mm_per_px": picture.mm_per_px, **picture.scene}
 
 
 def files_of(recipe: dict) -> set[Path]:

@@ -1,10 +1,10 @@
 """Length and diameter of implants in your own pictures, with intervals if there are records to size them by.
 
-    python implant/predict.py --checkpoints runs/implant/best --input crops/ --output predictions
-    python implant/predict.py --checkpoints runs/implant/best --input records.json --output predictions \
+    python implant/predict.py --checkpoint runs/implant/best --input crops/ --output predictions
+    python implant/predict.py --checkpoint runs/implant/best --input records.json --output predictions \
         --calibration_json val.json
 
-Input are pictures (with --pixel_spacing if it is known; DICOM files bring their own), folders, or a JSON of records,
+Input are pictures (with --pixel_size if it is known; DICOM files bring their own), folders, or a JSON of records,
 whose sizes need not be known. Writes predictions.csv, one row a case, data_report.json and overview.png to --output.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
 
 import contextlib
-import csv
+from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
@@ -27,41 +27,34 @@ from core.args import ArgumentParser, non_negative_int, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
 from core.errors import UserError
-from core.files import distinct, whole_file
+from core.files import distinct
 from core.images import DICOM_SUFFIXES, SUFFIXES, ImageError, is_dicom, read_image, without_suffix
-from core.validation import DataReport, leave_out_unreadable
+from core.results import write_csv
+from core.validation import DataReport
+from implants.arguments import add_inference_arguments
 from implants.crops import ImplantCrops
-from implants.evaluation import Predictions, calibrate, catalogue_of, nearest_sizes, read_catalogue, with_intervals
+from implants.evaluation import Predictions, catalogue_of, mm_cells, nearest_sizes, read_catalogue
 from implants.plots import overview
 from implants.predictor import Answer, load_models, predict_all
-from implants.records import TARGETS, Record, load_records
-from implants.splits import records_of
+from implants.records import Record, load_records
+from implants.splits import leave_out_broken, needed, read_splits, records_of
 
 SHOWN = 24  # cases in overview.png and on the terminal
 
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoints", type=Path, nargs="+", required=True, metavar="FOLDER",
-                        help="best/ of runs of train.py; several are an ensemble")  # fmt: skip
+    add_inference_arguments(parser)
     parser.add_argument("--input", type=Path, nargs="+", required=True, metavar="PATH",
-                        help="pictures, folders of pictures, or JSON files of records")  # fmt: skip
-    parser.add_argument("--output", type=Path, required=True, help="folder of results")
-    parser.add_argument("--pixel_spacing", type=float, metavar="MM", help="mm a pixel, of pictures that do not say it")
-    parser.add_argument("--calibration_json", type=Path, help="records of known sizes, which size the intervals")
-    parser.add_argument("--level", type=float, default=0.9, help="share of cases that the intervals shall cover")
-    parser.add_argument(
-        "--mc_dropout", type=non_negative_int, default=0, help="passes with dropout, whose spread sizes intervals"
-    )
-    parser.add_argument("--catalogue", type=Path, help="JSON of sizes on sale (default: those of the training split)")
-    parser.add_argument("--data_root", type=Path, help="where the pictures' paths start (default: at their JSON)")
-    parser.add_argument("--batch_size", type=positive_int, default=16, help="crops a step")
-    parser.add_argument("--num_workers", type=non_negative_int, default=0, help="loader processes")
+                        help="input images: files, folders, or JSON files of records")  # fmt: skip
+    parser.add_argument("--output", type=Path, required=True, help="output folder")
+    parser.add_argument("--pixel_size", "--pixel_spacing", type=float, metavar="MM",
+                        help="pixel size in mm of images that do not state it")  # fmt: skip
+    parser.add_argument("--batch_size", type=positive_int, default=16, help="batch size per process, in crops")
+    parser.add_argument("--num_workers", type=non_negative_int, default=0, help="data loader workers per process")
     args = parser.parse_args(argv)
-    if not 0 < args.level < 1:
-        parser.error("--level lies between 0 and 1")
-    if args.pixel_spacing is not None and not 0 < args.pixel_spacing < 5:
-        parser.error("--pixel_spacing is in mm a pixel, 0.1 for example")
+    if args.pixel_size is not None and not 0 < args.pixel_size < 5:
+        parser.error("--pixel_size is in mm, 0.1 for example")
     return args
 
 
@@ -69,41 +62,36 @@ def main(argv=None):
     args = parse_args(argv)
     accelerator = make_accelerator()
     console = make_console(quiet=not accelerator.is_main_process)
-    report = DataReport()
-    catalogue = read_catalogue(args.catalogue) if args.catalogue else None
-    records = leave_out_unreadable({"input": find_records(args, report)}, report)["input"]
-    models = load_models(args.checkpoints)
-    config = models[0][1]
-    how = {"batch_size": args.batch_size, "num_workers": args.num_workers, "mc_dropout": args.mc_dropout}
-    answer = predict_all(accelerator, console, "predicting", models, records, **how)
-    if args.calibration_json:
-        known, problems = load_records(args.calibration_json, args.data_root)
-        report.problems += problems
-        known = leave_out_unreadable({"calibration": known}, report)["calibration"]
-        found = predict_all(accelerator, console, "calibrating", models, known, **how).predictions
-        answer = answer._replace(predictions=with_intervals(answer.predictions, calibrate(known, found, args.level)))
+    models = load_models(args.checkpoint)
+    model, config = models[0]
+    train = records_of(config["train_sizes"], model.targets)
+    catalogue = read_catalogue(args.catalogue, model.targets) if args.catalogue else catalogue_of(train, model.targets)
+    report, fields = DataReport(), model.arguments["auxiliary"] or ()
+    with report.written_to(args.output / "data_report.json", accelerator.is_main_process):
+        records = leave_out_broken({"input": find_records(args, fields, report)}, report, accelerator)["input"]
+        files = {"calibration": args.calibration_json}
+        needs = needed(train, model.targets)
+        known = read_splits(files, args.data_root, report, accelerator, needs, config["limits"], fields)
+    answer = predict_all(args, accelerator, console, "prediction", models, records, known.get("calibration"))
     if accelerator.is_main_process:
-        nearest = nearest_sizes(answer.predictions, catalogue or catalogue_of(records_of(config["train_sizes"])))
-        args.output.mkdir(parents=True, exist_ok=True)
+        nearest = nearest_sizes(answer.predictions, catalogue)
         write_table(args.output / "predictions.csv", records, answer, nearest)
         crops = ImplantCrops(records[:SHOWN], config["image_size"], config["margin"])
         pictures = [crops[row]["image"][0].numpy() for row in range(len(crops))]
         titles = [_title(answer.predictions, nearest, row) for row in range(len(crops))]
         figures.save(overview(pictures, titles), args.output / "overview.png")
-        report.write(args.output / "data_report.json")
         report.print(console, args.output / "data_report.json")
         print_table(console, records, answer.predictions, nearest)
         console.print(f"results in {args.output}", style="bold")
     accelerator.end_training()
 
 
-def find_records(args, report: DataReport) -> list[Record]:
+def find_records(args, fields: Sequence[str], report: DataReport) -> list[Record]:
     """The cases of pictures, folders and JSON files; what is named twice counts once. Raises UserError for none."""
     found: dict[tuple, Record] = {}
     for path in args.input:
         if path.suffix.lower() == ".json":
-            records, problems = load_records(path, args.data_root, needs=())
-            report.problems += problems
+            records, _ = load_records(path, args.data_root, needs=(), fields=fields, report=report)
         elif path.is_dir():
             files = sorted(file for file in path.rglob("*") if _is_picture(file) and not file.name.startswith("."))
             records = [_record(file, without_suffix(file.relative_to(path)).as_posix(), args) for file in files]
@@ -128,7 +116,7 @@ def _is_picture(path: Path) -> bool:
 
 def _record(path: Path, name: str, args) -> Record:
     """A case of a picture alone."""
-    spacing = (args.pixel_spacing,) * 2 if args.pixel_spacing else None
+    spacing = (args.pixel_size,) * 2 if args.pixel_size else None
     if is_dicom(path):
         with contextlib.suppress(ImageError):  # a broken picture is told and left out later
             spacing = read_image(path).mm_per_px or spacing
@@ -136,27 +124,26 @@ def _record(path: Path, name: str, args) -> Record:
 
 
 def write_table(file: Path, records: list[Record], answer: Answer, nearest: np.ndarray) -> None:
-    """One row a case: names, and length and diameter in mm with σ, interval and nearest size on sale."""
-    predictions = answer.predictions
+    """One row a case: names, and each target in mm with σ, interval and nearest size on sale. Only what the model was
+    taught has a column."""
+    found = answer.predictions
     parts = ("", "_sigma", "_low", "_high", "_nearest")
-    columns = np.stack([*predictions[:4], nearest], axis=2)  # (N, 2, parts)
-    with whole_file(file) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as text:
-        writer = csv.writer(text)
-        writer.writerow(["id", "image", "company", "model", *(f"{t}{part}_mm" for t in TARGETS for part in parts),
-                         *answer.auxiliary])  # fmt: skip
-        for row, record in enumerate(records):
-            cells = ["" if np.isnan(number) else f"{number:.3f}" for number in columns[row].ravel()]
-            names = [predictions.company[row], predictions.model[row]]
-            others = [values[row] for values in answer.auxiliary.values()]
-            writer.writerow([record.id, record.image, *names, *cells, *others])
+    numbers = np.stack([*found[:4], nearest], axis=2)  # (N, T, parts)
+    header = ["id", "image", *found.named, *(f"{t}{part}_mm" for t in found.targets for part in parts)]
+    rows = (
+        [record.id, record.image, *(getattr(found, name)[row] for name in found.named), *mm_cells(numbers[row]),
+         *(values[row] for values in answer.auxiliary.values())]
+        for row, record in enumerate(records)
+    )  # fmt: skip
+    write_csv(file, [*header, *answer.auxiliary], rows)
 
 
-def print_table(console: Console, records: list[Record], predictions: Predictions, nearest: np.ndarray) -> None:
-    table = Table("", "company", "model", *(f"{target} [mm]" for target in TARGETS), "nearest on sale", box=None)
+def print_table(console: Console, records: list[Record], found: Predictions, nearest: np.ndarray) -> None:
+    table = Table("", *found.named, *(f"{target} [mm]" for target in found.targets), "nearest on sale", box=None)
     for row, record in enumerate(records[:SHOWN]):
-        sizes = [_size(predictions, row, t) for t in range(len(TARGETS))]
-        on_sale = " × ".join(f"{size:g}" for size in nearest[row])
-        table.add_row(Path(record.id).name, predictions.company[row], predictions.model[row], *sizes, on_sale)
+        named = [getattr(found, name)[row] for name in found.named]
+        sizes = [_size(found, row, t) for t in range(len(found.targets))]
+        table.add_row(Path(record.id).name, *named, *sizes, _sizes(nearest[row]))
     console.print(table, crop=False)
     if len(records) > SHOWN:
         console.print(f"… and {len(records) - SHOWN} more")
@@ -168,11 +155,14 @@ def _size(predictions: Predictions, row: int, target: int) -> str:
     return f"{predictions.mean[row, target]:.1f}{interval}"
 
 
-def _title(predictions: Predictions, nearest: np.ndarray, row: int) -> str:
-    names = " ".join(filter(None, (predictions.company[row], predictions.model[row])))
-    sizes = " × ".join(f"{size:.1f}" for size in predictions.mean[row])
-    on_sale = " × ".join(f"{size:g}" for size in nearest[row])
-    return "\n".join(filter(None, (names, f"{sizes} mm", f"nearest {on_sale}")))
+def _sizes(sizes: np.ndarray, form: str = "{:g}") -> str:
+    return " × ".join(map(form.format, sizes))
+
+
+def _title(found: Predictions, nearest: np.ndarray, row: int) -> str:
+    names = " ".join(getattr(found, name)[row] for name in found.named)
+    sizes = f"{_sizes(found.mean[row], '{:.1f}')} mm"
+    return "\n".join(filter(None, (names, sizes, f"nearest {_sizes(nearest[row])}")))
 
 
 if __name__ == "__main__":

@@ -29,26 +29,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import boto3
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    NoRegionError,
-    PartialCredentialsError,
-    ProfileNotFound,
-)
+from botocore import exceptions
 
 from core.args import ArgumentParser, positive_int, script
 from core.errors import UserError
 from implants.sagemaker_container import CHECKPOINTS
 from implants.search_spaces import METRICS, SCRIPTS, SPACES
-from implants.tuning import Categorical, Space
+from implants.tuning import Categorical, Space, number_or_text
 
 PRINTED = {"classifier": "val_accuracy", "regression": "avg_mae"}  # by the training scripts, for the tuning job to read
 GOALS = {"max": "Maximize", "min": "Minimize"}
 NAME = re.compile("[a-zA-Z0-9](-*[a-zA-Z0-9]){0,31}")  # of a tuning job: SageMaker's rule
 ROLE = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/?[a-zA-Z_0-9+=,.@/-]+")
-NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound)
+NO_CREDENTIALS = (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.ProfileNotFound)
 BAD_CREDENTIALS = ("ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidClientTokenId")
 BAD_CREDENTIALS += ("SignatureDoesNotMatch", "UnrecognizedClientException")
 WAYS_OUT = {  # error code -> what the user can do
@@ -64,30 +57,35 @@ WAYS_OUT = {  # error code -> what the user can do
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--stage", choices=tuple(SPACES), required=True, help="which training script to tune")
-    parser.add_argument("--role", type=_role, required=True, metavar="ARN", help="under which the jobs run")
-    parser.add_argument("--image_uri", required=True, metavar="URI", help="of the training container")
-    parser.add_argument("--output", type=_s3, required=True, metavar="S3", help="of the source, models and checkpoints")
-    parser.add_argument("--job_name", metavar="NAME", help="at most 32 characters (default: implant-STAGE-TIME)")
-    parser.add_argument("--region", help="of AWS (default: as its configuration says)")
+    parser.add_argument("--stage", choices=tuple(SPACES), required=True, help="training script to tune")
+    parser.add_argument("--role", type=_role, required=True, metavar="ARN", help="IAM role of the training jobs")
+    parser.add_argument("--image_uri", required=True, metavar="URI", help="image of the training container")
+    parser.add_argument("--output", type=_s3, required=True, metavar="S3",
+                        help="S3 folder of source, models and checkpoints")  # fmt: skip
+    parser.add_argument("--job_name", metavar="NAME",
+                        help="name of the tuning job, at most 32 characters (default: implant-STAGE-TIME)")  # fmt: skip
+    parser.add_argument("--region", help="AWS region (default: that of the AWS configuration)")
     parser.add_argument("--dry_run", action="store_true", help="print the request as JSON and stop")
-    parser.add_argument("fixed", nargs="*", type=_fixed, metavar="NAME=VALUE", help="flags of the training script")
+    parser.add_argument(
+        "fixed", nargs="*", type=_fixed, metavar="NAME=VALUE", help="fixed flags of the training script"
+    )
     group = parser.add_argument_group("data")
-    group.add_argument("--train", type=_s3, required=True, metavar="S3", help="folder with train.json and pictures")
-    group.add_argument("--val", type=_s3, metavar="S3", help="folder with val.json (default: it lies in --train)")
-    group.add_argument("--company_checkpoint", type=_s3, metavar="S3", help="regression: a classifier's model.tar.gz")
-    group.add_argument("--model_checkpoint", type=_s3, metavar="S3", help="regression: a classifier's model.tar.gz")
+    group.add_argument("--train", type=_s3, required=True, metavar="S3", help="S3 folder of train.json and images")
+    group.add_argument("--val", type=_s3, metavar="S3", help="S3 folder of val.json (default: that of --train)")
+    for name in ("company", "model"):
+        group.add_argument(f"--{name}_checkpoint", type=_s3, metavar="S3",
+                           help=f"model.tar.gz of the {name} classifier (--stage regression)")  # fmt: skip
     group = parser.add_argument_group("search")
-    group.add_argument("--jobs", type=positive_int, default=20, help="training jobs in all")
-    group.add_argument("--parallel", type=positive_int, default=4, help="training jobs at a time")
+    group.add_argument("--jobs", type=positive_int, default=20, help="number of training jobs")
+    group.add_argument("--parallel", type=positive_int, default=4, help="number of concurrent training jobs")
     group.add_argument("--early_stopping", action=argparse.BooleanOptionalAction, default=True,
-                       help="SageMaker stops jobs that fall behind the others")  # fmt: skip
+                       help="early stopping of jobs that fall behind the others")  # fmt: skip
     group = parser.add_argument_group("machines")
-    group.add_argument("--instance_type", default="ml.g5.xlarge", help="one process is started on each of its GPUs")
-    group.add_argument("--instance_count", type=positive_int, default=1, help="machines a training job: 1")
-    group.add_argument("--volume_gb", type=positive_int, default=50, help="disk of a machine, in GB")
-    group.add_argument("--max_hours", type=float, default=24.0, help="after which a training job is stopped")
-    group.add_argument("--spot", action="store_true", help="cheaper: jobs are interrupted, and resume by themselves")
+    group.add_argument("--instance_type", default="ml.g5.xlarge", help="instance type; one process per GPU")
+    group.add_argument("--instance_count", type=positive_int, default=1, help="instances per training job: 1")
+    group.add_argument("--volume_gb", type=positive_int, default=50, help="disk size of an instance in GB")
+    group.add_argument("--max_hours", type=float, default=24.0, help="time limit of a training job in hours")
+    group.add_argument("--spot", action="store_true", help="spot instances: cheaper; interrupted jobs resume")
     args = parser.parse_args(argv)
     if args.instance_count > 1:
         parser.error("--instance_count must be 1: take an --instance_type with more GPUs, such as ml.g5.12xlarge")
@@ -125,24 +123,14 @@ def main(argv=None):
     source = f"{output}/{name}/source/sourcedir.tar.gz"
     checkpoints = {"company": args.company_checkpoint, "model": args.model_checkpoint}
     channels = {"train": args.train, "val": args.val, **checkpoints}
+    options = [
+        "role", "image_uri", "region", "jobs", "parallel", "early_stopping", "instance_type", "volume_gb", "max_hours",
+        "spot",
+    ]  # fmt: skip
     request = build_tuning_request(
-        args.stage,
-        name,
-        role=args.role,
-        image_uri=args.image_uri,
-        source=source,
-        channels={channel: uri for channel, uri in channels.items() if uri},
-        output=output,
-        fixed=dict(args.fixed),
-        jobs=args.jobs,
-        parallel=args.parallel,
-        early_stopping=args.early_stopping,
-        instance_type=args.instance_type,
-        volume_gb=args.volume_gb,
-        max_hours=args.max_hours,
-        spot=args.spot,
-        region=args.region,
-    )
+        args.stage, name, source=source, channels={channel: uri for channel, uri in channels.items() if uri},
+        output=output, fixed=dict(args.fixed), **{option: getattr(args, option) for option in options},
+    )  # fmt: skip
     if args.dry_run:
         print(json.dumps(request, indent=1))
         return
@@ -154,31 +142,18 @@ def main(argv=None):
         client.create_hyper_parameter_tuning_job(**request)
     print(f"started {name}: {args.jobs} training jobs, {args.parallel} at a time; models go to {output}/{name}")
     region = f" --region {args.region}" if args.region else ""
-    print(f"python implant/analyze_tuning_results.py --tuning-job-name {name}{region}")
+    print(f"python {Path(__file__).resolve().parent.name}/analyze_tuning_results.py --tuning-job-name {name}{region}")
 
 
 # ------------------------------------------------------------------------------------------------------------- request
 
 
 def build_tuning_request(
-    stage: str,
-    name: str,
-    *,
-    role: str,
-    image_uri: str,
-    source: str,
-    channels: Mapping[str, str],
-    output: str,
-    fixed: Mapping[str, str] | None = None,
-    jobs: int = 20,
-    parallel: int = 4,
-    early_stopping: bool = True,
-    instance_type: str = "ml.g5.xlarge",
-    volume_gb: int = 50,
-    max_hours: float = 24,
-    spot: bool = False,
+    stage: str, name: str, *, role: str, image_uri: str, source: str, channels: Mapping[str, str], output: str,
+    fixed: Mapping[str, str] | None = None, jobs: int = 20, parallel: int = 4, early_stopping: bool = True,
+    instance_type: str = "ml.g5.xlarge", volume_gb: int = 50, max_hours: float = 24, spot: bool = False,
     region: str | None = None,
-) -> dict:
+) -> dict:  # fmt: skip
     """What `create_hyper_parameter_tuning_job` takes, for the spaces of `stage` less the flags in `fixed`.
 
     `source`: S3 address of the packed source; `channels`: name (train, val, company, model) -> S3 address; `output`:
@@ -292,13 +267,10 @@ def describe(client, name: str) -> dict:
         job = client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
     objective = job["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"]
     return {
-        "name": name,
-        "status": job["HyperParameterTuningJobStatus"],
-        "metric": objective["MetricName"],
+        "name": name, "status": job["HyperParameterTuningJobStatus"], "metric": objective["MetricName"],
         "mode": next(mode for mode, goal in GOALS.items() if goal == objective["Type"]),
-        "jobs": job.get("TrainingJobStatusCounters", {}),
-        "reason": job.get("FailureReason"),
-    }
+        "jobs": job.get("TrainingJobStatusCounters", {}), "reason": job.get("FailureReason"),
+    }  # fmt: skip
 
 
 def tuning_results(client, name: str) -> list[dict]:
@@ -326,13 +298,7 @@ def tuning_results(client, name: str) -> list[dict]:
 
 def parsed(text: str) -> int | float | str:
     """A hyperparameter's value: SageMaker gives numbers as texts, and choices as they were sent, in JSON's quotes."""
-    text = json.loads(text) if text.startswith('"') else text
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            pass
-    return text
+    return number_or_text(json.loads(text) if text.startswith('"') else text)
 
 
 def _seconds(job: dict) -> float | None:
@@ -354,20 +320,20 @@ def aws_errors() -> Iterator[None]:
     """Turns what boto3 raises within into a UserError of one line that says what to do."""
     try:
         yield
-    except (BotoCoreError, ClientError) as error:
+    except (exceptions.BotoCoreError, exceptions.ClientError) as error:
         raise UserError(explain(error)) from error
 
 
-def explain(error: BotoCoreError | ClientError) -> str:
+def explain(error: exceptions.BotoCoreError | exceptions.ClientError) -> str:
     said = " ".join(str(error).split()).rstrip(".")
-    if isinstance(error, ClientError):
+    if isinstance(error, exceptions.ClientError):
         code = error.response["Error"]["Code"]
         if code in BAD_CREDENTIALS:
             return f"{said}; log in again, or correct AWS_PROFILE or the keys"
         return f"{said}; {WAYS_OUT[code]}" if code in WAYS_OUT else said
     if isinstance(error, NO_CREDENTIALS):
         return f"AWS: {said}; run `aws configure`, or set AWS_PROFILE, or the variables with the keys"
-    if isinstance(error, NoRegionError):
+    if isinstance(error, exceptions.NoRegionError):
         return "AWS needs a region: give --region, or set AWS_DEFAULT_REGION"
     return f"AWS: {said}; check the network and --region"
 

@@ -17,18 +17,21 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 
 import torch
 
-from core.args import ArgumentParser, add_training_arguments, non_negative, positive_int, script, share
+from core.args import ArgumentParser, add_training_arguments, non_negative, positive, positive_int, script
 from core.cases import Cases
 from core.run import Run
 from core.schedules import parameter_groups
+from core.validation import DataReport
 from implants import sagemaker_container
-from implants.crops import ImplantCrops, classes_of, scale_length
+from implants.arguments import add_data_arguments, add_vit_arguments, parse_training
+from implants.crops import ImplantCrops, classes_of, count_classes, scale_length
 from implants.dual_embedding import ATTENTION_TYPES, EMBEDDINGS, DualEmbeddingRegressor, load_visual
+from implants.evaluation import sizes
 from implants.feature_cache import CachedCrops
 from implants.loss import DimensionLoss
-from implants.records import TARGETS
-from implants.splits import read_splits, size_table
-from implants.vit import WIDTHS, ImplantVit, load_classifier
+from implants.records import LIMITS, TARGETS
+from implants.splits import is_known, read_splits, size_table, tell_unseen
+from implants.vit import ImplantVit, load_classifier
 
 
 def epoch_number(text: str) -> list[int]:
@@ -41,47 +44,32 @@ def epoch_number(text: str) -> list[int]:
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    group = parser.add_argument_group("data")
-    group.add_argument("--train_json", type=Path, help="records to learn from")
-    group.add_argument("--val_json", type=Path, help="records to choose best/ by")
-    group.add_argument("--data_root", type=Path, help="where the pictures' paths start (default: at their JSON)")
-    group.add_argument("--margin", type=non_negative, default=0.1, help="around the box, of its longer side")
-    group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="other views each epoch")
+    group = add_data_arguments(parser)
     group.add_argument("--scale_features", action=argparse.BooleanOptionalAction,
-                       help="crop's size in px and mm, modality (default: on where a spacing is known)")  # fmt: skip
-    group = parser.add_argument_group("model")
-    group.add_argument("--company_checkpoint", type=Path, help="folder or .pth of the company classifier")
-    group.add_argument("--model_checkpoint", type=Path, help="folder or .pth of the model classifier")
-    group.add_argument(
-        "--visual_checkpoint", type=Path, help="run of either script whose ViT the visual branch starts from"
-    )
-    group.add_argument("--embeddings", choices=tuple(EMBEDDINGS), default="dual", help="which of the two to use")
+                       help="crop size and modality as inputs (default: if a pixel size is known)")  # fmt: skip
+    for name, limits in LIMITS.items():
+        group.add_argument(f"--{name}_limits", type=positive, nargs=2, default=limits, metavar=("MIN", "MAX"),
+                           help=f"plausible {name} in mm; records outside are skipped")  # fmt: skip
+    group = add_vit_arguments(parser, dropout=0.2)
+    group.add_argument("--company_checkpoint", type=Path, help="company classifier: model folder or .pth file")
+    group.add_argument("--model_checkpoint", type=Path, help="model classifier: model folder or .pth file")
+    group.add_argument("--embeddings", choices=tuple(EMBEDDINGS), default="dual", help="embedding branches to use")
     group.add_argument("--attention_type", choices=ATTENTION_TYPES,
-                       help="how branches are fused (default: triple; concat without embeddings)")  # fmt: skip
-    group.add_argument("--embedding_dim", type=positive_int, default=256, help="width to which branches are projected")
-    group.add_argument("--model_size", choices=tuple(WIDTHS), default="base", help="of the visual ViT")
-    group.add_argument("--image_size", type=positive_int, default=224, help="px of the crops, a multiple of 16")
-    group.add_argument("--dropout", type=share, default=0.2, help="in the regression head")
-    group.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True,
-                       help="ImageNet weights for the visual ViT")  # fmt: skip
-    group.add_argument("--backbone_weights", type=Path, metavar="FILE", help="ImageNet weights from a file (offline)")
-    group.add_argument("--conv_stem", action="store_true", help="of the visual ViT, in place of patches: see README")
-    group.add_argument("--uncertainty", action="store_true", help="a log-variance beside each size (β-NLL loss)")
-    group.add_argument("--auxiliary", nargs="+", default=[], metavar="FIELD", help="fields to classify, as thread_type")
-    group.add_argument("--auxiliary_weight", type=non_negative, default=0.2, help="of their loss")
+                       help="fusion of the branches (default: triple; concat without embeddings)")  # fmt: skip
+    group.add_argument("--embedding_dim", type=positive_int, default=256, help="common width of the projected branches")
+    group.add_argument("--uncertainty", action="store_true", help="log-variance for each size (β-NLL loss)")
+    group.add_argument("--auxiliary", nargs="+", default=[], metavar="FIELD",
+                       help="record fields to classify as well, for example thread_type")  # fmt: skip
+    group.add_argument("--auxiliary_weight", type=non_negative, default=0.2, help="weight of the auxiliary loss")
     group = parser.add_argument_group("strategy")
     group.add_argument("--unfreeze_schedule", type=epoch_number, nargs="+", default=[[20, 40]], metavar="EPOCH",
-                       help="two: from which the upper half of each network learns, and the rest")  # fmt: skip
-    group.add_argument(
-        "--embedding_lr_multiplier", type=non_negative, default=0.1, help="on --lr, for the three networks"
-    )
-    group.add_argument("--cache_features", action="store_true", help="compute features once while all is frozen")
-    group.add_argument("--cache_views", type=positive_int, default=4, help="augmented views of each picture to cache")
+                       help="two epochs: the upper half of each network is unfrozen, then all of it")  # fmt: skip
+    group.add_argument("--embedding_lr_multiplier", type=non_negative, default=0.1,
+                       help="learning rate of the networks as a factor on --lr")  # fmt: skip
+    group.add_argument("--cache_features", action="store_true", help="cache of the features of frozen networks")
+    group.add_argument("--cache_views", type=positive_int, default=4, help="augmented views of each image in the cache")
     add_training_arguments(parser, epochs=50, batch_size=16, lr=5e-4, warmup_epochs=2, weight_decay=0.01)
-    args = parser.parse_args(sagemaker_container.words(argv))
-    sagemaker_container.fill_in(args)
-    if not args.train_json or not args.val_json:
-        parser.error("give the records with --train_json and --val_json")
+    args = parse_training(parser, argv)
     args.unfreeze_schedule = [number for numbers in args.unfreeze_schedule for number in numbers]
     if len(args.unfreeze_schedule) != 2 or args.unfreeze_schedule[0] > args.unfreeze_schedule[1]:
         parser.error("--unfreeze_schedule takes two epochs, the smaller one first: 20 40")
@@ -95,45 +83,53 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     sagemaker_container.relaunch_on_all_gpus()
-    run = Run(args, "implant")
-    splits = read_splits(run, args, needs=TARGETS)
+    run = Run(args, Path(__file__).resolve().parent.name)
+    report, files = DataReport(), {"train": args.train_json, "val": args.val_json}
+    limits = {name: getattr(args, f"{name}_limits") for name in LIMITS}
+    with report.written_to(run.folder / "data_report.json", run.is_main):
+        splits = read_splits(files, args.data_root, report, run.accelerator, TARGETS, limits, args.auxiliary)
+        train = splits["train"]
+        auxiliary = {field: classes for field in args.auxiliary if (classes := classes_of(train, field))}
+        for field in (field for field in args.auxiliary if field not in auxiliary):
+            report.add(f"no {field} in any training record", args.train_json, f"{field} left out")
+        known = {name: classes_of(train, name) for name in ("company", "model", "modality")} | auxiliary
+        tell_unseen(report, args.val_json, splits["val"], known)
+    report.print(run.console, run.folder / "data_report.json")
+    targets = [name for name in TARGETS if is_known(train[0], name)]
     if args.scale_features is None:
-        args.scale_features = any(record.mm_per_px for record in splits["train"])
-    modalities = classes_of(splits["train"], "modality") if args.scale_features else []
-    auxiliary = {field: classes_of(splits["train"], field) for field in args.auxiliary}
-    model = make_model(args, modalities, auxiliary)
-    targets = torch.tensor([[getattr(record, name) for name in TARGETS] for record in splits["train"]])
-    model.standardise(targets)
+        args.scale_features = any(record.mm_per_px for record in train)
+    modalities = classes_of(train, "modality") if args.scale_features else []
+    model, taught = make_model(args, targets, modalities, auxiliary)
+    model.standardise(torch.from_numpy(sizes(train, targets)).float())
     criterion = DimensionLoss(args.auxiliary_weight)
     half, full = args.unfreeze_schedule
     views = args.cache_views if args.cache_features and args.augment else None
     train_set, val_set = (
         CachedCrops(
-            ImplantCrops(splits[split], args.image_size, args.margin, modalities, auxiliary, augment, some, args.seed)
+            ImplantCrops(
+                splits[split], args.image_size, args.margin, modalities, auxiliary, augment, some, args.seed, targets
+            )
         )
         for split, augment, some in (("train", args.augment, views), ("val", False, None))
     )
     config = {
-        "project": "implant",
-        "kind": "regressor",
+        "kind": "implant regressor",
         "model": model.arguments,
         "unit": "mm",
-        "targets": TARGETS,
+        "taught": {"targets": dict.fromkeys(targets, len(train)), **taught,
+                   **{field: count_classes(train, field) for field in auxiliary}},
+        "limits": limits,
         "image_size": args.image_size,
         "margin": args.margin,
         "modalities": modalities,
         "embeddings": args.embeddings,
-        "train_sizes": size_table(splits["train"]),  # evaluation compares with their medians, and knows what is sold
-    }
+        "train_sizes": size_table(train, targets),  # evaluation compares with their medians, and knows what is sold
+    }  # fmt: skip
     train_loader, val_loader = run.prepare(
-        model,
-        parameter_groups(model, args.lr, args.weight_decay, {"encoders.": args.embedding_lr_multiplier}),
-        run.loader(train_set, shuffle=True),
-        run.loader(val_set, shuffle=False),
-        config=config,
-        monitor="avg_mae",
+        model, parameter_groups(model, args.lr, args.weight_decay, {"encoders.": args.embedding_lr_multiplier}),
+        run.loader(train_set, shuffle=True), run.loader(val_set, shuffle=False), config=config, monitor="avg_mae",
         unfreezing=model.unfreezing(half, full),
-    )
+    )  # fmt: skip
     for epoch in run.epochs():
         for dataset in (train_set, val_set) if args.cache_features else ():
             if epoch >= half:
@@ -149,9 +145,12 @@ def main(argv=None):
     run.finish()
 
 
-def make_model(args, modalities: list[str], auxiliary: dict[str, list[str]]) -> DualEmbeddingRegressor:
-    """The regressor with the networks that the arguments name."""
-    taught = {
+def make_model(
+    args, targets: list[str], modalities: list[str], auxiliary: dict[str, list[str]]
+) -> tuple[DualEmbeddingRegressor, dict[str, dict[str, int]]]:
+    """The regressor with the networks that the arguments name, and for company and model how many training cases of
+    each class their networks saw."""
+    branches = {
         name: load_classifier(getattr(args, f"{name}_checkpoint"), args.image_size)
         for name in EMBEDDINGS[args.embeddings]
     }
@@ -163,19 +162,19 @@ def make_model(args, modalities: list[str], auxiliary: dict[str, list[str]]) -> 
             args.backbone_weights,
         )  # fmt: skip
     model = DualEmbeddingRegressor(
-        visual.arguments, **{name: classifier.arguments for name, classifier in taught.items()},
+        visual.arguments, **{name: classifier.arguments for name, classifier in branches.items()},
         attention_type=args.attention_type, embedding_dim=args.embedding_dim,
         scale_features=scale_length(modalities) if args.scale_features else 0, auxiliary=auxiliary,
-        uncertainty=args.uncertainty, dropout=args.dropout,
+        uncertainty=args.uncertainty, dropout=args.dropout, targets=targets,
     )  # fmt: skip
-    for name, encoder in {"visual": visual, **taught}.items():
+    for name, encoder in {"visual": visual, **branches}.items():
         model.encoders[name].load_state_dict(encoder.state_dict())
-    return model
+    return model, {name: classifier.taught for name, classifier in branches.items() if classifier.taught}
 
 
 @torch.no_grad()
 def validate(run: Run, loader, criterion: DimensionLoss, model: DualEmbeddingRegressor) -> dict[str, float]:
-    """Loss, and mean absolute errors in mm of length, diameter and both, each case once."""
+    """Loss, and mean absolute errors in mm of each target and over all of them, each case once."""
     run.model.eval()
     cases = Cases(run.accelerator, len(loader.dataset))
     for batch in run.batches(loader):
@@ -185,7 +184,7 @@ def validate(run: Run, loader, criterion: DimensionLoss, model: DualEmbeddingReg
         cases.add(batch["index"], loss=torch.stack(losses), error=(prediction["mm"] - batch["target"]).abs())
     table = cases.table()
     errors = table["error"].mean(dim=0)
-    metrics = {f"{name}_mae": float(error) for name, error in zip(TARGETS, errors, strict=True)}
+    metrics = {f"{name}_mae": float(error) for name, error in zip(model.targets, errors, strict=True)}
     return {"loss": float(table["loss"].mean()), "avg_mae": float(errors.mean()), **metrics}
 
 

@@ -7,7 +7,6 @@ Results in --save_dir: best/ (the classifier), last/ (for --resume), metrics.jso
 confusion matrix of validation.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -15,61 +14,52 @@ sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]] 
 
 import torch
 import torch.nn.functional as F
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix, multiclass_f1_score
 
 from core import figures
-from core.args import ArgumentParser, add_training_arguments, non_negative, positive_int, script, share
+from core.args import ArgumentParser, add_training_arguments, positive_int, script
 from core.cases import Cases
 from core.errors import UserError
 from core.run import Run
 from core.schedules import parameter_groups
+from core.validation import DataReport
 from implants import sagemaker_container
-from implants.crops import ImplantCrops, classes_of
+from implants.arguments import add_data_arguments, add_vit_arguments, parse_training
+from implants.crops import ImplantCrops, count_classes
 from implants.dual_embedding import load_visual
 from implants.loss import class_loss
-from implants.splits import read_splits
-from implants.vit import WIDTHS, ImplantClassifier
+from implants.splits import read_splits, tell_unseen
+from implants.vit import ImplantClassifier
 
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    group = parser.add_argument_group("data")
-    group.add_argument("--target", choices=("company", "model"), required=True, help="what to tell apart")
-    group.add_argument("--train_json", type=Path, help="records to learn from")
-    group.add_argument("--val_json", type=Path, help="records to choose best/ by")
-    group.add_argument("--data_root", type=Path, help="where the pictures' paths start (default: at their JSON)")
-    group.add_argument("--margin", type=non_negative, default=0.1, help="around the box, of its longer side")
-    group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="other views each epoch")
-    group = parser.add_argument_group("model")
-    group.add_argument("--model_size", choices=tuple(WIDTHS), default="base", help="of the ViT")
-    group.add_argument("--image_size", type=positive_int, default=224, help="px of the crops, a multiple of 16")
-    group.add_argument("--embedding_dim", type=positive_int, default=256, help="numbers of the embedding")
-    group.add_argument("--dropout", type=share, default=0.1, help="before the head")
-    group.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="ImageNet weights")
-    group.add_argument("--backbone_weights", type=Path, metavar="FILE", help="ImageNet weights from a file (offline)")
-    group.add_argument("--visual_checkpoint", type=Path, help="run of either script whose ViT this one starts from")
-    group.add_argument("--conv_stem", action="store_true", help="convolutions, not patches: for random weights")
+    group = add_data_arguments(parser)
+    group.add_argument("--target", choices=("company", "model"), required=True, help="label to classify")
+    group = add_vit_arguments(parser, dropout=0.1)
+    group.add_argument("--embedding_dim", type=positive_int, default=256, help="length of the embedding")
     add_training_arguments(
         parser, epochs=30, batch_size=32, lr=1e-4, warmup_epochs=2, weight_decay=0.05, early_stopping_patience=10
     )
-    args = parser.parse_args(sagemaker_container.words(argv))
-    sagemaker_container.fill_in(args)
-    if not args.train_json or not args.val_json:
-        parser.error("give the records with --train_json and --val_json")
-    return args
+    return parse_training(parser, argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
     sagemaker_container.relaunch_on_all_gpus()
-    run = Run(args, f"implant_{args.target}")
-    # Sizes are not asked for: a record without them still names its company.
-    splits = read_splits(run, args, needs=(args.target,))
-    classes = classes_of(splits["train"], args.target)
-    if len(classes) < 2:
-        raise UserError(
-            f"{args.train_json}: every record is of {args.target} {classes[0]!r}; there is nothing to tell apart"
-        )
+    run = Run(args, f"{Path(__file__).resolve().parent.name}_{args.target}")
+    report, files = DataReport(), {"train": args.train_json, "val": args.val_json}
+    with report.written_to(run.folder / "data_report.json", run.is_main):
+        # Sizes are not asked for: a record without them still names its company.
+        splits = read_splits(files, args.data_root, report, run.accelerator, (args.target,))
+        taught = count_classes(splits["train"], args.target)
+        classes = list(taught)
+        tell_unseen(report, args.val_json, splits["val"], {args.target: classes})
+        if len(classes) < 2:
+            report.add(f"one {args.target} only", args.train_json, "refused", classes[0])
+            raise UserError(
+                f"{args.train_json}: every record is of {args.target} {classes[0]!r}; there is nothing to tell apart"
+            )
+    report.print(run.console, run.folder / "data_report.json")
     model = make_model(args, classes)
     labels = {args.target: classes}
     train_set, val_set = (
@@ -77,22 +67,13 @@ def main(argv=None):
         for split, augment in (("train", args.augment), ("val", False))
     )
     config = {
-        "project": "implant",
-        "kind": "classifier",
-        "target": args.target,
-        "classes": classes,
-        "model": model.arguments,
-        "margin": args.margin,
-    }
+        "kind": "implant classifier", "taught": {args.target: taught}, "target": args.target, "classes": classes,
+        "model": model.arguments, "margin": args.margin,
+    }  # fmt: skip
     train_loader, val_loader = run.prepare(
-        model,
-        parameter_groups(model, args.lr, args.weight_decay),
-        run.loader(train_set, shuffle=True),
-        run.loader(val_set, shuffle=False),
-        config=config,
-        monitor="accuracy",
-        mode="max",
-    )
+        model, parameter_groups(model, args.lr, args.weight_decay), run.loader(train_set, shuffle=True),
+        run.loader(val_set, shuffle=False), config=config, monitor="accuracy", mode="max",
+    )  # fmt: skip
     label = f"label_{args.target}"
     for _ in run.epochs():
         for batch in run.batches(train_loader):
@@ -122,6 +103,12 @@ def make_model(args, classes: list[str]) -> ImplantClassifier:
 def validate(run: Run, loader, label: str, classes: list[str]) -> dict[str, float]:
     """Loss, accuracy and macro-F1, each case once. What training has not seen is always wrong. The confusion matrix of
     a new best goes to figures/."""
+    from torchmetrics.functional.classification import (  # here, so that --help does not wait for it
+        multiclass_accuracy,
+        multiclass_confusion_matrix,
+        multiclass_f1_score,
+    )
+
     run.model.eval()
     cases = Cases(run.accelerator, len(loader.dataset))
     for batch in run.batches(loader):

@@ -38,7 +38,7 @@ from core.errors import UserError
 from core.processes import cores
 from implants import tuning
 from implants.search_spaces import METRICS, SCRIPTS, SPACES
-from implants.tuning import Categorical, Space, cell, trial_table
+from implants.tuning import Categorical, Space, cell, number_or_text, trial_table
 
 ALIASES = {"lr": "learning_rate"}
 OURS = {"save_dir", "resume", "overwrite"}  # flags that a trial gets from here, or must not have
@@ -48,24 +48,26 @@ SHOWN = 10  # trials in the final table
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__, usage="%(prog)s [options] -- [flags of the training script]")
     group = parser.add_argument_group("search")
-    group.add_argument("--stage", choices=tuple(SPACES), required=True, help="which model, and so which space")
-    group.add_argument("--trials", type=positive_int, default=20, help="to finish: complete or pruned")
+    group.add_argument("--stage", choices=tuple(SPACES), required=True, help="model to tune, with its search space")
+    group.add_argument("--trials", type=positive_int, default=20, help="number of trials, complete or pruned")
     group.add_argument("--space", type=choices, nargs="+", default=[], metavar="FLAG=A,B,C",
-                       help="search these values of a flag, be it in the space or new; one value = fixed")  # fmt: skip
-    group.add_argument("--seed", type=int, default=0, help="of the search, and of every trial")
+                       help="values of a flag to search; one value fixes it")  # fmt: skip
+    group.add_argument("--seed", type=int, default=0, help="random seed of the search and of every trial")
     group.add_argument("--pruner", choices=("median", "none"), default="median",
-                       help="median: a trial ends where its best epoch is worse than the others' median")  # fmt: skip
-    group.add_argument("--startup_trials", type=int, default=5, help="complete ones before any is pruned")
-    group.add_argument("--warmup_epochs", type=int, default=5, help="epochs of each trial in which it is not pruned")
-    group.add_argument("--script", type=Path, metavar="FILE", help="to run (default: that of the stage)")
+                       help="pruning of trials whose best epoch is worse than the median of the others")  # fmt: skip
+    group.add_argument("--startup_trials", type=int, default=5, help="complete trials before the first is pruned")
+    group.add_argument("--warmup_epochs", type=int, default=5, help="epochs of each trial without pruning")
+    group.add_argument("--script", type=Path, metavar="FILE", help="training script (default: that of the stage)")
 
     group = parser.add_argument_group("machine and results")
-    group.add_argument("--parallel", type=positive_int, default=4, help="trials at a time; they share out the GPUs")
-    group.add_argument("--threads_per_trial", type=positive_int, default=None, help="(default: cores / parallel)")
-    group.add_argument("--output", type=Path, help="folder of results (default: runs/tune_<stage>)")
+    group.add_argument("--parallel", type=positive_int, default=4, help="concurrent trials; the GPUs are shared out")
+    group.add_argument(
+        "--threads_per_trial", type=positive_int, help="CPU threads of a trial (default: cores / parallel)"
+    )
+    group.add_argument("--output", type=Path, help="output folder (default: runs/tune_<stage>)")
     group.add_argument("--storage", help="journal:FILE or sqlite:///FILE (default: journal.log in --output)")
-    group.add_argument("--study_name", help="in the storage (default: implant_<stage>)")
-    group.add_argument("--keep", type=positive_int, default=1, help="best trials that keep last/, to train further")
+    group.add_argument("--study_name", help="study name in the storage (default: implant_<stage>)")
+    group.add_argument("--keep", type=positive_int, default=1, help="best trials that keep last/, for further training")
 
     argv = [str(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     split = argv.index("--") if "--" in argv else len(argv)
@@ -85,16 +87,6 @@ def choices(text: str) -> tuple[str, Categorical]:
     if not equals or not all(values.split(",")):
         raise ValueError(text)
     return flag_name(name), Categorical(tuple(number_or_text(value) for value in values.split(",")))
-
-
-def number_or_text(text: str) -> int | float | str:
-    """What a text means that is a number or not."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
 
 
 def flag_name(argument: str) -> str:
@@ -120,16 +112,9 @@ def main(argv=None):
         if done:
             console.print(f"going on with {args.study_name}: {done} of {args.trials} trials are finished")
         with signals() as stop:
-            tuning.search(
-                study,
-                space,
-                partial(run_trial, args, f"val/{metric}", mode, visible_gpus(), stop),
-                trials=args.trials,
-                parallel=args.parallel,
-                seed=args.seed,
-                stop=stop,
-                told=told,
-            )
+            attempt = partial(run_trial, args, f"val/{metric}", mode, visible_gpus(), stop)
+            limits = {"trials": args.trials, "parallel": args.parallel, "seed": args.seed}
+            tuning.search(study, space, attempt, **limits, stop=stop, told=told)
         print_summary(console, study, args, metric)
 
 
@@ -260,12 +245,8 @@ def print_trial(console: Console, args, metric: str, trial: FrozenTrial) -> None
         TrialState.PRUNED: f"pruned in epoch {trial.last_step}",
         TrialState.FAIL: f"failed: {trial.user_attrs.get('failure')} ({trial_folder(args, trial.number)})",
     }[trial.state]
-    console.print(f"trial {trial.number:>3}  {outcome}  │ {short(trial.params)}")
-
-
-def short(parameters: dict) -> str:
-    """Parameters for people to read."""
-    return "  ".join(f"{name} {cell(value)}" for name, value in parameters.items())
+    parameters = "  ".join(f"{name} {cell(value)}" for name, value in trial.params.items())
+    console.print(f"trial {trial.number:>3}  {outcome}  │ {parameters}")
 
 
 def print_summary(console: Console, study: optuna.Study, args, metric: str) -> None:

@@ -1,5 +1,9 @@
-"""Small trainings of cephalometric/ for its tests."""
+"""Small trainings of cephalometric/ for its tests, and what it reads of their trees."""
 
+from ceph.anatomy import ANATOMY
+from ceph.cases import read_cases
+from ceph.dataset import FrameCache
+from core.validation import DataReport, leave_out_unreadable
 from launch import run
 
 TRAIN = "cephalometric/train.py"
@@ -12,3 +16,14 @@ def train(tree, folder, *arguments):
     """Trains on a tree, in a process of its own."""
     data = ("--dataset_path", tree, "--save_dir", folder, "--cache_dir", tree.parent / "cache")
     return run(TRAIN, *data, *SMALL, *arguments)
+
+
+def read_tree(root, dataset_format="auto", ground_truth="mean", splits=("train", "valid", "test"), anatomy=ANATOMY):
+    """(cases by split, report) of a tree."""
+    report = DataReport()
+    return read_cases(root, report, anatomy, dataset_format, ground_truth, splits), report
+
+
+def decoded(cases, report, folder):
+    """The cases whose pictures can be read."""
+    return leave_out_unreadable(cases, report, decode=FrameCache(folder, (64, 64)).prepare)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECTS = [folder for folder in sorted(ROOT.iterdir()) if (folder / "train.py").is_file()]
+PROJECTS = [file.parent for file in sorted(ROOT.glob("*/project.json"))]
 sys.path[:0] = [str(ROOT), *map(str, PROJECTS), str(ROOT / "tests")]
 torch.set_num_threads(1)  # small networks gain nothing by more, and lose much where other tests compute beside them
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what runs in the background, children too
@@ -24,8 +24,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what 
 
 def load_script(path: str):
     """A script as a module of its own name: `load_script("cephalometric/train.py").main([...])`."""
-    name = path.removesuffix(".py").replace("/", "_")
-    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    return load_module(ROOT / path)
+
+
+def load_module(file: Path):
+    """A Python file below the repository as a module of its own name."""
+    name = "_".join(file.relative_to(ROOT).with_suffix("").parts)
+    spec = importlib.util.spec_from_file_location(name, file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

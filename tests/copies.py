@@ -35,6 +35,12 @@ class Copy:
                 self.scripts.append(file.relative_to(folder).as_posix())
         shutil.copytree(ROOT / "core", self.core, ignore=shutil.ignore_patterns("__pycache__"))
 
+    def without_demo(self) -> None:
+        """Takes away what draws demo data."""
+        (self.folder / "make_demo_data.py").unlink()
+        (demo,) = self.folder.glob("*/demo")
+        shutil.rmtree(demo)
+
     def do(self, cwd: Path, line: str) -> Result:
         """Runs a script from `cwd`, with arguments parted at spaces; it must end well, and load nothing of the
         original."""

@@ -223,10 +223,12 @@ def volumes(folder: Path, good: Path) -> dict[str, Path]:
     return files
 
 
-def cubes(folder: Path, good: Path, key: str) -> dict[str, Path]:
-    """Hostile .h5 files. `good`: a cube under `key`."""
-    files = spoil(good, folder)
+def cubes(folder: Path, good: Path) -> dict[str, Path]:
+    """Hostile .h5 files. `good` holds a cube (bands, height, width)."""
+    files, found = spoil(good, folder), []
     with h5py.File(good) as store:
+        store.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+        (key,) = [name for name in found if store[name].ndim == 3]
         values = store[key][...]
     bands, height, width = values.shape
     spoilt = {
@@ -491,7 +493,7 @@ def models(folder: Path, good: Path, marker: Path) -> dict[str, Path]:
                 model(f"config {name} {json.dumps(fault).strip('[]')}".replace('"', "").replace("/", "-"),
                       **{"config.json": settings | {"model": arguments | {name: fault}}})  # fmt: skip
     model("config 10 MB", **{"config.json": settings | {"model": list(range(1_500_000))}})
-    model("config of another project", **{"config.json": settings | {"project": "other"}})
+    model("config of another kind", **{"config.json": settings | {"kind": "other"}})
     model("config nan", **{"config.json": config.replace(b"1", b"NaN", 1)})
     loop = found["config loop"] = model("loop")
     (loop / "config.json").unlink(), (loop / "config.json").symlink_to("config.json")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-AGREEING = ROOT / "tests" / "agreeing.py"  # before a training script: its processes compare their weights at the end
+# Before a training script: its processes compare their weights at the end; count what they read before the first step.
+AGREEING, COUNTING = ROOT / "tests" / "agreeing.py", ROOT / "tests" / "counting.py"
 PRELOADED = ["torch", "accelerate", "albumentations", "timm", "torchmetrics.functional", "matplotlib.figure"]
 PRELOADED += ["nibabel", "SimpleITK", "h5py", "scipy.stats"]
 

@@ -1,14 +1,16 @@
 """benchmarks/: what run.py makes of results, and that each has the form that it expects. Nothing is timed."""
 
 import ast
+import importlib
 import json
 import sys
 
 import pytest
 
-from conftest import ROOT, load_script
+from conftest import PROJECTS, ROOT, load_script
 
 SCRIPTS = sorted(file for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in ("run", "results", "device"))
+PACKAGES = {"core", *(file.parent.name for project in PROJECTS for file in project.glob("*/__init__.py"))}
 RESULT = {"name": "one way [a]", "ratio": 4.5, "target": ">= 4", "unit": "times faster", "details": {}, "met": True}
 UNMEASURED = RESULT | {"name": "gpu", "ratio": None, "target": "", "met": None}
 GOOD = f"import json\nprint(json.dumps({[RESULT, UNMEASURED]}))\n"
@@ -102,6 +104,15 @@ def test_results_are_shown_as_run_reads_them(capsys):
     results.show([results.Result("one way [a]", 4.5, ">= 4", "times faster"), results.Result("µ", None, "", "s")])
     shown = json.loads(capsys.readouterr().out)
     assert shown == [RESULT, {"name": "µ", "ratio": None, "target": "", "unit": "s", "details": {}, "met": None}]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_every_benchmark_imports_what_is_there(script):
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in PACKAGES:
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)

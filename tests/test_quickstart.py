@@ -1,5 +1,6 @@
 """The front door: what it does without internet, without venv, with an old Python, and the second time."""
 
+import json
 import os
 import re
 import shutil
@@ -86,15 +87,22 @@ def test_wrong_words(capsys):
     assert "usage" in stopped(capsys, quickstart.main, ["everything"])
 
 
-@pytest.mark.parametrize("name", quickstart.PROJECTS)
+@pytest.mark.parametrize("name", quickstart.find_projects())
 def test_every_step_names_a_script_with_flags_that_it_has(name):
-    for _, line in quickstart.PROJECTS[name].steps:
-        script, *arguments = line.format(out="out").split()
+    for step in quickstart.find_projects()[name]["demo"]:
+        script, *arguments = quickstart.words(step["run"], out="out")
         assert load_script(f"{name}/{script}").parse_args(arguments)
 
 
 def test_every_project_is_demonstrated():
-    assert sorted(quickstart.PROJECTS) == [folder.name for folder in PROJECTS]
+    assert sorted(quickstart.find_projects()) == [folder.name for folder in PROJECTS]
+
+
+def test_a_project_json_that_is_none_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "project.json").write_text("{,")
+    monkeypatch.setattr(quickstart, "ROOT", str(tmp_path))
+    assert "mine/project.json" in stopped(capsys, quickstart.main, [])
 
 
 REPORT = """
@@ -118,8 +126,9 @@ def two_projects(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         start = f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
         (tmp_path / name / "work.py").write_text(start + REPORT)
-    project = quickstart.Project("Title <1>", [("report", "work.py {out}")], "a.png", "a picture", ["report.html"])
-    monkeypatch.setattr(quickstart, "PROJECTS", {"one": project, "two": project._replace(title="Second")})
+        project = {"title": f"Title <{name}>", "minutes": 1, "demo": [{"step": "report", "run": ["work.py", "{out}"]}],
+                   "picture": "a.png", "caption": "a picture", "reports": ["report.html"]}  # fmt: skip
+        (tmp_path / name / "project.json").write_text(json.dumps(project))
     monkeypatch.setattr(quickstart, "PYTHON", sys.executable)
     monkeypatch.setattr(quickstart, "ROOT", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -130,7 +139,7 @@ def test_two_projects_at_a_time_end_in_one_page(two_projects, monkeypatch, capfd
     monkeypatch.setattr(quickstart.os, "cpu_count", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("COLUMNS", "100")
-    assert quickstart.demonstrate(["one", "two"]) == 0
+    assert quickstart.demonstrate(quickstart.find_projects(), ["one", "two"]) == 0
     printed = capfd.readouterr().out
     assert "== one 1/1: report\n   python one/work.py runs/quickstart/one\n" in printed
     for name in ("one", "two"):
@@ -140,18 +149,18 @@ def test_two_projects_at_a_time_end_in_one_page(two_projects, monkeypatch, capfd
     page = index.read_text()
     assert page.count("1.2 mm") == page.count("3.4 mm") == 2 * 2  # on the page, and in its summary
     assert 'href="one/report.html"' in page
-    assert "Title &lt;1&gt;" in page
+    assert "Title &lt;one&gt;" in page
 
 
 def test_one_project_alone_joins_the_page_of_the_others(two_projects, monkeypatch, capfd):
     monkeypatch.setattr(quickstart.os, "cpu_count", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    quickstart.demonstrate(["two"])
+    quickstart.demonstrate(quickstart.find_projects(), ["two"])
     assert "\nreported 3 " in capfd.readouterr().out  # as many threads as beside the other, and so the same numbers
     page = two_projects / "runs" / "quickstart" / "index.html"
     assert 'href="two/report.html"' in page.read_text()
     assert 'href="one/report.html"' not in page.read_text()
-    quickstart.demonstrate(["one"])
+    quickstart.demonstrate(quickstart.find_projects(), ["one"])
     assert 'href="one/report.html"' in page.read_text()
     assert 'href="two/report.html"' in page.read_text()
 
@@ -160,7 +169,7 @@ def test_one_project_alone_joins_the_page_of_the_others(two_projects, monkeypatc
 def test_a_failed_step_stops(two_projects, monkeypatch, capfd, names):
     (two_projects / "one" / "work.py").write_text("raise SystemExit('no room')")
     with pytest.raises(SystemExit) as end:
-        quickstart.demonstrate(names)
+        quickstart.demonstrate(quickstart.find_projects(), names)
     assert end.value.code == 2
     assert capfd.readouterr().err.endswith("error: one 1/1: report: this step failed; what it said stands above\n")
     assert not (two_projects / "runs" / "quickstart" / "index.html").exists()

@@ -27,13 +27,22 @@ def test_commands_name_scripts_and_flags_that_exist(words):
     assert (ROOT / script).is_file()
     assert words[0] in ("python", "accelerate")
     if script == "quickstart.py":
-        known = {"test", "install", *load_script(script).PROJECTS}
+        known = {"test", "install", *load_script(script).find_projects()}
         assert set(arguments) <= known
     elif arguments != ["--help"]:
         assert load_script(script).parse_args(arguments)
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+PAGES = [
+    *READMES,
+    ROOT / "CONTRIBUTING.md",
+    *ROOT.glob("*/*GUIDE.md"),
+    *ROOT.glob("*/*/README.md"),
+    ROOT / "benchmarks/README.md",
+]
+
+
+@pytest.mark.parametrize("readme", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(readme):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", readme.read_text(encoding="utf-8")):
         assert (readme.parent / target).exists(), target

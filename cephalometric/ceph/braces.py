@@ -6,17 +6,17 @@ bright, but the tooth's shadow and the film's noise stay, and the left and right
 
 import itertools
 import math
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
-
-from ceph.landmarks import LANDMARKS
 
 IRON = 0.95  # μ per mm at 60 keV: 1.205 cm²/g (NIST XCOM) · 7.87 g/cm³
 SELLA_NASION = 72.0  # mm, of an uncalibrated head: it differs less between heads than face heights do
 UNSHARPNESS = 0.2  # mm, SD: focal spot and movement
 FINE = 8  # steps a px in which steel is drawn before they are averaged
 JAWS = {"upper": ("UMT", "UPM", "UIT", "UIA"), "lower": ("LMT", "LPM", "LIT", "LIA")}
+NEEDED = ("S", "N", *JAWS["upper"], *JAWS["lower"])  # landmarks
 
 # Steel around the slot for the wire: mm in the rays' way, (from, to) along the arch, (from, to) along the tooth; mm,
 # positive to the face and to the root. An incisor's bracket is seen in profile, the others face on. The walls of a
@@ -38,14 +38,16 @@ BEFORE_AXIS, BEHIND_CUSP = 3.1, 2.7  # mm: the slot of an incisor, and of a mola
 BETWEEN = (0.31, 0.62, 0.9)  # first premolar, canine, lateral incisor: parts of the way from premolar to incisor
 
 
-def draw_braces(image: np.ndarray, points: np.ndarray, mm_per_px: float | None, rng: np.random.Generator) -> np.ndarray:
-    """The frame uint8 (H, W) with braces on the teeth of `points` (29, 2) px, nowhere darker than it was.
+def draw_braces(
+    image: np.ndarray, at: Mapping[str, np.ndarray], mm_per_px: float | None, rng: np.random.Generator
+) -> np.ndarray:
+    """The frame uint8 (H, W) with braces on the teeth, nowhere darker than it was. `at`: symbol -> (2,) px, of all that
+    is NEEDED.
 
     `mm_per_px` is the frame's; None: by the length of S-N. The head may face either way. Size, metal, height of the
     wire and the distance between left and right side vary; one head in five has braces in one jaw only. A tooth that is
     NaN gets none; neither does any without S or N.
     """
-    at = dict(zip(LANDMARKS, points, strict=True))
     base = at["N"] - at["S"]
     if not np.isfinite(base).all() or not base.any():
         return image

@@ -1,23 +1,60 @@
-"""The cases of a data set, whatever its format."""
+"""The cases of a data set, whatever its format, and the frames that a network sees of them."""
 
+from argparse import Namespace
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from ceph.aariz import is_aariz, read_aariz
-from ceph.dataset import Cephalogram
+from ceph.anatomy import ANATOMY, Anatomy
+from ceph.dataset import Cephalogram, FrameCache
 from ceph.isbi2015 import is_isbi2015, read_isbi2015
-from ceph.reading import GROUND_TRUTHS as GROUND_TRUTHS
-from ceph.reading import SPLITS
+from ceph.reading import GROUND_TRUTHS, SPLITS, Reading
 from core.errors import UserError
 from core.processes import no_collection
-from core.validation import DataReport
+from core.validation import DataReport, leave_out_unreadable
 
 FORMATS = ("auto", "aariz", "isbi2015")
 
 
+def add_data_arguments(group, ground_truth: str | None = None) -> None:
+    """The flags that name a data set; `ground_truth`: the default, None = that of the checkpoint."""
+    group.add_argument(
+        "--dataset_path", type=Path, default=Path("Aariz"), help="data set folder: Aariz, a tree like it, or ISBI 2015"
+    )
+    group.add_argument("--dataset_format", choices=FORMATS, default="auto", help="format of the data set")
+    group.add_argument(
+        "--ground_truth", choices=GROUND_TRUTHS, default=ground_truth,
+        help="ground truth: mean of both readers, or one" + ("" if ground_truth else " (default: as in training)"),
+    )  # fmt: skip
+    group.add_argument("--cache_dir", type=Path, default=Path("runs/cache"), help="cache of letterboxed images")
+
+
+def read_frames(
+    args: Namespace,
+    ground_truth: str,
+    splits: tuple[str, ...],
+    image_size: tuple[int, int],
+    anatomy: Anatomy,
+    report: DataReport,
+    accelerator: Accelerator,
+) -> tuple[dict[str, list[Cephalogram]], FrameCache]:
+    """({split: [Cephalogram, …]}, cache of their frames (height, width)) of the data set that `args` name, without
+    pictures that cannot be read. The processes of `accelerator` decode each picture once between them."""
+    cache = FrameCache(args.cache_dir, image_size)
+    cases = read_cases(args.dataset_path, report, anatomy, args.dataset_format, ground_truth, splits)
+    return leave_out_unreadable(cases, report, accelerator, cache.prepare), cache
+
+
 def read_cases(
-    root: Path, dataset_format: str = "auto", ground_truth: str = "mean", splits: tuple[str, ...] = SPLITS
-) -> tuple[dict[str, list[Cephalogram]], DataReport]:
-    """The cases of `splits`, {split: [Cephalogram, …]}, and a report of all that is wrong with the data.
+    root: Path,
+    report: DataReport,
+    anatomy: Anatomy = ANATOMY,
+    dataset_format: str = "auto",
+    ground_truth: str = "mean",
+    splits: tuple[str, ...] = SPLITS,
+) -> dict[str, list[Cephalogram]]:
+    """The cases of `splits`, {split: [Cephalogram, …]}. All that is wrong with the data goes to `report`.
 
     `dataset_format`: one of FORMATS; `auto` knows a tree by its folders. `ground_truth`: one of GROUND_TRUTHS,
     official_ceil for Aariz only. Raises UserError if the tree is of no known format, or a split has no usable case.
@@ -33,6 +70,6 @@ def read_cases(
             f"--dataset_path {root}: neither Aariz (train/, valid/, test/, each with Cephalograms/ and Annotations/) "
             "nor ISBI 2015 (RawImage/ and AnnotationsByMD/ with 400_junior/ and 400_senior/); give the folder of one"
         )
-    reader = {"aariz": read_aariz, "isbi2015": read_isbi2015}[dataset_format]
+    read = {"aariz": read_aariz, "isbi2015": read_isbi2015}[dataset_format]
     with no_collection():
-        return reader(root, ground_truth, splits)
+        return read(root, Reading(anatomy, ground_truth, report), splits)

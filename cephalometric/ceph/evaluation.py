@@ -1,20 +1,16 @@
 """The numbers of one evaluation: errors of landmarks, measurements and stages, with intervals and baselines."""
 
-import csv
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_f1_score
 
-from ceph.anatomy import IS_LENGTH, MEASUREMENTS, NAMES, measure
 from ceph.dataset import CephalogramDataset
-from ceph.hrnet import CVM_STAGES
-from ceph.landmarks import LANDMARKS
 from ceph.predictor import Findings
 from core.metrics import radial_errors, success_detection_rate
+from core.results import write_csv
 from core.uncertainty import Interval, bootstrap
 
 THRESHOLDS = (2.0, 2.5, 3.0, 4.0)  # of the SDR, ISBI 2014/2015
@@ -50,9 +46,10 @@ def differences(
 
 
 class Evaluation:
-    """Everything about N cases. Errors are (N, 29) in `unit`, NaN where the truth or the scale is unknown.
+    """Everything about N cases. Errors are (N, K) in `unit`, NaN where truth or scale is unknown, or a landmark was not
+    taught. Measurements and stages are those of the data set's anatomy.
 
-    `mean_shape` (29, 2) in frame px is the baseline: the training split's mean, aligned by letterbox.
+    `mean_shape` (K, 2) in frame px is the baseline: the training split's mean, aligned by letterbox.
     The unit is mm as soon as one case is calibrated (the others are then left out), otherwise px. One cephalogram is
     one patient here; intervals are bootstraps over patients.
     """
@@ -66,53 +63,50 @@ class Evaluation:
         seed: int = 0,
     ):
         self.cases, self.points, self.truth = dataset.cases, findings.points, dataset.truth()
+        self.anatomy = anatomy = dataset.anatomy
+        told = np.isfinite(self.points).any(axis=(0, 2))
+        self.names = {name: i for i, name in enumerate(anatomy.names) if told[i]}  # landmark -> its place among the K
         self.resamples, self.seed = resamples, seed
         mm_per_px = dataset.mm_per_px()
         self.calibrated = np.isfinite(mm_per_px)
         self.unit = "mm" if self.calibrated.any() else "px"
         scale = mm_per_px if self.unit == "mm" else 1.0
-        baseline = dataset.to_native(np.broadcast_to(mean_shape, (len(dataset), len(LANDMARKS), 2)))
+        baseline = dataset.to_native(np.broadcast_to(mean_shape, self.truth.shape))
         self.errors = radial_errors(self.points, self.truth, scale)
         self.coarse_errors = radial_errors(findings.coarse, self.truth, scale)  # of stage 1
         self.seconds = findings.seconds.mean(axis=0)  # a picture: stage 1, stage 2
         self.baseline_errors = radial_errors(baseline, self.truth, scale)
-        to_mm = np.where(IS_LENGTH, mm_per_px[:, None], 1.0)  # (N, 10)
-        self.true_measurements = measure(self.truth) * to_mm
-        self.measured = {"landmarks": measure(self.points) * to_mm, "CVM branch": findings.measurements * to_mm}
-        self.stages = np.array([-1 if case.cvm_stage is None else case.cvm_stage - 1 for case in dataset.cases])
-        self.predicted_stages = findings.stage.argmax(axis=1)
+        to_mm = np.where(anatomy.is_length, mm_per_px[:, None], 1.0)  # (N, M)
+        self.true_measurements = anatomy.measure(self.truth) * to_mm
+        self.measured = {"landmarks": anatomy.measure(self.points) * to_mm}
+        if findings.measurements is not None:
+            self.measured["CVM branch" if anatomy.stages else "branch"] = findings.measurements * to_mm
+        if findings.stage is not None:
+            self.predicted_stages = findings.stage.argmax(axis=1)  # places among the S stages
+            known = [case.cvm_stage for case in dataset.cases]
+            self.stages = np.array([-1 if stage is None else anatomy.stages.index(stage) for stage in known])
 
     def interval(self, errors: np.ndarray, statistic: Callable = np.nanmean) -> Interval:
         """`statistic` of errors (N, …) with its 95 % interval over the patients that have a known error."""
         known = errors[np.isfinite(errors.reshape(len(errors), -1)).any(axis=1)]
         return bootstrap(lambda rows: float(statistic(known[rows])), range(len(known)), self.resamples, seed=self.seed)
 
-    def mre(self) -> Interval:
-        """Mean radial error over all landmarks."""
-        return self.interval(self.errors)
-
-    def baseline_mre(self) -> Interval:
-        return self.interval(self.baseline_errors)
-
-    def sdr(self) -> dict[float, Interval]:
-        """Success detection rate [%] at each threshold."""
-        return self._rates(self.errors)
+    def rates(self, errors: np.ndarray) -> dict[float, Interval]:
+        """Success detection rate [%] of errors (N, …) at each threshold."""
+        return {t: self.interval(errors, partial(rate, threshold=t)) for t in THRESHOLDS}
 
     def stage_1(self) -> dict:
         """MRE and SDR of stage 1 alone, and what stage 2 changes, on the same cases."""
         return {
             "mre": self.interval(self.coarse_errors),
-            "sdr": self._rates(self.coarse_errors),
+            "sdr": self.rates(self.coarse_errors),
             "difference": differences(self.coarse_errors, self.errors, self.resamples, self.seed),
         }
-
-    def _rates(self, errors: np.ndarray) -> dict[float, Interval]:
-        return {t: self.interval(errors, partial(rate, threshold=t)) for t in THRESHOLDS}
 
     def by_landmark(self) -> list[dict]:
         """MRE with interval, SD, median, SDR and the baseline's MRE of each landmark that has a truth."""
         rows = []
-        for i, symbol in enumerate(LANDMARKS):
+        for symbol, i in self.names.items():
             errors = self.errors[:, i]
             known = errors[np.isfinite(errors)]
             if known.size:
@@ -133,9 +127,9 @@ class Evaluation:
         return rows
 
     def by_measurement(self) -> list[dict]:
-        """Bias, SD and mean absolute error of each measurement, from the landmarks and from the CVM branch."""
+        """Bias, SD and mean absolute error of each measurement, from the landmarks and from the pooled branch."""
         rows = []
-        for i, measurement in enumerate(MEASUREMENTS):
+        for i, measurement in enumerate(self.anatomy.measurements):
             truth = self.true_measurements[:, i]
             row = {"measurement": measurement.name, "title": measurement.title, "unit": measurement.unit}
             row["spread"] = float(np.nanstd(truth)) if np.isfinite(truth).any() else np.nan
@@ -148,19 +142,21 @@ class Evaluation:
         return rows
 
     def by_stage(self) -> dict | None:
-        """Accuracy, macro-F1 and confusion matrix (truth, prediction) of the maturation stage; None if none is known.
+        """Accuracy, macro-F1 and confusion matrix (S, S) (truth, prediction) of the stage; None if none is known.
 
         The baseline is the accuracy of always saying the most frequent stage.
         """
-        known = self.stages >= 0
+        from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_f1_score
+
+        known, count = self.stages >= 0, len(self.anatomy.stages)
         if not known.any():
             return None
         truth, predicted = torch.from_numpy(self.stages[known]), torch.from_numpy(self.predicted_stages[known])
-        counts = multiclass_confusion_matrix(predicted, truth, CVM_STAGES).numpy()
+        counts = multiclass_confusion_matrix(predicted, truth, count).numpy()
         return {
             "accuracy": float((predicted == truth).float().mean()),
             "baseline": float(counts.sum(axis=1).max() / counts.sum()),
-            "macro_f1": multiclass_f1_score(predicted, truth, CVM_STAGES, average="macro").item(),
+            "macro_f1": multiclass_f1_score(predicted, truth, count, average="macro").item(),
             "counts": counts,
         }
 
@@ -170,15 +166,20 @@ class Evaluation:
         return np.where(counts > 0, np.nansum(self.errors, axis=1) / np.maximum(1, counts), np.nan)
 
     def write_predictions(self, file: Path) -> None:
-        """One row a case: points in native px, errors, measurements, stage."""
-        coordinates = [f"{symbol}_{axis}" for symbol in LANDMARKS for axis in "xy"]
-        errors = [f"{symbol}_error_{self.unit}" for symbol in LANDMARKS]
-        with open(file, "w", newline="", encoding="utf-8") as table:
-            writer = csv.writer(table)
-            writer.writerow(
-                ["id", "device", "mm_per_px", f"mre_{self.unit}", *coordinates, *errors, *NAMES, "cvm_stage"]
-            )
-            for i, (case, error) in enumerate(zip(self.cases, self.case_errors(), strict=True)):
-                numbers = [error, *self.points[i].ravel(), *self.errors[i], *self.measured["landmarks"][i]]
-                cells = ["" if np.isnan(number) else f"{number:.3f}" for number in numbers]
-                writer.writerow([case.id, case.device, case.mm_per_px or "", *cells, self.predicted_stages[i] + 1])
+        """One row a case: points in native px, errors, measurements, stage; what was not taught has no column."""
+        header = [
+            "id",
+            "device",
+            "mm_per_px",
+            f"mre_{self.unit}",
+            *(f"{name}_{axis}" for name in self.names for axis in "xy"),
+        ]
+        header += [*(f"{name}_error_{self.unit}" for name in self.names), *(m.name for m in self.anatomy.measurements)]
+        told, rows = list(self.names.values()), []
+        for i, (case, error) in enumerate(zip(self.cases, self.case_errors(), strict=True)):
+            numbers = [error, *self.points[i, told].ravel(), *self.errors[i, told], *self.measured["landmarks"][i]]
+            cells = ["" if np.isnan(number) else f"{number:.3f}" for number in numbers]
+            rows.append([case.id, case.device, case.mm_per_px or "", *cells])
+            if self.anatomy.stages:
+                rows[-1].append(self.anatomy.stages[self.predicted_stages[i]])
+        write_csv(file, header + (["cvm_stage"] if self.anatomy.stages else []), rows)

@@ -1,41 +1,37 @@
-"""HRNet with heatmaps of 29 landmarks; and stage 1, whose pooled branch also measures and grades.
+"""HRNet with a heatmap for each landmark; and stage 1, whose pooled branch also measures and grades.
 
 HRNet: Sun et al. 2019, "Deep High-Resolution Representation Learning for Human Pose Estimation"; backbone from timm.
-Loss: 0.5 · heatmaps (DARK's unbiased targets) + 0.5 · Wing + 0.3 · CVM.
 """
 
+import argparse
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ceph.anatomy import NAMES
-from ceph.heatmaps import decode_dark, encode_heatmaps, to_heatmap, to_input
-from ceph.landmarks import LANDMARKS
+from ceph.anatomy import ANATOMY, Anatomy
+from ceph.heatmaps import decode_dark, to_input
 from core.backbones import timm_backbone
 from core.checkpoints import fitting, load_model_folder
 from core.errors import UserError
 from core.files import must_hold
-from core.losses.landmarks import HeatmapLoss, WingLoss, soft_argmax
 
-CVM_STAGES = 6
 GREY_MEAN, GREY_STD = 0.449, 0.226  # ImageNet's, averaged over its channels: what the backbone was trained on
 
 
 class HeatmapHRNet(nn.Module):
-    """Grey pictures (B, 1, H, W) in 0-1 to heatmaps (B, 29, H/stride, W/stride), one peak of height 1 a landmark.
+    """Grey pictures (B, 1, H, W) in 0-1 to heatmaps (B, K, H/stride, W/stride), one peak of height 1 a landmark.
 
-    `image_size` and `heatmap_size` are (height, width) and the heatmap's width; `heatmap_size` divides the width.
-    `backbone` is any HRNet of timm, with ImageNet weights if `pretrained`, or with those of a file
-    `backbone_weights`. Raises UserError where the weights cannot be had or the sizes do not fit.
+    `anatomy` says which K landmarks there are. `image_size` and `heatmap_size` are (height, width) and the heatmap's
+    width; `heatmap_size` divides the width. `backbone` is any HRNet of timm, with ImageNet weights if `pretrained`, or
+    with those of a file `backbone_weights`. Raises UserError where the weights cannot be had or the sizes do not fit.
     """
 
     kind: str  # of a model folder's config
-    trained_by: str  # script
+    needed: ClassVar[dict[str, type]]  # by inference, of the config
 
     def __init__(
         self,
@@ -44,8 +40,10 @@ class HeatmapHRNet(nn.Module):
         heatmap_size: int,
         pretrained: bool = False,
         backbone_weights: Path | None = None,
+        anatomy: Anatomy = ANATOMY,
     ):
         super().__init__()
+        self.anatomy = anatomy
         height, width = image_size
         if height % 32 or width % 32:
             raise UserError(f"--image_size {height} {width}: both must be multiples of 32, HRNet's coarsest stride")
@@ -62,7 +60,7 @@ class HeatmapHRNet(nn.Module):
         # enlargement gives the same sum (both are linear) for an eighth of the multiplications.
         self.merge = nn.ModuleList(nn.Conv2d(channels, self.width, 1, bias=False) for channels in widths)
         self.head = nn.Sequential(
-            nn.BatchNorm2d(self.width), nn.ReLU(inplace=True), nn.Conv2d(self.width, len(LANDMARKS), 1)
+            nn.BatchNorm2d(self.width), nn.ReLU(inplace=True), nn.Conv2d(self.width, len(anatomy.names), 1)
         )
         nn.init.normal_(self.head[-1].weight, std=0.001)  # starts at empty maps, as the targets nearly are
         nn.init.zeros_(self.head[-1].bias)
@@ -75,7 +73,7 @@ class HeatmapHRNet(nn.Module):
         return self.backbone((image - GREY_MEAN) / GREY_STD)[1:]
 
     def heatmaps(self, branches: list[torch.Tensor]) -> torch.Tensor:
-        """(B, 29, H/stride, W/stride)."""
+        """(B, K, H/stride, W/stride)."""
         return self.head(sum(self._resize(merge(x)) for merge, x in zip(self.merge, branches, strict=True)))
 
     def _resize(self, x: torch.Tensor) -> torch.Tensor:
@@ -86,43 +84,41 @@ class HeatmapHRNet(nn.Module):
         return F.interpolate(x, size=self.heatmap_size, mode="bilinear", align_corners=False)
 
     def config(self, sigma: float) -> dict:
-        """What inference needs to know, as plain JSON for `best/config.json`."""
+        """What inference needs to know, as plain JSON for `best/config.json`. Training adds the rest of `needed`."""
         return {
-            "project": "cephalometric",
             "kind": self.kind,
             "model": self.arguments,
             "normalisation": {"mean": GREY_MEAN, "std": GREY_STD, "inside_the_model": True},
             "sigma": sigma,
-            "landmarks": list(LANDMARKS),
+            **self.anatomy.config(),
         }
 
     @classmethod
     def from_folder(cls, folder: Path) -> tuple["HeatmapHRNet", dict]:
         """(model in eval mode, config) of a `best/` folder. Raises UserError if it is another model's."""
-        state, config = load_model_folder(folder, "cephalometric")
+        state, config = load_model_folder(folder, cls.kind)
         with fitting(folder):
-            if config["kind"] != cls.kind:
-                raise UserError(f"{folder} holds a {config['kind']}, not a {cls.kind}; {cls.trained_by} makes one")
-            if config["landmarks"] != list(LANDMARKS):
-                raise UserError(f"{folder} was trained on other landmarks: {', '.join(config['landmarks'])}")
-            must_hold(config, **cls.needed)
-            model = cls(**config["model"])
+            must_hold(config, schema=dict, taught=dict, **cls.needed)
+            model = cls(**config["model"], anatomy=Anatomy.from_config(config))
             model.load_state_dict(state)
+            counts = config["taught"]["landmarks"]
+            model.taught = np.array([counts[name] > 0 for name in model.anatomy.names])
             return model.eval(), config
 
 
 class HRNetLandmarks(HeatmapHRNet):
     """Stage 1: grey pictures (B, 1, H, W) in 0-1 to a dict:
 
-    - `heatmaps` (B, 29, H/stride, W/stride), one peak of height 1 a landmark
-    - `measurements` (B, 10), standardised with `measurement_mean` and `measurement_std`; lengths in input px
-    - `cvm_stage` (B, 6), logits of the cervical vertebral maturation stages 1-6
+    - `heatmaps` (B, K, H/stride, W/stride), one peak of height 1 a landmark
+    - `measurements` (B, M), standardised with `measurement_mean` and `measurement_std`; lengths in input px
+    - `cvm_stage` (B, S), logits of the stages
 
-    For the arguments see `HeatmapHRNet`; `hidden` is the width of the pooled branch.
+    What the anatomy has none of is not there. For the arguments see `HeatmapHRNet`; `hidden` is the width of the pooled
+    branch.
     """
 
-    kind, trained_by = "landmark model", "train.py"
-    needed: ClassVar = {"sigma": int | float, "mean_shape": list, "ground_truth": str}  # by inference, by its type
+    kind = "landmark model"
+    needed: ClassVar = {"sigma": int | float, "mean_shape": list, "ground_truth": str}
 
     def __init__(
         self,
@@ -132,39 +128,54 @@ class HRNetLandmarks(HeatmapHRNet):
         pretrained: bool = False,
         backbone_weights: Path | None = None,
         hidden: int = 256,
+        anatomy: Anatomy = ANATOMY,
     ):
-        super().__init__(backbone, image_size, heatmap_size, pretrained, backbone_weights)
+        super().__init__(backbone, image_size, heatmap_size, pretrained, backbone_weights, anatomy)
         self.arguments["hidden"] = hidden
-        self.cvm = nn.Sequential(nn.Linear(self.width, hidden), nn.ReLU(inplace=True), nn.Dropout(0.2))
-        self.cvm_measurements = nn.Linear(hidden, len(NAMES))
-        self.cvm_stage = nn.Linear(hidden, CVM_STAGES)
-        self.register_buffer("measurement_mean", torch.zeros(len(NAMES)))
-        self.register_buffer("measurement_std", torch.ones(len(NAMES)))
+        measurements, stages = len(anatomy.measurements), len(anatomy.stages)
+        if measurements or stages:
+            self.cvm = nn.Sequential(nn.Linear(self.width, hidden), nn.ReLU(inplace=True), nn.Dropout(0.2))
+        if measurements:
+            self.cvm_measurements = nn.Linear(hidden, measurements)
+            self.register_buffer("measurement_mean", torch.zeros(measurements))
+            self.register_buffer("measurement_std", torch.ones(measurements))
+        if stages:
+            self.cvm_stage = nn.Linear(hidden, stages)
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        branches = self.branches(image)
-        pooled = self.cvm(torch.cat([x.mean(dim=(2, 3)) for x in branches], dim=1))
-        return {
-            "heatmaps": self.heatmaps(branches),
-            "measurements": self.cvm_measurements(pooled),
-            "cvm_stage": self.cvm_stage(pooled),
-        }
+        branches, anatomy, prediction = self.branches(image), self.anatomy, {}
+        if anatomy.measurements or anatomy.stages:
+            pooled = self.cvm(torch.cat([x.mean(dim=(2, 3)) for x in branches], dim=1))
+        if anatomy.measurements:
+            prediction["measurements"] = self.cvm_measurements(pooled)
+        if anatomy.stages:
+            prediction["cvm_stage"] = self.cvm_stage(pooled)
+        return {"heatmaps": self.heatmaps(branches), **prediction}
 
     def set_statistics(self, mean: np.ndarray, std: np.ndarray) -> None:
-        """Mean and SD (10,) of the training split's measurements, kept with the weights."""
-        self.measurement_mean.copy_(torch.from_numpy(mean))
-        self.measurement_std.copy_(torch.from_numpy(std))
+        """Mean and SD (M,) of the training split's measurements, kept with the weights."""
+        if self.anatomy.measurements:
+            self.measurement_mean.copy_(torch.from_numpy(mean))
+            self.measurement_std.copy_(torch.from_numpy(std))
 
     def config(self, sigma: float) -> dict:
-        return super().config(sigma) | {
-            "input": {"channels": 1, "range": [0, 1], "fit": "letterbox, black"},
-            "measurements": list(NAMES),
-            "cvm_stages": list(range(1, CVM_STAGES + 1)),
-            "units": {"landmarks": "heatmap px", "measurements": "lengths in input px, angles in °, ratios in %"},
-        }
+        units = {"landmarks": "heatmap px"}
+        if self.anatomy.measurements:
+            units["measurements"] = "lengths in input px, angles in °, ratios in %"
+        fit = {"channels": 1, "range": [0, 1], "fit": "letterbox, black"}
+        return super().config(sigma) | {"input": fit, "units": units}
+
+
+def add_backbone_arguments(group, default: str) -> None:
+    """The flags of the backbone and its weights."""
+    group.add_argument("--backbone", default=default, help="any HRNet of timm")
+    group.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="ImageNet weights")
+    group.add_argument("--backbone_weights", type=Path, metavar="FILE", help="ImageNet weights from a file (offline)")
 
 
 def _backbone(name: str, pretrained: bool, weights: Path | None) -> nn.Module:
+    import timm  # here, so that a script's --help does not wait for it
+
     if not timm.is_model(name) or not name.startswith("hrnet"):
         names = timm.list_models("hrnet*")
         raise UserError(f"--backbone {name}: not an HRNet of timm; they are {', '.join(names)}")
@@ -173,70 +184,6 @@ def _backbone(name: str, pretrained: bool, weights: Path | None) -> nn.Module:
 
 
 def decode(prediction: dict[str, torch.Tensor], stride: float, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points (B, 29, 2) in input px and confidence (B, 29) of a prediction."""
+    """Points (B, K, 2) in input px and confidence (B, K) of a prediction."""
     points, confidence = decode_dark(prediction["heatmaps"], sigma)
     return to_input(points, stride), confidence
-
-
-class PointLoss(nn.Module):
-    """`0.5 · dark + 0.5 · wing`, and these two to log.
-
-    dark: squared error of the heatmaps over the energy of the target, 1.0 for empty maps. wing: Wing loss over ω on
-    soft-argmax coordinates in heatmap px. (Un-normalised, Wing would outweigh the heatmaps 16,000 times.)
-    """
-
-    def __init__(self, stride: float, heatmap_size: tuple[int, int], sigma: float = 2.0):
-        super().__init__()
-        self.stride, self.heatmap_size, self.sigma = stride, heatmap_size, sigma
-        self.heatmap_loss = HeatmapLoss()
-        self.wing_loss = WingLoss(omega=10.0, epsilon=2.0, normalise=True)
-
-    def forward(self, heatmaps: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """`heatmaps` (B, 29, H, W), `points` (B, 29, 2) input px, NaN = unknown."""
-        points, heatmaps = to_heatmap(points, self.stride), heatmaps.float()
-        target = encode_heatmaps(points, self.heatmap_size, self.sigma)
-        size = points.new_tensor([self.heatmap_size[1], self.heatmap_size[0]])
-        inside = ((points >= -0.5) & (points <= size - 0.5)).all(-1)  # (B, K), False for unknown ones
-        dark = self.heatmap_loss(heatmaps, target, inside)
-        wing = self.wing_loss(soft_argmax(heatmaps), points.nan_to_num(), inside)
-        return 0.5 * dark + 0.5 * wing, {"dark": dark, "wing": wing}
-
-
-class LandmarkLoss(nn.Module):
-    """`PointLoss + cvm_weight · cvm`, and its parts to log.
-
-    cvm: smooth L1 of the standardised measurements plus cross-entropy of the maturation stage, whose cases count by
-    `stage_weights` (6,).
-    """
-
-    def __init__(
-        self,
-        stride: float,
-        heatmap_size: tuple[int, int],
-        sigma: float = 2.0,
-        cvm_weight: float = 0.3,
-        stage_weights: np.ndarray | None = None,
-    ):
-        super().__init__()
-        self.point_loss, self.cvm_weight = PointLoss(stride, heatmap_size, sigma), cvm_weight
-        weights = np.ones(CVM_STAGES) if stage_weights is None else stage_weights
-        self.register_buffer("stage_weights", torch.tensor(weights, dtype=torch.float32))
-
-    def forward(
-        self, prediction: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """`batch`: points (B, 29, 2) input px (NaN = unknown), measurements (B, 10) standardised (NaN = unknown),
-        cvm_stage (B,) 0-5 or -1 = unknown."""
-        loss, parts = self.point_loss(prediction["heatmaps"], batch["points"])
-        known = batch["measurements"].isfinite()
-        error = F.smooth_l1_loss(
-            prediction["measurements"].float(), batch["measurements"].nan_to_num(), reduction="none"
-        )
-        measurements = (error * known).sum() / known.sum().clamp_min(1)
-        stages, graded = batch["cvm_stage"], batch["cvm_stage"] >= 0
-        costs = F.cross_entropy(
-            prediction["cvm_stage"].float(), stages, self.stage_weights, ignore_index=-1, reduction="sum"
-        )
-        stage = costs / graded.sum().clamp_min(1)  # not by their weights: a batch of a rare stage counts for more
-        cvm = measurements + stage
-        return loss + self.cvm_weight * cvm, parts | {"cvm": cvm}

@@ -10,16 +10,14 @@ separately; evaluate the splits valid and test. Training keeps the epoch that is
 
 from pathlib import Path
 
-import numpy as np
-
 from ceph.dataset import Cephalogram
-from ceph.reading import SPLITS, annotated, checked_points, child, files_by_id, files_in, usable
+from ceph.reading import SPLITS, Places, Reading, child, files_by_id, files_in
 from core.errors import UserError
 from core.files import read_bytes
 from core.images import SUFFIXES
 from core.validation import DataReport
 
-# In the order of the files; the other ten landmarks are unknown. Wang et al. name them sella, nasion, orbitale,
+# In the order of the files; the anatomy's other landmarks are unknown. Wang et al. name them sella, nasion, orbitale,
 # porion, subspinale, supramentale, pogonion, menton, gnathion, gonion, lower and upper incisal incision, upper and
 # lower lip, subnasale, soft tissue pogonion, posterior and anterior nasal spine, articulare.
 ORDER = (
@@ -35,22 +33,19 @@ def is_isbi2015(root: Path) -> bool:
     return any(_reader_folder(root, reader) for reader in ("junior", "senior"))
 
 
-def read_isbi2015(
-    root: Path, ground_truth: str = "mean", splits: tuple[str, ...] = SPLITS
-) -> tuple[dict[str, list[Cephalogram]], DataReport]:
-    """The cases of `splits`, {split: [Cephalogram, …] sorted by number}, and a report of all that is wrong.
+def read_isbi2015(root: Path, reading: Reading, splits: tuple[str, ...]) -> dict[str, list[Cephalogram]]:
+    """The cases of `splits`, {split: [Cephalogram, …] sorted by number}.
 
-    `ground_truth`: mean (un-rounded), senior or junior. The pictures may lie in any folder below RawImage or, without
+    The ground truth is mean (un-rounded), senior or junior. Pictures may lie in any folder below RawImage or, without
     RawImage, below `root`, but in none that is another split's; 400_junior and 400_senior may lie beside
     AnnotationsByMD. The maturation stage is unknown. A bad case is left out, a bad landmark becomes NaN; each is
     reported. Raises UserError if there is no such tree, or no usable case in one of `splits`.
     """
-    root = Path(root)
+    root, report, ground_truth = Path(root), reading.report, reading.ground_truth
     if ground_truth not in ("mean", "senior", "junior"):
         raise UserError(f"--ground_truth {ground_truth} is not for ISBI 2015; choose mean, senior or junior")
     if not is_isbi2015(root):
         raise UserError(f"{root} holds no AnnotationsByMD/400_senior or 400_junior; give the ISBI 2015 folder")
-    report = DataReport()
     files = [file for file in (child(root, "RawImage") or root).rglob("*") if _in_its_split(file, report)]
     pictures = files_by_id(files, SUFFIXES, report, _number)
     readers = {
@@ -58,12 +53,12 @@ def read_isbi2015(
         for reader in ("junior", "senior")
     }
     cases = {split: [] for split in SPLITS}
-    for identity, image, size, points in annotated(pictures, readers, ground_truth, _read_points, report):
+    for identity, image, size, points in reading.annotated(pictures, readers, _read_places):
         if size != SIZE:
             report.add("not 1935×2400 px", image, "kept, uncalibrated, px only", f"{size[0]}×{size[1]}")
         mm_per_px = MM_PER_PX if size == SIZE else None
         cases[_split(identity)].append(Cephalogram(identity, image, size, points, mm_per_px, DEVICE, None))
-    return usable(cases, splits, root, report), report
+    return reading.usable(cases, splits, root)
 
 
 def _reader_folder(root: Path, reader: str) -> Path | None:
@@ -89,17 +84,17 @@ def _in_its_split(file: Path, report: DataReport) -> bool:
     return True
 
 
-def _read_points(file: Path, size: tuple[int, int], report: DataReport) -> np.ndarray | None:
-    """Points (29, 2) of one reader, NaN for what the data set lacks, no number, or outside the picture. None if there
-    are not 19: it cannot be known which is missing."""
+def _read_places(file: Path, reading: Reading) -> Places | None:
+    """What one reader's file says. None if there are not as many points as in ORDER: it cannot be known which is
+    missing."""
     try:
         lines = [line.strip() for line in read_bytes(file).decode("utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        report.add("annotation unreadable", file, "annotation left out", f"{type(error).__name__}: {error}")
+        reading.report.add("annotation unreadable", file, "annotation left out", f"{type(error).__name__}: {error}")
         return None
     pairs = [tuple(line.split(",")) for line in lines[: len(ORDER)]]
     if len(pairs) < len(ORDER) or any(len(pair) != 2 for pair in pairs):
-        points = next((row for row, pair in enumerate(pairs) if len(pair) != 2), len(pairs))
-        report.add("annotation unreadable", file, "annotation left out", f"{points} lines x,y, not {len(ORDER)}")
+        count = next((row for row, pair in enumerate(pairs) if len(pair) != 2), len(pairs))
+        reading.report.add("annotation unreadable", file, "annotation left out", f"{count} lines x,y, not {len(ORDER)}")
         return None
-    return checked_points(dict(zip(ORDER, pairs, strict=True)), file, size, report)
+    return dict(zip(ORDER, pairs, strict=True))

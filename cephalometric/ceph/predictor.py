@@ -1,7 +1,8 @@
-"""What both stages say together: of every case of a data set, or of one picture."""
+"""Two-stage inference on the cases of a data set, or on one picture."""
 
 import time
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,81 +11,117 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from ceph.anatomy import IS_LENGTH
 from ceph.dataset import CephalogramDataset
 from ceph.hrnet import HRNetLandmarks
 from ceph.refiner import SHIFTS, LandmarkRefiner, refine
 from ceph.tta import VIEWS, predict_views
 from core.cases import Cases
+from core.checkpoints import fitting
+from core.errors import UserError
 from core.images import read_image
 from core.windows import Letterbox
 
 
 class Findings(NamedTuple):
-    """Of N cases. Lengths are in native px, angles in °, ratios in %."""
+    """Of N cases. Lengths are in native px, angles in °, ratios in %. M and S are those of `Predictor.anatomy`."""
 
-    points: np.ndarray  # (N, 29, 2) native px; NaN = not trained
-    confidence: np.ndarray  # (N, 29), heights of the peaks
-    coarse: np.ndarray  # (N, 29, 2), the points of stage 1
-    measurements: np.ndarray  # (N, 10) of the pooled branch
-    stage: np.ndarray  # (N, 6), probabilities
+    points: np.ndarray  # (N, K, 2) native px; NaN = not taught
+    confidence: np.ndarray  # (N, K), heights of the peaks
+    coarse: np.ndarray  # (N, K, 2), the points of stage 1
     seconds: np.ndarray  # (N, 2), of stage 1 and of stage 2, which reads the native picture
+    measurements: np.ndarray | None = None  # (N, M) of the pooled branch; None: it has none
+    stage: np.ndarray | None = None  # (N, S), probabilities; None: it has none
 
 
 def add_arguments(parser: ArgumentParser, needed: bool = True) -> None:
-    """The flags that name models and how they are asked. `needed`: nothing goes without a checkpoint."""
+    """The flags of inference. `needed`: nothing goes without a checkpoint."""
     group = parser.add_argument_group("models")
-    group.add_argument("--checkpoint", type=Path, required=needed, help="best/ of a run of train.py")
-    group.add_argument("--refiner", type=Path, help="best/ of a run of train_refiner.py: stage 2")
-    group.add_argument("--refine_crops", type=int, choices=tuple(SHIFTS), default=5, help="windows a landmark")
-    group.add_argument("--tta", choices=tuple(VIEWS), default="none", help="views of each picture to average")
+    group.add_argument("--checkpoint", type=Path, required=needed, help="model folder: best/ of a run of train.py")
+    group.add_argument("--refiner", type=Path, help="model folder of stage 2: best/ of a run of train_refiner.py")
+    group.add_argument(
+        "--refine_crops", type=int, choices=tuple(SHIFTS), default=5, help="crops per landmark, averaged"
+    )
+    group.add_argument("--tta", choices=tuple(VIEWS), default="none", help="test-time augmentation: number of views")
 
 
 class Predictor:
-    """Stage 1 with `tta` views, and stage 2 if there is a refiner, on a device."""
+    """Stage 1 with `tta` views, and stage 2 if there is a refiner, on a device. `anatomy` holds the measurements and
+    stages that were taught. Raises UserError where the two stages know other landmarks."""
 
     def __init__(self, checkpoint: Path, refiner: Path | None = None, refine_crops: int = 5, tta: str = "none"):
         self.model, self.config = HRNetLandmarks.from_folder(checkpoint)
+        with fitting(checkpoint):
+            self.anatomy = self.model.anatomy.only(self.config["taught"])
         self.refiner, self.refiner_config = LandmarkRefiner.from_folder(refiner) if refiner else (None, None)
+        if self.refiner and self.refiner.anatomy.schema != self.anatomy.schema:
+            ours, theirs = (model.anatomy.schema for model in (self.model, self.refiner))
+            raise UserError(
+                f"--refiner {refiner} knows the {len(theirs.names)} landmarks of {theirs.name}, --checkpoint "
+                f"{checkpoint} the {len(ours.names)} of {ours.name}; train the refiner from that checkpoint"
+            )
         self.refine_crops, self.tta = refine_crops, tta
-        self.untrained = np.isnan(np.array(self.config["mean_shape"], float)).any(axis=1)  # no truth in training
+        self.taught = self.model.taught  # bool (K,)
 
     def to(self, device: torch.device) -> "Predictor":
+        """Moves both stages."""
         self.model.to(device)
         if self.refiner:
             self.refiner.to(device)
         return self
 
-    @torch.no_grad()
     def frames(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Stage 1 of letterboxed frames (B, 1, H, W): see `predict_views`."""
-        return predict_views(self.model, images, self.config["sigma"], self.tta)
+        """Stage 1 of letterboxed frames (B, 1, H, W): see `predict_views`. Measurements and stages that were not taught
+        are not there; points are."""
+        found = predict_views(self.model, images, self.config["sigma"], self.tta)
+        measurements, stages = self.anatomy.measurements, self.anatomy.stages
+        if measurements != self.model.anatomy.measurements:
+            kept = [i for i, m in enumerate(self.model.anatomy.measurements) if m in measurements]
+            found["measurements"] = found["measurements"][:, kept]
+        there = {"points": True, "confidence": True, "measurements": measurements, "cvm_stage": stages}
+        return {name: value for name, value in found.items() if there[name]}
 
-    def native(
-        self, pixels: np.ndarray, coarse: np.ndarray, confidence: np.ndarray, mm_per_px: float | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(points (29, 2) native px, confidence (29,)) of a grey picture uint8 (H, W) after stage 2; those of stage 1,
-        `coarse` and `confidence`, where there is no refiner, or no scale for its crops."""
-        points, confidence = coarse.copy(), confidence.copy()
-        points[self.untrained] = np.nan
-        if self.refiner and mm_per_px:
-            points, confidence = refine(self.refiner, self.refiner_config, pixels, points, mm_per_px, self.refine_crops)
-        return points, confidence
+    def points(
+        self, found: dict[str, torch.Tensor], row: int, box: Letterbox, pixels: np.ndarray | None, mm: float | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(points (K, 2) native px, confidence (K,), points of stage 1) from a row of what stage 1 `found`, NaN = not
+        taught. Stage 1's stand where there is no refiner, no scale for its crops, or stage 2 was not taught.
 
+        `pixels`: the grey picture uint8 (H, W), None where there is no stage 2. `mm`: of a native px.
+        """
+        points, sure = (found[name][row].double().numpy() for name in ("points", "confidence"))
+        coarse = np.where(self.taught[:, None], box.to_picture(points), np.nan)
+        sure = np.where(self.taught, sure, np.nan)
+        if not self.refiner or not mm:
+            return coarse, sure, coarse
+        known = self.refiner.taught
+        asked = np.where(known[:, None], coarse, np.nan)
+        points, surer = refine(self.refiner, self.refiner_config, pixels, asked, mm, self.refine_crops)
+        return np.where(known[:, None], points, coarse), np.where(known, surer, sure), coarse
+
+    @torch.no_grad()
     def picture(self, pixels: np.ndarray, mm_per_px: float | None) -> Findings:
         """What is found in one grey picture uint8 (H, W); N = 1."""
         height, width = self.config["model"]["image_size"]
         box, start = Letterbox(pixels.shape[::-1], (width, height)), time.perf_counter()
         frame = torch.from_numpy(box.draw(pixels))[None, None].to(next(self.model.parameters()).device).float() / 255
-        found = {name: value[0].cpu().double().numpy() for name, value in self.frames(frame).items()}
-        coarse, middle = box.to_picture(found["points"]), time.perf_counter()
-        points, confidence = self.native(pixels, coarse, found["confidence"], mm_per_px)
+        found = {name: value.cpu() for name, value in self.frames(frame).items()}
+        middle = time.perf_counter()
+        points = self.points(found, 0, box, pixels, mm_per_px)
         seconds = np.array([middle - start, time.perf_counter() - middle])
-        measurements = found["measurements"] / np.where(IS_LENGTH, box.scale, 1.0)
-        columns = (points, confidence, coarse, measurements, found["cvm_stage"], seconds)
-        return Findings(*(column[None] for column in columns))
+        return self.findings([column[None] for column in (*points, seconds)], found, [box])
+
+    def findings(self, columns: Sequence[np.ndarray], branch: dict[str, torch.Tensor], boxes: list) -> Findings:
+        """The first four columns with what the pooled branch says, lengths brought from the frames to native px."""
+        measurements, stage = (
+            branch[name].double().numpy() if name in branch else None for name in ("measurements", "cvm_stage")
+        )
+        if measurements is not None:
+            scale = np.array([box.scale for box in boxes])[:, None]
+            measurements = measurements / np.where(self.anatomy.is_length, scale, 1.0)
+        return Findings(*columns, measurements, stage)
 
 
+@torch.no_grad()
 def predict_dataset(
     accelerator: Accelerator, predictor: Predictor, dataset: CephalogramDataset, batch_size: int, num_workers: int
 ) -> Findings:
@@ -94,26 +131,17 @@ def predict_dataset(
     cases = Cases(accelerator, len(dataset))
     for batch in loader:
         start = time.perf_counter()
-        found = {name: value.cpu().double() for name, value in predictor.frames(batch["image"]).items()}
+        found = {name: value.cpu() for name, value in predictor.frames(batch["image"]).items()}
         first = (time.perf_counter() - start) / len(batch["index"])
-        rows = [
-            second_stage(predictor, dataset, index, found, row) for row, index in enumerate(batch["index"].tolist())
-        ]
-        points, confidence, coarse, seconds = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-        columns = {"points": points, "confidence": confidence, "coarse": coarse}
-        columns |= {"measurements": found["measurements"], "stage": found["cvm_stage"]}
-        columns["seconds"] = torch.stack([torch.full_like(seconds, first), seconds], dim=1)
-        cases.add(batch["index"], **{name: column.float().to(accelerator.device) for name, column in columns.items()})
-    table = {name: column.double().numpy() for name, column in cases.table().items()}
-    scale = np.array([box.scale for box in dataset.letterboxes])[:, None]
-    table["measurements"] = table["measurements"] / np.where(IS_LENGTH, scale, 1.0)
-    return Findings(**table)
-
-
-def second_stage(predictor: Predictor, dataset: CephalogramDataset, index: int, found: dict, row: int) -> tuple:
-    """(points, confidence, coarse points, seconds) of a case, from what stage 1 `found` in its row of a batch."""
-    case, start = dataset.cases[index], time.perf_counter()
-    coarse = dataset.letterboxes[index].to_picture(found["points"][row].numpy())
-    pixels = read_image(case.image).pixels if predictor.refiner and case.mm_per_px else np.empty((0, 0))
-    points, confidence = predictor.native(pixels, coarse, found["confidence"][row].numpy(), case.mm_per_px)
-    return points, confidence, coarse, time.perf_counter() - start
+        rows, seconds = [], []
+        for row, index in enumerate(batch["index"].tolist()):
+            case, start = dataset.cases[index], time.perf_counter()
+            pixels = read_image(case.image).pixels if predictor.refiner and case.mm_per_px else None
+            rows.append(predictor.points(found, row, dataset.letterboxes[index], pixels, case.mm_per_px))
+            seconds.append([first, time.perf_counter() - start])
+        columns = [torch.from_numpy(np.stack(column)) for column in (*zip(*rows, strict=True), seconds)]
+        columns = found | dict(zip(Findings._fields, columns, strict=False))
+        cases.add(batch["index"], **{name: x.float().to(accelerator.device) for name, x in columns.items()})
+    table = cases.table()
+    columns = [table[name].double().numpy() for name in Findings._fields[:4]]
+    return predictor.findings(columns, table, dataset.letterboxes)

@@ -1,20 +1,24 @@
 """What the readers of the data sets share: folders, points of several doctors, pictures that leak between splits."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from ceph.anatomy import Anatomy
 from ceph.dataset import Cephalogram
-from ceph.landmarks import LANDMARKS
 from core.errors import UserError
 from core.images import ImageError, picture_size
 from core.validation import DataReport, content_keys, find_leaks
 
 SPLITS = ("train", "valid", "test")
 GROUND_TRUTHS = ("mean", "senior", "junior", "official_ceil")
+SHOWN = 40  # names in a line, letters of a name
+
+Places = dict[str, tuple[object, object]]  # landmark -> x, y as they stand in a file
 
 
 def child(folder: Path | None, *names: str) -> Path | None:
@@ -26,6 +30,7 @@ def child(folder: Path | None, *names: str) -> Path | None:
 
 
 def files_in(folder: Path | None) -> list[Path]:
+    """What lies in a folder, if there is one."""
     return list(folder.iterdir()) if folder and folder.is_dir() else []
 
 
@@ -50,89 +55,118 @@ def files_by_id(
     return found
 
 
-def annotated(
-    pictures: dict[str, Path],
-    readers: dict[str, dict[str, Path]],
-    ground_truth: str,
-    read_points: Callable[[Path, tuple[int, int], DataReport], np.ndarray | None],
-    report: DataReport,
-) -> Iterator[tuple[str, Path, tuple[int, int], np.ndarray]]:
-    """(id, picture, size (width, height) px, points (29, 2) native px) of each case that has a landmark.
+@dataclass
+class Reading:
+    """One pass over a data set's files: what is looked for in them, and what else they hold. What is wrong goes to
+    `report`."""
 
-    `readers`: junior and senior -> {id: file}; `read_points(file, size, report)` gives the points of one file, or None
-    if it is unreadable. The points are what `ground_truth` names: the un-rounded mean of both readers, one of them, or
-    `official_ceil`, the mean rounded up. NaN where either reader's point is bad.
-    """
-    if ground_truth in readers:
-        readers = {ground_truth: readers[ground_truth]}
-    for identity in sorted(set().union(*readers.values()) - set(pictures)):
-        file = next(files[identity] for files in readers.values() if identity in files)
-        report.add("annotation without picture", file, "annotation left out")
-    for identity, image in pictures.items():
-        files = {reader: files[identity] for reader, files in readers.items() if identity in files}
-        if not files:
-            report.add("picture without annotation", image, "case left out")
-            continue
-        try:
-            size = picture_size(image)
-        except (ImageError, FileNotFoundError) as error:
-            report.add("picture unreadable", image, "case left out", error)
-            continue
-        readings = {reader: read_points(file, size, report) for reader, file in files.items()}
-        readings = {reader: points for reader, points in readings.items() if points is not None}
-        if not readings:
-            report.add("picture without annotation", image, "case left out", "none is readable")
-            continue
-        for reader in sorted(set(readers) - set(readings)):
-            report.add("one reader only", image, "kept", f"no {reader} annotation")
-        points = np.mean(list(readings.values()), axis=0)
-        if ground_truth == "official_ceil":
-            points = np.ceil(points)
-        if np.isnan(points).all():
-            report.add("no landmark left", image, "case left out")
-            continue
-        yield identity, image, size, points
+    anatomy: Anatomy
+    ground_truth: str  # one of GROUND_TRUTHS
+    report: DataReport
+    strangers: dict[str, list[Path]] = field(default_factory=dict)  # landmark that the anatomy does not have -> files
+    fits: bool = False  # whether any landmark of the anatomy stands in a file
+
+    def annotated(
+        self,
+        pictures: dict[str, Path],
+        readers: dict[str, dict[str, Path]],
+        read_places: Callable[[Path, "Reading"], Places | None],
+    ) -> Iterator[tuple[str, Path, tuple[int, int], np.ndarray]]:
+        """(id, picture, size (width, height) px, points (K, 2) native px) of each case that has a landmark.
+
+        `readers`: junior and senior -> {id: file}; `read_places(file, self)` gives what stands in one file, or None if
+        it is unreadable. The points are what the ground truth names: the un-rounded mean of both readers, one of them,
+        or `official_ceil`, the mean rounded up. NaN where either reader's point is bad.
+        """
+        report = self.report
+        if self.ground_truth in readers:
+            readers = {self.ground_truth: readers[self.ground_truth]}
+        for identity in sorted(set().union(*readers.values()) - set(pictures)):
+            file = next(files[identity] for files in readers.values() if identity in files)
+            report.add("annotation without picture", file, "annotation left out")
+        for identity, image in pictures.items():
+            files = {reader: files[identity] for reader, files in readers.items() if identity in files}
+            if not files:
+                report.add("picture without annotation", image, "case left out")
+                continue
+            try:
+                size = picture_size(image)
+            except (ImageError, FileNotFoundError) as error:
+                report.add("picture unreadable", image, "left out", error)
+                continue
+            places = {reader: read_places(file, self) for reader, file in files.items()}
+            places = {reader: found for reader, found in places.items() if found is not None}
+            readings = {reader: self._points(found, files[reader], size) for reader, found in places.items()}
+            if not readings:
+                report.add("picture without annotation", image, "case left out", "none is readable")
+                continue
+            for reader in sorted(set(readers) - set(readings)):
+                report.add("one reader only", image, "kept", f"no {reader} annotation")
+            points = np.mean(list(readings.values()), axis=0)
+            if self.ground_truth == "official_ceil":
+                points = np.ceil(points)
+            if np.isnan(points).all():
+                report.add("no landmark left", image, "case left out")
+                continue
+            yield identity, image, size, points
+
+    def _points(self, places: Places, file: Path, size: tuple[int, int]) -> np.ndarray:
+        """Points (K, 2) of what a file says; NaN for what is no number or outside the picture."""
+        names, add = self.anatomy.names, self.report.add
+        for name in places.keys() - names:
+            self.strangers.setdefault(name, []).append(file)
+        self.fits = self.fits or not places.keys().isdisjoint(names)
+        with suppress(LookupError, ValueError, TypeError):  # nearly always nothing is wrong, and this is fast
+            points = np.array([places[name] for name in names], float)
+            if points.shape == (len(names), 2) and ((points >= -0.5) & (points <= np.array(size) - 0.5)).all():
+                return points
+        points = np.full((len(names), 2), np.nan)
+        for row, name in enumerate(names):
+            if name not in places:
+                continue
+            try:
+                x, y = map(float, places[name])
+            except (ValueError, TypeError):
+                x = y = math.nan
+            if not (math.isfinite(x) and math.isfinite(y)):
+                detail = f"{name}: {', '.join(map(str, places[name]))}"
+                add("coordinate is no number", file, "landmark left out", detail)
+            elif not (-0.5 <= x <= size[0] - 0.5 and -0.5 <= y <= size[1] - 0.5):
+                detail = f"{name}: {x:g}, {y:g} in a picture of {size[0]}×{size[1]}"
+                add("landmark outside the picture", file, "landmark left out", detail)
+            else:
+                points[row] = x, y
+        return points
+
+    def usable(
+        self, cases: dict[str, list[Cephalogram]], splits: tuple[str, ...], root: Path
+    ) -> dict[str, list[Cephalogram]]:
+        """The cases of `splits` without leaks, counted in the report, which also gets the unknown landmarks. Raises
+        UserError if a split has no case."""
+        schema, report = self.anatomy.schema, self.report
+        expected = f"expected are those of {schema.name}: {_listed(schema.names)}"
+        for name, files in sorted(self.strangers.items()):
+            detail = f"{_listed([name])}, in {len(files)} files; {expected}"
+            report.add("unknown landmark", files[0], "not used", detail)
+        if self.strangers and not self.fits:
+            raise UserError(
+                f"{root}: no landmark in its files is known: found {_listed(sorted(self.strangers))}; {expected}; to "
+                "train on others, give train.py --landmarks FILE.json"
+            )
+        _leave_out_leaks(cases, report)
+        cases = {split: cases.get(split, []) for split in splits}
+        report.cases = {split: len(found) for split, found in cases.items()}
+        for split in splits:
+            if not cases[split]:
+                reasons = "; ".join(f"{count} × {reason}" for (reason, _), count in report.counts().items())
+                raise UserError(f"{root}: no usable case in {split}/" + (f" ({reasons})" if reasons else ""))
+        return cases
 
 
-def checked_points(
-    values: Mapping[str, tuple[object, object]], file: Path, size: tuple[int, int], report: DataReport
-) -> np.ndarray:
-    """Points (29, 2) of the x, y that a file gives for symbols; NaN for what is no number or outside the picture."""
-    with suppress(LookupError, ValueError, TypeError):  # nearly always nothing is wrong, and this is fast
-        points = np.array([values[symbol] for symbol in LANDMARKS], float)
-        if points.shape == (len(LANDMARKS), 2) and ((points >= -0.5) & (points <= np.array(size) - 0.5)).all():
-            return points
-    points = np.full((len(LANDMARKS), 2), np.nan)
-    for row, symbol in enumerate(LANDMARKS):
-        if symbol not in values:
-            continue
-        try:
-            x, y = map(float, values[symbol])
-        except (ValueError, TypeError):
-            x = y = math.nan
-        if not (math.isfinite(x) and math.isfinite(y)):
-            detail = f"{symbol}: {', '.join(map(str, values[symbol]))}"
-            report.add("coordinate is no number", file, "landmark left out", detail)
-        elif not (-0.5 <= x <= size[0] - 0.5 and -0.5 <= y <= size[1] - 0.5):
-            detail = f"{symbol}: {x:g}, {y:g} in a picture of {size[0]}×{size[1]}"
-            report.add("landmark outside the picture", file, "landmark left out", detail)
-        else:
-            points[row] = x, y
-    return points
-
-
-def usable(
-    cases: dict[str, list[Cephalogram]], splits: tuple[str, ...], root: Path, report: DataReport
-) -> dict[str, list[Cephalogram]]:
-    """The cases of `splits` without leaks, counted in the report. Raises UserError if a split has none."""
-    _leave_out_leaks(cases, report)
-    cases = {split: cases.get(split, []) for split in splits}
-    report.cases = {split: len(found) for split, found in cases.items()}
-    for split in splits:
-        if not cases[split]:
-            reasons = "; ".join(f"{count} × {reason}" for (reason, _), count in report.counts().items())
-            raise UserError(f"{root}: no usable case in {split}/" + (f" ({reasons})" if reasons else ""))
-    return cases
+def _listed(names: Sequence[str]) -> str:
+    """Names in one line, whatever a file calls its landmarks."""
+    shown = ", ".join(repr(name)[1:-1][:SHOWN] for name in names[:SHOWN])
+    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _leave_out_leaks(cases: dict[str, list[Cephalogram]], report: DataReport) -> None:

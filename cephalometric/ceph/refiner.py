@@ -1,40 +1,37 @@
-"""Stage 2: a network that looks at native pixels around each landmark, in crops of one physical scale.
+"""Stage 2: a network that sees native pixels around each landmark, in crops of one physical scale, and those crops.
 
 Stage 1 sees the whole head, at about 0.5 mm a pixel. A crop has 0.1, and the network only has to tell where in it the
 landmark is. Two windows a little apart err differently: five of them are averaged.
 """
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
+from ceph.anatomy import ANATOMY, Anatomy
+from ceph.dataset import Cephalogram
 from ceph.heatmaps import decode_dark, to_input
 from ceph.hrnet import HeatmapHRNet
-from core.windows import Window, cut, to_picture
+from core.images import read_image
+from core.seeding import sample_rng
+from core.windows import Window, cut, to_picture, to_window
 
 MM_PER_PX = 0.1  # of the crops
 SHIFT = 1 / 8  # of a crop's side: how far the four other windows are moved
 SHIFTS = {1: ((0, 0),), 5: ((0, 0), (-SHIFT, 0), (SHIFT, 0), (0, -SHIFT), (0, SHIFT))}
+LARGEST_JITTER = 0.35  # of a crop's side: beyond it the landmark would leave the crop
+SMALLEST_SPREAD = 0.5  # mm: a stage 1 that is this good still errs more on pictures unlike those it was tried on
 AT_A_TIME = 64  # crops through the network, so that memory does not grow with their number
 
 
 class LandmarkRefiner(HeatmapHRNet):
-    """Grey crops (B, 1, S, S) in 0-1 to heatmaps (B, 29, S/stride, S/stride); see `HeatmapHRNet`."""
+    """Grey crops (B, 1, S, S) in 0-1 to heatmaps (B, K, S/stride, S/stride); see `HeatmapHRNet`."""
 
-    kind, trained_by = "refiner", "train_refiner.py"
-    needed: ClassVar = {"sigma": int | float, "mm_per_px": int | float}  # by inference, by its type
-
-    def __init__(
-        self,
-        backbone: str = "hrnet_w32",
-        image_size: tuple[int, int] = (256, 256),
-        heatmap_size: int = 64,
-        pretrained: bool = False,
-        backbone_weights: Path | None = None,
-    ):
-        super().__init__(backbone, image_size, heatmap_size, pretrained, backbone_weights)
+    kind = "landmark refiner"
+    needed: ClassVar = {"sigma": int | float, "mm_per_px": int | float}
 
 
 def window_around(centre: np.ndarray, side: float) -> Window:
@@ -46,7 +43,7 @@ def peaks(
     heatmaps: torch.Tensor, landmarks: torch.Tensor, model: LandmarkRefiner, sigma: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(points (N, 2) crop px, confidence (N,)) of the one landmark (N,) that each crop is about, from its heatmaps
-    (N, 29, H, W)."""
+    (N, K, H, W)."""
     own = heatmaps[torch.arange(len(landmarks), device=heatmaps.device), landmarks]
     points, confidence = decode_dark(own[:, None], sigma)
     return to_input(points[:, 0], model.stride), confidence[:, 0]
@@ -56,7 +53,7 @@ def peaks(
 def refine(
     model: LandmarkRefiner, config: dict, pixels: np.ndarray, points: np.ndarray, mm_per_px: float, crops: int = 5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(points (29, 2) native px, confidence (29,)) from `points` (29, 2) of stage 1, in a grey picture uint8 (H, W).
+    """(points (K, 2) native px, confidence (K,)) from `points` (K, 2) of stage 1, in a grey picture uint8 (H, W).
 
     `crops` is 1 or 5 a landmark. NaN stays NaN. Only the windows are read: nothing of the picture's size is made.
     """
@@ -78,3 +75,109 @@ def refine(
     refined[known] = found.reshape(-1, crops, 2).mean(axis=1)
     sure[known] = confidence.reshape(-1, crops).mean(axis=1)
     return refined, sure
+
+
+# -------------------------------------------------------------------------------------------------------------- crops
+
+
+class RefinerCrops(Dataset):
+    """`crops` windows of each calibrated case, `size` px of `mm_per_px` a side, around its landmarks or beside them.
+
+    `coarse` (N, K, 2), native px: where stage 1 sees the landmarks. `spread` (K,), mm: by how much it errs on
+    pictures that it has not learnt from, more than on those it has. Half of the centres are stage 1's own points, the
+    others the truth with normal noise of that spread; all are shifted by up to SHIFT, as the five windows of `refine`.
+    Items: `image` float32 (crops, 1, size, size) in 0-1; `points` float32 (crops, K, 2) crop px of all landmarks in
+    the crop, NaN = unknown or out of it. A sample depends on (seed, epoch, index) alone.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Cephalogram],
+        coarse: np.ndarray,
+        spread: np.ndarray,
+        size: int,
+        mm_per_px: float,
+        crops: int = 8,
+        augment: bool = True,
+        seed: int = 0,
+        anatomy: Anatomy = ANATOMY,
+    ):
+        self.cases, self.coarse, self.spread = cases, coarse, np.maximum(spread, SMALLEST_SPREAD)
+        self.size, self.mm_per_px, self.crops = size, mm_per_px, crops
+        self.seed, self.epoch, self.augmentation = seed, 0, None
+        if augment:
+            from ceph import augmentation  # here, so that what augments nothing starts without albumentations
+
+            self.augmentation = augmentation.crops(anatomy.flip)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict:
+        case, rng = self.cases[index], sample_rng(self.seed, self.epoch, index)
+        known = np.flatnonzero(np.isfinite(case.points).all(axis=1))
+        pixels = read_image(case.image).pixels
+        images, points = [], []
+        for landmark in rng.choice(known, self.crops, replace=len(known) < self.crops):
+            image, inside = self._crop(pixels, case, index, int(landmark), rng)
+            images.append(torch.from_numpy(image.copy())[None].float() / 255)
+            points.append(torch.from_numpy(inside).float())
+        return {"image": torch.stack(images), "points": torch.stack(points), "index": index, "id": case.id}
+
+    def _crop(
+        self, pixels: np.ndarray, case: Cephalogram, index: int, landmark: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A window uint8 (size, size) around a landmark, and all points (K, 2) in it."""
+        side = self.size * self.mm_per_px / case.mm_per_px  # native px
+        truth, own = case.points[landmark], self.coarse[index, landmark]
+        jitter = rng.normal(size=2) * self.spread[landmark] / np.sqrt(2) / case.mm_per_px
+        if rng.random() < 0.5 and np.isfinite(own).all():
+            jitter = own - truth
+        jitter = jitter + rng.uniform(-SHIFT, SHIFT, 2) * side
+        limit = LARGEST_JITTER * side
+        window = window_around(truth + jitter.clip(-limit, limit), side)
+        image, points = cut(pixels, window, self.size), to_window(case.points, window, self.size)
+        if self.augmentation:
+            from ceph.augmentation import augment
+
+            image, points = augment(self.augmentation, image, points, rng)
+        outside = (points < -0.5).any(axis=1) | (points > self.size - 0.5).any(axis=1)
+        points[outside] = np.nan
+        return image, points
+
+
+class CoarseCrops(Dataset):
+    """One window for each of the K landmarks of each case, around its point in `coarse` (N, K, 2), native px.
+
+    Items: `image` float32 (K, 1, size, size) in 0-1, `index`. Where stage 1 has no point, the picture's middle stands
+    in for it.
+    """
+
+    def __init__(self, cases: Sequence[Cephalogram], coarse: np.ndarray, size: int, mm_per_px: float):
+        self.cases, self.coarse, self.size, self.mm_per_px = cases, coarse, size, mm_per_px
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def windows(self, index: int) -> list[Window]:
+        """The K windows of a case, native px."""
+        case = self.cases[index]
+        middle = (np.array(case.size) - 1) / 2
+        side = self.size * self.mm_per_px / case.mm_per_px
+        return [window_around(np.where(np.isfinite(point), point, middle), side) for point in self.coarse[index]]
+
+    def __getitem__(self, index: int) -> dict:
+        pixels = read_image(self.cases[index].image).pixels
+        images = np.stack([cut(pixels, window, self.size) for window in self.windows(index)])
+        return {"image": torch.from_numpy(images)[:, None].float() / 255, "index": index}
+
+    def to_native(self, points: np.ndarray) -> np.ndarray:
+        """Crop px (N, K, 2), of all cases in their order, to native px; NaN where stage 1 has no point."""
+        native = [
+            [to_picture(point, window, self.size) for point, window in zip(row, self.windows(index), strict=True)]
+            for index, row in enumerate(points)
+        ]
+        return np.where(np.isfinite(self.coarse), native, np.nan)

@@ -1,25 +1,25 @@
-"""The report of an evaluation: metrics.json, predictions.csv, figures/ and the page that a person reads."""
+"""The results of an evaluation: metrics.json, predictions.csv, figures/ and the page that a person reads; and the
+comparison of two evaluations, case by case."""
 
-import json
+import csv
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
-from ceph.comparison import signed
-from ceph.evaluation import THRESHOLDS, Evaluation
-from ceph.hrnet import CVM_STAGES
+from ceph.evaluation import STATISTICS, THRESHOLDS, Evaluation, differences
 from ceph.tracing import comparison
 from core import figures
+from core.errors import UserError
 from core.images import read_image
 from core.report import Report
-from core.results import plain
-from core.uncertainty import Interval
+from core.results import card, cells, close, number, with_span, write_json
 from core.validation import DataReport
 
 
-def write_results(evaluation: Evaluation, args, data_report: DataReport, machine: dict) -> None:
-    """metrics.json, predictions.csv, data_report.json, figures/ and report.html in `args.output`."""
-    args.output.mkdir(parents=True, exist_ok=True)
+def write_results(evaluation: Evaluation, args, data_report: DataReport, machine: dict) -> dict:
+    """Writes metrics.json, predictions.csv, figures/ and report.html to `args.output`; returns the metrics."""
     metrics = {
         "data": {
             "dataset": args.dataset_path,
@@ -30,46 +30,43 @@ def write_results(evaluation: Evaluation, args, data_report: DataReport, machine
             "uncalibrated": int((~evaluation.calibrated).sum()),
         },
         "unit": evaluation.unit,
-        "mre": evaluation.mre(),
-        "baseline_mre": evaluation.baseline_mre(),
-        "sdr": evaluation.sdr(),
+        "mre": evaluation.interval(evaluation.errors),
+        "baseline_mre": evaluation.interval(evaluation.baseline_errors),
+        "sdr": evaluation.rates(evaluation.errors),
         "stage_1": evaluation.stage_1() if args.refiner else None,
         "seconds_per_picture": dict(zip(("stage 1", "stage 2"), evaluation.seconds, strict=True)),
         "by_landmark": evaluation.by_landmark(),
         "by_device": evaluation.by_device(),
-        "by_measurement": evaluation.by_measurement(),
-        "cvm_stage": evaluation.by_stage(),
+        **({"by_measurement": evaluation.by_measurement()} if evaluation.anatomy.measurements else {}),
+        **({"cvm_stage": evaluation.by_stage()} if evaluation.anatomy.stages else {}),
         "checkpoint": args.checkpoint,
         "refiner": args.refiner,
         "refine_crops": args.refine_crops if args.refiner else None,
         "tta": args.tta,
         "environment": machine,
     }
-    (args.output / "metrics.json").write_text(json.dumps(plain(metrics), indent=1, ensure_ascii=False), "utf-8")
+    write_json(args.output / "metrics.json", metrics)
     evaluation.write_predictions(args.output / "predictions.csv")
-    data_report.write(args.output / "data_report.json")
     write_report(evaluation, metrics, args, data_report)
+    return metrics
 
 
 def write_report(evaluation: Evaluation, metrics: dict, args, data_report: DataReport) -> None:
     """The page that a person reads: headline, curves, pictures, tables."""
     unit, mre, baseline, sdr = evaluation.unit, metrics["mre"], metrics["baseline_mre"], metrics["sdr"]
-    by_landmark, stage = metrics["by_landmark"], metrics["cvm_stage"]
-    figure_folder = args.output / "figures"
-    report = Report("Cephalometric landmarks", f"{args.checkpoint} on {args.dataset_path}/{args.split}")
+    by_landmark, figure_folder = metrics["by_landmark"], args.output / "figures"
+    schema = evaluation.anatomy.schema
+    title = "Cephalometric landmarks" if evaluation.anatomy.is_built_in else f"Landmarks: {schema.name}"
+    report = Report(title, f"{args.checkpoint} on {args.dataset_path}/{args.split}")
     uncalibrated = metrics["data"]["uncalibrated"]
     calibration = f"{uncalibrated} uncalibrated" if uncalibrated else "all calibrated"
     times = f"{baseline.estimate / mre.estimate:.1f} × the model's"
     report.cards(
         [
-            ("Mean radial error", f"{mre.estimate:.2f} {unit}", f"95 % interval {mre.low:.2f} to {mre.high:.2f}"),
+            card("Mean radial error", mre, unit=f" {unit}"),
             ("Mean-shape baseline", f"{baseline.estimate:.2f} {unit}", times),
-            (
-                f"SDR at 2 {unit}",
-                f"{sdr[2.0].estimate:.1f} %",
-                f"95 % interval {sdr[2.0].low:.1f} to {sdr[2.0].high:.1f}",
-            ),
-            ("Cases", str(len(evaluation.cases)), f"one a patient; {len(by_landmark)} landmarks; {calibration}"),
+            card(f"SDR at 2 {unit}", sdr[2.0], "{:.1f}", " %"),
+            ("Cases", str(len(evaluation.cases)), f"one per patient; {len(by_landmark)} landmarks; {calibration}"),
         ]
     )
     report.text(
@@ -80,7 +77,7 @@ def write_report(evaluation: Evaluation, metrics: dict, args, data_report: DataR
     )
 
     report.section("Errors")
-    rows = [[f"{t:g}", f"{rate.estimate:.1f}", f"{rate.low:.1f} to {rate.high:.1f}"] for t, rate in sdr.items()]
+    rows = [[f"{t:g}", *cells(rate, "{:.1f}")] for t, rate in sdr.items()]
     report.table([f"threshold [{unit}]", "SDR [%]", "95 % interval"], rows)
     errors = {"model": evaluation.errors}
     if coarse := metrics["stage_1"]:
@@ -105,60 +102,49 @@ def write_report(evaluation: Evaluation, metrics: dict, args, data_report: DataR
     rates = [f"SDR {t:g}" for t in THRESHOLDS]
     header = ["landmark", f"MRE [{unit}]", "95 % interval", "SD", "median", *rates, "baseline", "cases"]
     rows = [
-        [
-            row["landmark"],
-            *interval_cells(row["mre"]),
-            f"{row['sd']:.2f}",
-            f"{row['median']:.2f}",
-            *rate_cells(row["sdr"]),
-        ]
-        + [f"{row['baseline']:.2f}", row["cases"]]
+        [row["landmark"], *cells(row["mre"]), number(row["sd"]), number(row["median"]), *rate_cells(row["sdr"])]
+        + [number(row["baseline"]), row["cases"]]
         for row in by_landmark
     ]
     report.table(header, rows)
 
     report.section("Devices")
-    rows = [[r["device"], r["cases"], *interval_cells(r["mre"]), *rate_cells(r["sdr"])] for r in metrics["by_device"]]
+    rows = [[r["device"], r["cases"], *cells(r["mre"]), *rate_cells(r["sdr"])] for r in metrics["by_device"]]
     report.table(["device", "cases", f"MRE [{unit}]", "95 % interval", *rates], rows)
 
-    report.section("Vertical measurements", "Mean difference from the ground truth ± SD (mean absolute difference).")
-    rows = [
-        [row["measurement"], row["title"], row["unit"], "–" if np.isnan(row["spread"]) else f"{row['spread']:.1f}"]
-        + [_difference(row[source]) for source in evaluation.measured]
-        for row in metrics["by_measurement"]
-    ]
-    report.table(["measurement", "", "unit", "SD between heads", *[f"from {s}" for s in evaluation.measured]], rows)
+    if measurements := metrics.get("by_measurement"):
+        report.section("Measurements", "Mean difference from the ground truth ± SD (mean absolute difference).")
+        sources = evaluation.measured
+        rows = [
+            [row["measurement"], row["title"], row["unit"], number(row["spread"], "{:.1f}")]
+            + [_difference(row[source]) for source in sources]
+            for row in measurements
+        ]
+        report.table(["measurement", "", "unit", "SD between patients", *[f"from {s}" for s in sources]], rows)
 
-    if stage:
+    if stage := metrics.get("cvm_stage"):
         scores = f"Accuracy {stage['accuracy']:.2f}, macro-F1 {stage['macro_f1']:.2f}; always the most frequent stage: "
         report.section("Maturation stage (CVM)", f"{scores}accuracy {stage['baseline']:.2f}.")
-        matrix = figures.confusion_matrix(stage["counts"], range(1, CVM_STAGES + 1), "CVM stage")
+        matrix = figures.confusion_matrix(stage["counts"], evaluation.anatomy.stages, "CVM stage")
         report.figures([(figures.save(matrix, figure_folder / "cvm_stage.png"), "Cases by true and predicted stage")])
-
-    report.section("Data and machine")
-    for (reason, action), count in data_report.counts().items():
-        report.text(f"{count} × {reason}: {action}.")
-    report.text("Every problem is listed in data_report.json." if data_report.problems else "No problems in the data.")
-    report.details("Software and machine", json.dumps(metrics["environment"], indent=1))
-    report.text("For research. Not a medical device.", note=True)
-    report.write(args.output / "report.html")
+    close(report, args.output / "report.html", metrics["environment"], data_report.counts())
 
 
 def write_stages(report: Report, metrics: dict, coarse: dict, unit: str) -> None:
     """What stage 2 adds to stage 1."""
     first, second = (metrics["seconds_per_picture"][stage] for stage in ("stage 1", "stage 2"))
     report.text(
-        f"Stage 2 looks at {metrics['refine_crops']} native crops of each landmark. Time a picture on this machine: "
+        f"Stage 2 sees {metrics['refine_crops']} native crops of each landmark. Time per picture on this machine: "
         f"stage 1 {first:.2f} s, stage 2 {second:.2f} s more. Intervals of the differences: paired bootstrap."
     )
     names = ["MRE", *(f"SDR {t:g}" for t in THRESHOLDS)]
     alone = [coarse["mre"], *coarse["sdr"].values()]
     both = [metrics["mre"], *metrics["sdr"].values()]
     rows = [
-        [f"{name} [{unit if name == 'MRE' else '%'}]", *(f"{found.estimate:.2f}" for found in (before, after)),
-         signed(coarse["difference"][name])]
+        [f"{name} [{unit if name == 'MRE' else '%'}]", *(number(found.estimate) for found in (before, after))]
+        + [with_span(coarse["difference"][name], "{:+.2f}")]
         for name, before, after in zip(names, alone, both, strict=True)
-    ]  # fmt: skip
+    ]
     report.table(["", "stage 1 alone", "with stage 2", "difference"], rows)
 
 
@@ -179,13 +165,85 @@ def draw_cases(evaluation: Evaluation, folder: Path) -> list[tuple[Path, str]]:
     return pictures
 
 
-def interval_cells(interval: Interval) -> list[str]:
-    return [f"{interval.estimate:.2f}", f"{interval.low:.2f} to {interval.high:.2f}"]
-
-
 def rate_cells(sdr: dict[float, float]) -> list[str]:
-    return [f"{rate:.1f}" for rate in sdr.values()]
+    """Success detection rates as cells of a table."""
+    return [number(rate, "{:.1f}") for rate in sdr.values()]
 
 
 def _difference(row: dict | None) -> str:
     return f"{row['bias']:+.2f} ± {row['sd']:.2f} ({row['mae']:.2f})" if row else "uncalibrated"
+
+
+# -------------------------------------------------------------------------------------------------------- comparison
+
+
+def read_errors(folder: Path) -> tuple[str, dict[str, dict[str, float]]]:
+    """(unit, id -> landmark -> error) of a folder that evaluate.py wrote. Raises UserError for another."""
+    try:
+        with open(folder / "predictions.csv", encoding="utf-8", newline="") as table:
+            rows = list(csv.DictReader(table))
+        unit = "mm" if "mre_mm" in rows[0] else "px"
+        end = f"_error_{unit}"
+        columns = [name for name in rows[0] if name.endswith(end)]
+        if not columns:
+            raise ValueError("it has no errors of landmarks")
+        return unit, {
+            row["id"]: {name.removesuffix(end): float(row[name] or "nan") for name in columns} for row in rows
+        }
+    except (OSError, LookupError, ValueError) as error:
+        raise UserError(f"--compare {folder}: no predictions.csv of evaluate.py there ({error})") from None
+
+
+def compare(
+    folders: list[Path], output: Path, console: Console, machine: dict, resamples: int = 1000, seed: int = 0
+) -> None:
+    """Prints the differences of two evaluations, of the landmarks that both have, and writes comparison.json and
+    comparison.html to `output`.
+
+    Raises UserError if they measure in different units, or have no case or no landmark in common.
+    """
+    (unit, first), (other_unit, second) = (read_errors(folder) for folder in folders)
+    names = [str(folder) for folder in folders]
+    if unit != other_unit:
+        raise UserError(f"--compare: {names[0]} is in {unit}, {names[1]} in {other_unit}")
+    ids = [identity for identity in first if identity in second]
+    if not ids:
+        raise UserError(f"--compare: {names[0]} and {names[1]} have no case in common")
+    landmarks = [name for name in first[ids[0]] if name in second[ids[0]]]
+    if not landmarks:
+        raise UserError(f"--compare: {names[0]} and {names[1]} have no landmark in common")
+    a, b = (np.array([[errors[i][name] for name in landmarks] for i in ids]) for errors in (first, second))
+    found = differences(a, b, resamples, seed)
+    by_landmark = {
+        name: differences(a[:, [i]], b[:, [i]], resamples, seed, ["MRE"])["MRE"]
+        for i, name in enumerate(landmarks)
+        if (np.isfinite(a[:, i]) & np.isfinite(b[:, i])).any()
+    }
+    left_out = len(first) + len(second) - 2 * len(ids)
+    result = {"a": names[0], "b": names[1], "unit": unit, "cases": len(ids), "left_out": left_out}
+    write_json(output / "comparison.json", result | {"difference": found, "mre_by_landmark": by_landmark})
+    units = {name: unit if name == "MRE" else "%" for name in found}
+    rows = [
+        [
+            f"{name} [{units[name]}]",
+            *(number(statistic(errors)) for errors in (a, b)),
+            with_span(found[name], "{:+.2f}"),
+        ]
+        for name, statistic in STATISTICS.items()
+    ]
+    table = Table("", "A", "B", "B − A, 95 % interval", box=None)
+    for row in rows:
+        table.add_row(*row)
+    console.print(f"A: {names[0]}\nB: {names[1]}\n{len(ids)} cases in both")
+    console.print(table, crop=False)
+    report = Report("Comparison of two evaluations", f"A: {names[0]}; B: {names[1]}")
+    report.text(
+        f"{len(ids)} cases in both; {left_out} in one only. Intervals: paired bootstrap over patients, {resamples} "
+        "resamples. One without 0 is a difference.",
+        note=True,
+    )
+    report.table(["", "A", "B", "B − A"], rows)
+    report.section("Landmarks", f"Mean radial error of B minus that of A [{unit}], the most improved first.")
+    ordered = sorted(by_landmark.items(), key=lambda item: item[1].estimate)
+    report.table(["landmark", "B − A"], [[name, with_span(interval, "{:+.2f}")] for name, interval in ordered])
+    console.print(f"report: {close(report, output / 'comparison.html', machine)}", style="bold")

@@ -1,20 +1,22 @@
-"""Landmarks drawn on the radiograph: truth beside prediction, and the orthodontist's tracing with its planes."""
+"""Landmarks drawn on the radiograph: truth beside prediction, and the tracing with its lines."""
+
+import itertools
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import patheffects
-from matplotlib.figure import Figure
 from PIL import Image
 
-from ceph.landmarks import LANDMARKS
 from core import figures
+from core.landmarks import Schema
 
-PLANES = {"SN": ("S", "N"), "FH": ("Po", "Or"), "PP": ("PNS", "ANS"), "MP": ("Go", "Me")}
-PLANE_COLOURS = {"SN": "#4cc9f0", "FH": "#f9c74f", "PP": "#90be6d", "MP": "#f78c6b"}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#4cc9f0", "#f9c74f", "#90be6d", "#f78c6b")  # of the lines
 LONGER_SIDE = 1400  # px of the drawn picture: enough to read, small enough for a report
-OUTLINE = [patheffects.withStroke(linewidth=2.2, foreground="#000000cc")]
 
 
-def _canvas(pixels: np.ndarray, longer_side: int) -> tuple[Figure, object, float]:
+def _canvas(pixels: np.ndarray, longer_side: int) -> tuple["Figure", object, float]:
     """(figure, axes in px of the drawn picture, px of it per native px)."""
     height, width = pixels.shape[:2]
     scale = min(1.0, longer_side / max(height, width))
@@ -28,7 +30,7 @@ def _canvas(pixels: np.ndarray, longer_side: int) -> tuple[Figure, object, float
     return fig, ax, scale
 
 
-def comparison(pixels: np.ndarray, truth: np.ndarray, prediction: np.ndarray, title: str) -> Figure:
+def comparison(pixels: np.ndarray, truth: np.ndarray, prediction: np.ndarray, title: str) -> "Figure":
     """Truth (green rings) and prediction (red dots) joined by lines, on the grey picture (H, W). Points native px."""
     fig, ax, scale = _canvas(pixels, 900)
     truth, prediction = (truth + 0.5) * scale - 0.5, (prediction + 0.5) * scale - 0.5
@@ -36,37 +38,44 @@ def comparison(pixels: np.ndarray, truth: np.ndarray, prediction: np.ndarray, ti
         ax.plot([a[0], b[0]], [a[1], b[1]], color="#ffd166", lw=1.2)
     ax.scatter(*truth.T, s=34, facecolors="none", edgecolors="#06d6a0", linewidths=1.4, label="ground truth")
     ax.scatter(*prediction.T, s=9, color="#ff4d5e", label="prediction")
-    ax.text(0.015, 0.985, title, transform=ax.transAxes, color="white", va="top", fontsize=11, path_effects=OUTLINE)
+    ax.text(0.015, 0.985, title, transform=ax.transAxes, color="white", va="top", fontsize=11, path_effects=_outline())
     ax.legend(loc="lower left", ncols=2, fontsize=9, labelcolor="white", facecolor="black", frameon=True)
     return fig
 
 
-def tracing(pixels: np.ndarray, points: np.ndarray, title: str) -> Figure:
-    """The landmarks by symbol and the planes SN, FH, PP, MP, on the grey picture (H, W). Points (29, 2) native px; NaN
-    is left out."""
+def tracing(pixels: np.ndarray, points: np.ndarray, schema: Schema, title: str) -> "Figure":
+    """The landmarks by name and the lines of their scheme, on the grey picture uint8 (H, W). Points (K, 2) native px;
+    NaN is left out."""
     fig, ax, scale = _canvas(pixels, LONGER_SIDE)
     known = np.isfinite(points).all(axis=1)
     points = (points[known] + 0.5) * scale - 0.5
-    places = dict(zip(np.array(LANDMARKS)[known].tolist(), points, strict=True))
+    places = dict(zip(itertools.compress(schema.names, known), points, strict=True))
     taken = []
     renderer = fig.canvas.get_renderer()
-    for name, (back, front) in PLANES.items():
+    for (name, indices), colour in zip(schema.lines.items(), itertools.cycle(COLOURS), strict=False):
+        back, front = (schema.names[index] for index in indices)
         if not {back, front} <= set(places):
             continue
         direction = places[front] - places[back]
         start, end = places[back] - 0.35 * direction, places[front] + 0.35 * direction
         if not (start > 40).all():  # the name stands at the start, and must stay in the picture
             start = places[back] + (start - places[back]) * _share_inside(places[back], start, 40)
-        colour = PLANE_COLOURS[name]
         ax.plot(*zip(start, end, strict=True), color=colour, lw=1.5, alpha=0.9)
-        label = ax.text(*start, name, color=colour, fontsize=12, weight="bold", ha="right", path_effects=OUTLINE)
+        label = ax.text(*start, name, color=colour, fontsize=12, weight="bold", ha="right", path_effects=_outline())
         taken.append(label.get_window_extent(renderer))
     ax.scatter(*points.T, s=16, color="#ff4d5e", edgecolors="white", linewidths=0.6, zorder=3)
     dots = ax.transData.transform(points)
     for symbol, place in places.items():
         _label(ax, symbol, place, dots, taken, renderer)
-    ax.text(0.012, 0.988, title, transform=ax.transAxes, color="white", va="top", fontsize=12, path_effects=OUTLINE)
+    ax.text(0.012, 0.988, title, transform=ax.transAxes, color="white", va="top", fontsize=12, path_effects=_outline())
     return fig
+
+
+def _outline() -> list:
+    """A dark rim around letters."""
+    from matplotlib import patheffects  # here, so that a script's --help does not wait for it
+
+    return [patheffects.withStroke(linewidth=2.2, foreground="#000000cc")]
 
 
 def _share_inside(inner: np.ndarray, outer: np.ndarray, margin: float) -> float:
@@ -78,7 +87,9 @@ def _share_inside(inner: np.ndarray, outer: np.ndarray, margin: float) -> float:
 
 def _label(ax, symbol: str, place: np.ndarray, dots: np.ndarray, taken: list, renderer) -> None:
     """Writes a symbol at the nearest place around its point where it covers no other label and no point."""
-    text = ax.text(*place, symbol, color="white", fontsize=10, ha="center", va="center", path_effects=OUTLINE, zorder=4)
+    text = ax.text(
+        *place, symbol, color="white", fontsize=10, ha="center", va="center", path_effects=_outline(), zorder=4
+    )
     frame = ax.get_window_extent(renderer)
     for distance in (16, 24, 34, 46, 60, 80):
         for angle in np.radians(np.arange(0, 360, 30)):

@@ -10,7 +10,6 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
-from ceph.anatomy import IS_LENGTH
 from ceph.hrnet import decode
 
 
@@ -66,14 +65,16 @@ VIEWS = {
 def predict_views(model, images: torch.Tensor, sigma: float, tta: str = "none") -> dict[str, torch.Tensor]:
     """What `model`, an HRNetLandmarks, says of pictures (B, 1, H, W) in 0-1: the mean over the views `VIEWS[tta]`.
 
-    - `points` (B, 29, 2), input px, and `confidence` (B, 29): over the views in whose frame the landmark lies
-    - `measurements` (B, 10): lengths in input px, angles in °, ratios in %
-    - `cvm_stage` (B, 6): probabilities of the stages 1-6
+    - `points` (B, K, 2), input px, and `confidence` (B, K): over the views in whose frame the landmark lies
+    - `measurements` (B, M): lengths in input px, angles in °, ratios in %
+    - `cvm_stage` (B, S): probabilities of the stages
+
+    What the model's anatomy has none of is not there. In a mirrored view landmarks are exchanged by its flip.
     """
     height, width = images.shape[-2:]
     size = images.new_tensor([width, height])
     centre = (size - 1) / 2
-    is_length = torch.from_numpy(IS_LENGTH).to(images.device)
+    is_length, flip = torch.from_numpy(model.anatomy.is_length).to(images.device), model.anatomy.flip
     points, confidences, counts, measurements, stages = [], [], [], [], []
     for view in VIEWS[tta]:
         # In half precision a coordinate of 500 px is good to a quarter px only: the geometry stays in full.
@@ -82,19 +83,23 @@ def predict_views(model, images: torch.Tensor, sigma: float, tta: str = "none") 
         prediction = model(picture)
         with torch.autocast(images.device.type, enabled=False):
             seen, confidence = decode(prediction, model.stride, sigma)
+            if view.flip:
+                seen, confidence = seen[:, flip], confidence[:, flip]
             points.append(view.to_input(seen, centre))
             place = view.to_view(points[0], centre)
-        inside = ((place >= -0.5) & (place <= size - 0.5)).all(-1)  # (B, 29)
+        inside = ((place >= -0.5) & (place <= size - 0.5)).all(-1)  # (B, K)
         counts.append(inside if len(points) > 1 else torch.ones_like(inside))
         confidences.append(confidence)
-        values = prediction["measurements"].float() * model.measurement_std + model.measurement_mean
-        measurements.append(torch.where(is_length, values / view.scale, values))
-        stages.append(prediction["cvm_stage"].float().softmax(dim=1))
-    weight = torch.stack(counts).float()  # (views, B, 29)
+        if "measurements" in prediction:
+            values = prediction["measurements"].float() * model.measurement_std + model.measurement_mean
+            measurements.append(torch.where(is_length, values / view.scale, values))
+        if "cvm_stage" in prediction:
+            stages.append(prediction["cvm_stage"].float().softmax(dim=1))
+    weight = torch.stack(counts).float()  # (views, B, K)
     weight = weight / weight.sum(dim=0)
-    return {
+    found = {
         "points": (weight[..., None] * torch.stack(points)).sum(dim=0),
         "confidence": (weight * torch.stack(confidences)).sum(dim=0),
-        "measurements": torch.stack(measurements).mean(dim=0),
-        "cvm_stage": torch.stack(stages).mean(dim=0),
     }
+    branch = {"measurements": measurements, "cvm_stage": stages}
+    return found | {name: torch.stack(values).mean(dim=0) for name, values in branch.items() if values}

@@ -1,5 +1,5 @@
-"""Loss functions, grouped by what they compare; import them from the modules.
+"""Loss functions; import them from the modules.
 
-All compute in float32, also inside an autocast region and on half-precision input (`precision.full_precision`),
-return a scalar mean unless their docstring says otherwise, and give finite gradients on masked or degenerate input.
+All compute in float32, also under autocast and for half-precision input (`precision.full_precision`), return a scalar
+mean unless stated otherwise, and have finite gradients for masked and degenerate input.
 """

@@ -1,8 +1,8 @@
-"""Multi-label losses on logits `(B, C)`, with labels that may be soft or unknown.
+"""Multi-label losses on logits `(B, C)`, with soft and unknown labels.
 
-A target lies in [0, 1] (fractions come from CutMix), or is −1: unknown, without influence on loss or gradients.
-Mixing must leave −1 alone: 0.7 · 1 + 0.3 · (−1) is no label. The result is the mean over the known labels, and a 0
-that is still attached to the graph if there are none. All raise ValueError when the shapes differ.
+Targets `(B, C)` lie in [0, 1] (fractions from CutMix), or are −1 for unknown, without influence on loss and gradients
+(CutMix must not average −1 with other labels). The result is the mean over the known labels, or a 0 attached to the
+graph if there are none. All raise ValueError if the shapes differ.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.losses.precision import full_precision
-from core.losses.shapes import check_same_shape
+from core.losses.shapes import check_same_shape, mean_over_known
 
 UNKNOWN = -1
 
@@ -24,14 +24,14 @@ class MaskedBCE(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """logits `(B, C)`, targets `(B, C)` -> scalar."""
         logits, targets, known = _known_labels(logits, targets)
-        return _mean_over_known(_cross_entropy(logits, targets), known)
+        return mean_over_known(_cross_entropy(logits, targets), known)
 
 
 class FocalLoss(nn.Module):
     """Focal loss (Lin et al. 2017, "Focal Loss for Dense Object Detection"): `α_t (1 − p_t)^γ · BCE`.
 
-    `p_t = t p + (1−t)(1−p)` is the probability given to the truth and `α_t = t α + (1−t)(1−α)`: alpha weighs the
-    positives, 1 − alpha the negatives; `alpha=None` weighs neither.
+    `p_t = t p + (1−t)(1−p)` is the probability of the ground truth, and `α_t = t α + (1−t)(1−α)` the weight: alpha for
+    positives, 1 − alpha for negatives; no weights with `alpha=None`.
     """
 
     def __init__(self, alpha: float | None = 0.25, gamma: float = 2.0):
@@ -47,14 +47,14 @@ class FocalLoss(nn.Module):
         loss = _focus(missed, self.gamma) * _cross_entropy(logits, targets)
         if self.alpha is not None:
             loss = loss * (targets * self.alpha + (1 - targets) * (1 - self.alpha))
-        return _mean_over_known(loss, known)
+        return mean_over_known(loss, known)
 
 
 class AsymmetricLoss(nn.Module):
     """Asymmetric loss (Ridnik et al. 2021, "Asymmetric Loss For Multi-Label Classification").
 
-    `−t (1−p)^γ₊ log p − (1−t) p_m^γ₋ log(1−p_m)` with the shifted probability `p_m = max(p − clip, 0)`: negatives
-    that are easier than `clip` cost nothing. The focusing weights keep their gradient (the authors' code can cut it).
+    `−t (1−p)^γ₊ log p − (1−t) p_m^γ₋ log(1−p_m)` with the shifted probability `p_m = max(p − clip, 0)`: negatives with
+    `p < clip` have no loss. The focusing weights keep their gradient, which is optional in the authors' code.
     """
 
     def __init__(self, gamma_neg: float = 4, gamma_pos: float = 1, clip: float = 0.05):
@@ -68,24 +68,20 @@ class AsymmetricLoss(nn.Module):
         """logits `(B, C)`, targets `(B, C)` -> scalar."""
         logits, targets, known = _known_labels(logits, targets)
         log_p, log_not_p = F.logsigmoid(logits), F.logsigmoid(-logits)
-        # log(1 − p_m) = log(min(1 − p + clip, 1)), from logarithms, so that it is finite for every clip and logit.
+        # log(1 − p_m) = log(min(1 − p + clip, 1)), in log space: finite for every clip and logit.
         log_clip = logits.new_tensor(math.log(self.clip) if self.clip > 0 else -math.inf)
         log_not_shifted = torch.logaddexp(log_not_p, log_clip).clamp(max=0)
         shifted = (log_p.exp() - self.clip).clamp(min=0)
         positive = _focus(log_not_p.exp(), self.gamma_pos) * log_p
         negative = _focus(shifted, self.gamma_neg) * log_not_shifted
-        return _mean_over_known(-targets * positive - (1 - targets) * negative, known)
+        return mean_over_known(-targets * positive - (1 - targets) * negative, known)
 
 
 def _known_labels(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Put 0 in place of unknown labels and their logits; also return which labels are known, bool `(B, C)`."""
+    """Logits and targets with 0 for unknown labels, and the mask of known labels, bool `(B, C)`."""
     check_same_shape(logits, targets)
     known = targets != UNKNOWN
     return torch.where(known, logits, 0.0), torch.where(known, targets.to(logits.dtype), 0.0), known
-
-
-def _mean_over_known(loss: Tensor, known: Tensor) -> Tensor:
-    return torch.where(known, loss, 0.0).sum() / known.sum().clamp(min=1)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -93,5 +89,5 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _focus(missed: Tensor, gamma: float) -> Tensor:
-    """missed^γ; the floor is for 0 < γ < 1, where the power has an infinite slope at 0."""
+    """missed^γ; the minimum avoids an infinite gradient at 0 for 0 < γ < 1."""
     return missed.clamp(min=1e-12) ** gamma

@@ -1,8 +1,8 @@
-"""Losses on landmark coordinates and heatmaps, and the differentiable step between the two.
+"""Losses on landmark coordinates and heatmaps, and the soft argmax from heatmaps to coordinates.
 
-Points are `(B, K, 2)`, x before y, in heatmap pixels with pixel centres at integers. A mask `(B, K)` is True where the
-landmark is known; what lies under False, NaN included, has no influence. Every loss is a mean over known landmarks,
-and a 0 that is still attached to the graph if there are none. Wrong shapes raise ValueError.
+Points are `(B, K, 2)` xy in heatmap pixels, with pixel centres at integers. The mask `(B, K)` is True for known
+landmarks; values of others, NaN included, are ignored. Losses are means over the known landmarks, or a 0 attached to
+the graph if there are none. Wrong shapes raise ValueError.
 """
 
 import math
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from core.losses.precision import full_precision
-from core.losses.shapes import check_same_shape
+from core.losses.shapes import check_same_shape, mean_over_known
 
 
 class WingLoss(nn.Module):
     """Wing loss (Feng et al. 2018, "Wing Loss for Robust Facial Landmark Localisation"), on each coordinate.
 
-    `ω ln(1 + |x|/ε)` if `|x| < ω`, else `|x| − C` with `C = ω − ω ln(1 + ω/ε)`, where x is the error in pixels.
-    The logarithm keeps pulling at small errors. `normalise` divides by ω: with the defaults, an error of ω costs 1.8.
+    `ω ln(1 + |x|/ε)` if `|x| < ω`, else `|x| − C` with `C = ω − ω ln(1 + ω/ε)`, for an error of x pixels. The logarithm
+    increases the gradient of small errors. `normalise` divides by ω: with the defaults, the loss at x = ω is 1.8.
     """
 
     def __init__(self, omega: float = 10.0, epsilon: float = 2.0, *, normalise: bool = False):
@@ -38,19 +38,19 @@ class WingLoss(nn.Module):
         loss = torch.where(error < self.omega, near, error - offset)
         if self.normalise:
             loss = loss / self.omega
-        return _mean_over_known(loss.mean(dim=-1), known)
+        return mean_over_known(loss.mean(dim=-1), known)
 
 
 class HeatmapLoss(nn.Module):
-    """Squared error of a heatmap, as a share of the target's energy: `Σ (ŷ − y)² / Σ y²` for each map.
+    """Squared error of each heatmap relative to the energy of its target: `Σ (ŷ − y)² / Σ y²`.
 
-    An all-zero prediction costs exactly 1, whatever σ and the map size; a plain MSE would be about `πσ²/HW`, less than
-    a thousandth, and drown beside a loss in pixels. With targets drawn at the unrounded centre this is the training
-    half of DARK (Zhang et al. 2020, "Distribution-Aware Coordinate Representation for Human Pose Estimation").
+    An all-zero prediction has a loss of exactly 1 for any σ and map size; the MSE, about `πσ²/HW`, would be negligible
+    beside a loss in pixels. With targets drawn at the unrounded centre, this is the training part of DARK (Zhang et al.
+    2020, "Distribution-Aware Coordinate Representation for Human Pose Estimation").
 
-    A map with an empty target (the landmark is out of frame) is left out. If only a tail of the Gaussian reaches
-    into the frame, dividing by its tiny energy would let this landmark outweigh all others: energies have the floor
-    `min_energy`. A Gaussian of peak 1 and σ ≥ 1 px whose centre is in the frame stays above 0.5, even in a corner.
+    Maps with an empty target (landmark outside the frame) are left out. `min_energy` limits the weight of landmarks of
+    which only a tail of the Gaussian is inside; with a peak of 1, σ ≥ 1 px and the centre inside, even in a corner, the
+    energy is above 0.5.
     """
 
     def __init__(self, min_energy: float = 0.5):
@@ -67,41 +67,35 @@ class HeatmapLoss(nn.Module):
         known = known & (energy > 0)
         difference = torch.where(known[..., None, None], prediction - target, 0.0)
         loss = difference.square().sum(dim=(-2, -1)) / energy.clamp(min=self.min_energy)
-        return _mean_over_known(loss, known)
+        return mean_over_known(loss, known)
 
 
 @full_precision
 def soft_argmax(heatmaps: Tensor, beta: float = 25.0) -> Tensor:
-    """Differentiable peak position: the expectation of the pixel position under `softmax(beta · heatmap)`.
+    """Differentiable peak position: expectation of the pixel position under `softmax(beta · heatmap)`.
 
     heatmaps `(B, K, H, W)` -> points `(B, K, 2)`, xy in heatmap pixels, pixel centres at integers (Sun et al. 2018,
     "Integral Human Pose Regression", with a temperature).
 
-    Why beta: on a map that peaks at 1 over a background of 0, the peak outweighs one background pixel only by a
-    factor e^beta. With beta = 1 the 16,384 pixels of a 128×128 map win, and every answer is the centre of the map; with
-    25 their share is below 1e-6. Much larger values approach the hard argmax: sub-pixel position and gradient are lost.
-    At 25, an exact Gaussian of σ = 2 px is read with an error below 0.1 px.
+    A peak of 1 outweighs a background pixel of 0 by a factor of e^beta. For beta = 1, the background of a 128×128 map
+    dominates, and the result is its centre; for 25, its share is below 1e-6, and the error for a Gaussian of σ = 2 px
+    is below 0.1 px. Much larger values approach the hard argmax, without sub-pixel position and gradient.
     """
     height, width = heatmaps.shape[-2:]
     probability = (beta * heatmaps).flatten(2).softmax(dim=-1).unflatten(2, (height, width))
     xs = torch.arange(width, dtype=probability.dtype, device=probability.device)
     ys = torch.arange(height, dtype=probability.dtype, device=probability.device)
-    # Multiplied and summed, since a matrix product may run in TF32, whose 10 bits would cost hundredths of a pixel.
+    # Product and sum: a matrix product may run in TF32, whose 10-bit mantissa would cost hundredths of a pixel.
     x = (probability.sum(dim=-2) * xs).sum(dim=-1)
     y = (probability.sum(dim=-1) * ys).sum(dim=-1)
     return torch.stack([x, y], dim=-1)
 
 
 def _known_landmarks(mask: Tensor | None, prediction: Tensor) -> Tensor:
-    """The mask as bool `(B, K)`; without one, all landmarks are known."""
+    """The mask as bool `(B, K)`; all True without a mask."""
     shape = prediction.shape[:2]
     if mask is None:
         return torch.ones(shape, dtype=torch.bool, device=prediction.device)
     if mask.shape != shape:
         raise ValueError(f"mask {tuple(mask.shape)} does not fit {tuple(shape)} landmarks (B, K)")
     return mask.bool()
-
-
-def _mean_over_known(loss: Tensor, known: Tensor) -> Tensor:
-    """loss `(B, K)`, already 0 where unknown."""
-    return torch.where(known, loss, 0.0).sum() / known.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Keep a loss out of half precision."""
+"""Full precision for losses under mixed precision."""
 
 import functools
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def full_precision(function: Callable) -> Callable:
-    """Decorate a loss, or a module's `forward`, to run in float32 even under autocast.
+    """Decorator for a loss or the `forward` of a module: runs in float32, also under autocast.
 
-    Autocast is switched off for the call, and float16 and bfloat16 tensor arguments are widened to float32. Other
-    tensors (float64, labels, masks) pass unchanged. In float16 an epsilon of 1e-8 is 0, a sum of squares overflows at
-    65,504, and a sigmoid is 0 below a logit of about −17: each has turned a training run into NaN.
+    Autocast is disabled for the call, and float16 and bfloat16 tensors are cast to float32; other tensors (float64,
+    labels, masks) are unchanged. In float16, an epsilon of 1e-8 is 0, a sum of squares overflows at 65,504, and a
+    sigmoid is 0 for logits below about −17, each of which leads to NaN.
     """
 
     @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""Losses between pictures `(B, C, H, W)`, and the two terms on the latent code of a variational autoencoder."""
+"""Losses between pictures `(B, C, H, W)`, and losses on the latent code of a variational autoencoder."""
 
 import math
 from os import PathLike
@@ -14,7 +14,7 @@ from core.losses.precision import full_precision
 from core.losses.shapes import check_same_shape
 from core.losses.spectral import unit_vectors
 
-# Index, within torchvision's `vgg16().features`, of each ReLU under its name in the literature.
+# Names of the ReLUs in the literature, and their indices in torchvision's `vgg16().features`.
 VGG16_LAYERS = {
     "relu1_1": 1, "relu1_2": 3,
     "relu2_1": 6, "relu2_2": 8,
@@ -25,12 +25,12 @@ VGG16_LAYERS = {
 
 
 class SSIMLoss(nn.Module):
-    """`1 − SSIM` (Wang et al. 2004, "Image Quality Assessment"), torchmetrics' with an 11×11 Gaussian of σ = 1.5 px.
+    """`1 − SSIM` (Wang et al. 2004, "Image Quality Assessment"), by torchmetrics with an 11×11 Gaussian of σ = 1.5 px.
 
-    data_range is a number R for pictures in [0, R], or the pair (low, high). A pair is shifted to start at 0, because
-    the luminance term `(2μ₁μ₂ + c₁) / (μ₁² + μ₂² + c₁)` assumes means that are not negative: on pictures in [−1, 1]
-    it is about 0 for two mid-greys of opposite sign. Nothing is clipped, so values out of range keep their gradient.
-    Raises ValueError for a range that is not positive, and for pictures of different shapes.
+    `data_range`: R for pictures in [0, R], or (low, high). Pictures are shifted to start at 0, because the luminance
+    term `(2μ₁μ₂ + c₁) / (μ₁² + μ₂² + c₁)` assumes non-negative means: in [−1, 1], it is about 0 for two mid-greys of
+    opposite sign. Values out of range are not clipped and keep their gradient.
+    Raises ValueError for an empty range and for pictures of different shapes.
     """
 
     def __init__(self, data_range: float | tuple[float, float]):
@@ -41,7 +41,7 @@ class SSIMLoss(nn.Module):
     @full_precision
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """prediction and target `(B, C, H, W)`, at least 6×6 pixels -> scalar in [0, 2]."""
-        from torchmetrics.functional.image import structural_similarity_index_measure  # seconds: not for --help
+        from torchmetrics.functional.image import structural_similarity_index_measure  # imported on use: takes seconds
 
         check_same_shape(prediction, target)
         return 1 - structural_similarity_index_measure(
@@ -50,11 +50,11 @@ class SSIMLoss(nn.Module):
 
 
 class EdgeLoss(nn.Module):
-    """L1 between image gradients: the mean of `|∂x ŷ − ∂x y|` and `|∂y ŷ − ∂y y|`, channel by channel.
+    """L1 between image gradients: mean of `|∂x ŷ − ∂x y|` and `|∂y ŷ − ∂y y|` over pixels and channels.
 
-    Scharr's 3×3 operator (a central difference, smoothed across by [3, 10, 3] / 16) in intensity per pixel, without
-    padding: a border of one pixel is left out. Components rather than magnitudes: no root with an infinite slope at
-    flat places, and the direction of an edge counts. Raises ValueError if shapes differ or a side is below 3 pixels.
+    Gradients in intensity per pixel by Scharr's 3×3 operator (central difference, smoothed by [3, 10, 3] / 16), without
+    padding. Unlike magnitudes, components have no infinite gradient in flat areas and include the edge direction.
+    Raises ValueError if the shapes differ or a side is below 3 pixels.
     """
 
     @full_precision
@@ -63,15 +63,15 @@ class EdgeLoss(nn.Module):
         check_same_shape(prediction, target)
         if min(prediction.shape[-2:]) < 3:
             raise ValueError(f"edges need pictures of at least 3×3 pixels, got {tuple(prediction.shape)}")
-        difference = prediction - target  # the operator is linear: one pass over the difference does
+        difference = prediction - target  # the operator is linear
         return (_scharr_x(difference).abs().mean() + _scharr_x(difference.mT).abs().mean()) / 2
 
 
 class CenterWeightedL1(nn.Module):
-    """L1 weighted by a Gaussian at the picture's centre: `mean(w |ŷ − y|)`, `w ∝ exp(−(x² + y²) / 2σ²)`, mean(w) = 1.
+    """L1 weighted by a central Gaussian: `mean(w |ŷ − y|)` with `w ∝ exp(−(x² + y²) / 2σ²)` and mean(w) = 1.
 
-    x and y run from −1 to 1 between the outer edges of the picture, so sigma is in half picture sides. With the default
-    0.35 the centre of a large picture weighs 5.2, the middle of a side 0.09. Raises ValueError if shapes differ.
+    x and y run from −1 to 1 between the edges of the picture, so sigma is in half sides. With 0.35, the weights of a
+    large picture are 5.2 at the centre and 0.09 in the middle of a side. Raises ValueError if the shapes differ.
     """
 
     def __init__(self, sigma: float = 0.35):
@@ -87,7 +87,7 @@ class CenterWeightedL1(nn.Module):
         return (weight * (prediction - target).abs()).mean()
 
     def _profile(self, size: int, like: Tensor) -> Tensor:
-        """One side's weights `(size,)`; the Gaussian is separable, and so is the mean of 1."""
+        """Weights `(size,)` along one side, with a mean of 1; the Gaussian is separable."""
         x = (torch.arange(size, dtype=like.dtype, device=like.device) + 0.5) / size * 2 - 1
         profile = torch.exp(-x.square() / (2 * self.sigma**2))
         return profile / profile.mean()
@@ -97,15 +97,15 @@ class PerceptualLoss(nn.Module):
     """Mean absolute difference of VGG16 features, averaged over `layers`.
 
     After Johnson et al. 2016, "Perceptual Losses for Real-Time Style Transfer" (relu1_2, relu2_2, relu3_3, relu4_3),
-    with L1 as in pix2pixHD (Wang et al. 2018), so that the deep layers' large activations do not rule by their square.
-    Pictures `(B, 1 or 3, H, W)` in `data_range` are brought to [0, 1] and normalised as for ImageNet; grey is repeated.
+    with L1 as in pix2pixHD (Wang et al. 2018): squares would give the large activations of deep layers too much weight.
+    Pictures `(B, 1 or 3, H, W)` in `data_range` are scaled to [0, 1] and normalised as for ImageNet; grey is repeated.
 
     The weights are torchvision's (ImageNet, a download of 528 MB), or those of `weights_file`: a .safetensors or .pth
-    with the keys `features.N.weight`, `features.N.bias`, or without the prefix. They are buffers that are not saved:
-    the loss has no parameters and an empty `state_dict()`, even as a part of a model, and it follows `.to(device)`.
+    file with the keys `features.N.weight` and `features.N.bias`, with or without the prefix. They are non-persistent
+    buffers: the loss has no parameters and an empty `state_dict()`, and follows `.to(device)`.
 
-    Raises OSError when the download fails or the file is missing, ValueError when the file does not hold the weights,
-    for an unknown layer, a range that is not positive, pictures of different shapes or with 2 or more than 3 channels.
+    Raises OSError for a failed download or a missing file, and ValueError for a file without these weights, an unknown
+    layer, an empty range, and pictures of different shapes or other numbers of channels.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class PerceptualLoss(nn.Module):
         self.low, self.high = data_range
         _check_range(self.low, self.high)
         self.taps = {VGG16_LAYERS[name] for name in layers}
-        with torch.device("meta"):  # only the architecture: no memory, no use of the random generator
+        with torch.device("meta"):  # architecture only: no memory, no random numbers
             self.features = vgg16(weights=None).features[: max(self.taps) + 1]
         _fill_with_constants(self.features, _read_vgg16_weights(weights_file), weights_file)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1), persistent=False)
@@ -131,7 +131,7 @@ class PerceptualLoss(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
-        """Stay in eval mode, whatever is asked."""
+        """Stays in eval mode."""
         return super().train(False)
 
     @full_precision
@@ -145,7 +145,7 @@ class PerceptualLoss(nn.Module):
 
     def _features(self, images: Tensor) -> list[Tensor]:
         x = (images - self.low) / (self.high - self.low)
-        x = (x - self.mean) / self.std  # (B, 3, H, W): the three means turn grey into three channels
+        x = (x - self.mean) / self.std  # (B, 3, H, W): grey is broadcast
         tapped = []
         for index, layer in enumerate(self.features):
             x = layer(x)
@@ -156,11 +156,11 @@ class PerceptualLoss(nn.Module):
 
 @full_precision
 def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL divergence of N(mu, exp(logvar)) from N(0, I), in nats, summed over latents: mu and logvar `(B, D)` -> scalar.
+    """KL divergence of N(mu, exp(logvar)) from N(0, I) in nats, summed over latents: mu and logvar `(B, D)` -> scalar.
 
     `½ Σ_d (mu² + exp(logvar) − 1 − logvar)` (Kingma & Welling 2014, "Auto-Encoding Variational Bayes", appendix B),
-    mean over the batch. logvar is clamped to [−30, 20], since exp overflows in float32 from 88.
-    Raises ValueError if shapes differ.
+    mean over the batch. logvar is clamped to [−30, 20], since exp overflows in float32. Raises ValueError if the shapes
+    differ.
     """
     check_same_shape(mu, logvar)
     logvar = logvar.clamp(-30, 20)
@@ -169,15 +169,14 @@ def kl_divergence(mu: Tensor, logvar: Tensor) -> Tensor:
 
 @full_precision
 def contrastive_loss(z: Tensor, z_other: Tensor | None = None, temperature: float = 0.5) -> Tensor:
-    """Push the codes of different pictures apart; with two views, also pull those of one picture together.
+    """Contrastive loss on latent codes z `(B, D)` and, optionally, z_other `(B, D)` of a second view -> scalar.
 
-    z `(B, D)`, z_other `(B, D)`, a second view of the same pictures -> scalar; s is the cosine similarity.
-
-    Two views: NT-Xent (Chen et al. 2020, "A Simple Framework for Contrastive Learning", eq. 1), the mean over all 2B
-    codes of `−log(exp(s_ij / τ) / Σ_{k≠i} exp(s_ik / τ))`, j the other view of i.
-    One view: `log mean_{i≠j} exp(s_ij / τ)`, the repulsion alone (the uniformity term of Wang & Isola 2020); it
-    lies between −1/τ and 1/τ, and is 0 for orthogonal codes. A batch of one has no pair: 0, attached to the graph.
-    Raises ValueError if shapes differ.
+    With the cosine similarity s:
+    two views: NT-Xent (Chen et al. 2020, "A Simple Framework for Contrastive Learning", eq. 1), mean over all 2B codes
+    of `−log(exp(s_ij / τ) / Σ_{k≠i} exp(s_ik / τ))`, where j is the other view of i;
+    one view: `log mean_{i≠j} exp(s_ij / τ)`, only the repulsion (uniformity term of Wang & Isola 2020), between −1/τ
+    and 1/τ, and 0 for orthogonal codes. A batch of one gives a 0 attached to the graph.
+    Raises ValueError if the shapes differ.
     """
     if z_other is not None:
         check_same_shape(z, z_other)
@@ -196,7 +195,7 @@ def contrastive_loss(z: Tensor, z_other: Tensor | None = None, temperature: floa
 
 def _check_range(low: float, high: float) -> None:
     if not low < high:
-        raise ValueError(f"data_range must go from a lower to a higher value, got {low} to {high}")
+        raise ValueError(f"data_range must be increasing, got {low} to {high}")
 
 
 def _scharr_x(images: Tensor) -> Tensor:
@@ -206,7 +205,7 @@ def _scharr_x(images: Tensor) -> Tensor:
 
 
 def _read_vgg16_weights(weights_file: str | PathLike | None) -> dict[str, Tensor]:
-    """The entries of torchvision's download, or of a file, by key."""
+    """Weights by key, from torchvision's download or from a file."""
     if weights_file is None:
         from torchvision.models import VGG16_Weights
 
@@ -214,8 +213,8 @@ def _read_vgg16_weights(weights_file: str | PathLike | None) -> dict[str, Tensor
             return VGG16_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True, weights_only=True)
         except (OSError, RuntimeError) as error:
             raise OSError(
-                f"The VGG16 weights could not be downloaded ({first_line(error)}). Without internet, fetch "
-                f"{VGG16_Weights.IMAGENET1K_V1.url} elsewhere and give that file."
+                f"cannot download the VGG16 weights ({first_line(error)}). Offline: copy "
+                f"{VGG16_Weights.IMAGENET1K_V1.url} to this machine and give that file"
             ) from error
     path = Path(weights_file)
     if not path.is_file():
@@ -224,13 +223,13 @@ def _read_vgg16_weights(weights_file: str | PathLike | None) -> dict[str, Tensor
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format has exceptions of its own; none of them names the file
+    except Exception as error:  # exceptions depend on the format and do not name the file
         reason = first_line(error)
-        raise ValueError(f"weights_file {path} is not readable as .safetensors or .pth weights ({reason})") from error
+        raise ValueError(f"weights_file {path} is damaged or not a .safetensors or .pth file ({reason})") from error
 
 
 def _fill_with_constants(features: nn.Sequential, weights: dict[str, Tensor], source: str | PathLike | None) -> None:
-    """Put in place of each parameter a float32 buffer of the same name, left out of `state_dict()`."""
+    """Replaces each parameter by a float32 buffer of the same name, which is not part of `state_dict()`."""
     if not isinstance(weights, dict):
         raise ValueError(f"weights_file {source} holds a {type(weights).__name__}, not a dict of weights")
     weights = {key.removeprefix("features."): value for key, value in weights.items()}
@@ -238,7 +237,7 @@ def _fill_with_constants(features: nn.Sequential, weights: dict[str, Tensor], so
         if key not in weights or weights[key].shape != parameter.shape:
             raise ValueError(
                 f"weights_file {source} does not hold VGG16: features.{key} of shape {tuple(parameter.shape)} is "
-                "missing or has another shape. Give the features of torchvision's vgg16."
+                "missing or has another shape; use the features of torchvision's vgg16"
             )
         index, name = key.split(".")
         layer = features[int(index)]

@@ -1,12 +1,15 @@
-"""One shape check for all losses."""
+"""Shape check and masked mean of the losses."""
 
+import torch
 from torch import Tensor
 
 
 def check_same_shape(prediction: Tensor, target: Tensor) -> None:
-    """Raise ValueError unless the two shapes are equal.
-
-    Without it `(B, 1)` against `(B,)` broadcasts to `(B, B)` and trains on nonsense without a word.
-    """
+    """Raises ValueError unless the shapes are equal: `(B, 1)` and `(B,)` would silently broadcast to `(B, B)`."""
     if prediction.shape != target.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in shape")
+
+
+def mean_over_known(loss: Tensor, known: Tensor) -> Tensor:
+    """Scalar mean of `loss` over the elements with `known` (bool, same shape); 0 if there are none."""
+    return torch.where(known, loss, 0.0).sum() / known.sum().clamp(min=1)

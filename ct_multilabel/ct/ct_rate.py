@@ -1,15 +1,14 @@
-"""The folder tree and the tables of CT-RATE (Hamamci et al. 2024): names, labels, metadata, and what lies on the disk.
+"""The folder tree and the tables of CT-RATE (Hamamci et al. 2024): names, labels, metadata, files.
 
 CT-RATE/dataset/{train,valid}_fixed/train_1/train_1_a/train_1_a_1.nii.gz     volumes in HU
         …/{train,valid}/…                                                  version 1: not HU, see RescaleSlope
-        …/multi_abnormality_labels/{train,valid}_predicted_labels.csv      VolumeName and the 18 labels
+        …/multi_abnormality_labels/{train,valid}_predicted_labels.csv      VolumeName and a column a label
         …/metadata/{train,validation}_metadata.csv                         VolumeName, RescaleSlope, XYSpacing …
         …/metadata/no_chest_{train,valid}.txt                              volumes that show another part of the body
 
 `train_1_a_1` is patient train_1, scan a, reconstruction 1. Reconstructions of a scan share their labels.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import UserError
-from core.losses.classification import UNKNOWN
 from core.tables import read_table
 from core.validation import DataReport, find_leaks
-from ct.volumes import LABELS
+from ct.labels import LABELS, UNKNOWN, in_order, nearest, with_labels
+from ct.store import COLUMNS, SPLITS
 
-SPLITS = ("train", "valid")
 VERSIONS = ("fixed", "v1")  # in order of preference
 NAME = re.compile(r"(?P<patient>(?P<split>train|valid)_\d+)_(?P<scan>[a-z]+)_(?P<reconstruction>\d+)")
 FETCH = "download_ct_rate.py fetches it"
@@ -38,7 +36,7 @@ class Volume:
     patient: str
     split: str
     path: Path
-    labels: np.ndarray  # (18,) int8: 1, 0, or -1 for unknown
+    labels: np.ndarray  # (labels of the tree,) int8: 1, 0, or -1 for unknown
     metadata: dict[str, str] | None = None  # the volume's row of the metadata table
 
 
@@ -58,19 +56,23 @@ def patient_of(name: str) -> str | None:
 
 
 def labels_file(root: Path, split: str) -> Path:
+    """Label table of a split."""
     return Path(root) / "dataset" / "multi_abnormality_labels" / f"{split}_predicted_labels.csv"
 
 
 def metadata_file(root: Path, split: str) -> Path:
+    """Metadata table of a split."""
     name = {"train": "train", "valid": "validation"}[split]
     return Path(root) / "dataset" / "metadata" / f"{name}_metadata.csv"
 
 
 def no_chest_file(root: Path, split: str) -> Path:
+    """List of a split's volumes that show no chest."""
     return Path(root) / "dataset" / "metadata" / f"no_chest_{split}.txt"
 
 
 def split_folder(root: Path, split: str, version: str = "fixed") -> Path:
+    """Folder of a split's volumes."""
     return Path(root) / "dataset" / (f"{split}_fixed" if version == "fixed" else split)
 
 
@@ -83,32 +85,49 @@ def volume_file(root: Path, name: str, version: str = "fixed") -> Path:
     return split_folder(root, match["split"], version) / patient / scan / f"{stem(name)}.nii.gz"
 
 
-def read_labels(file: Path) -> dict[str, np.ndarray]:
-    """Volume name -> labels (18,) int8 in the order of LABELS: 1, 0, or -1 where the table says -1 (unknown).
+def read_labels(file: Path, report: DataReport) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """The labels of a table, and volume name -> its values (labels,) int8: 1, 0, or -1 where it says -1 (unknown).
 
-    Columns are matched by name. Raises UserError, naming file and line, for a missing column and for an empty or other
-    value: an absent label is never taken for a 0.
+    A column of 0, 1 and -1 alone is a label. Other columns, and labels that are nearly called like one of CT-RATE's,
+    are named in the `report`. Raises UserError, naming file and line, for another value below one of CT-RATE's labels,
+    or in a column most of whose cells are such: an absent label is never taken for a 0.
     """
-    rows = read_table(file, ["VolumeName", *LABELS], FETCH)
-    labels = {}
-    for line, row in rows:
-        values = []
-        for label in LABELS:
-            text = row[label].strip()
-            try:
-                value = float(text)
-            except ValueError:
-                value = math.nan
-            if value not in (0, 1, UNKNOWN):
-                raise UserError(
-                    f"{file}, line {line}, {row['VolumeName']}: {label} is {text!r}; write 0, 1 or -1 (unknown)"
-                )
-            values.append(int(value))
+    rows = read_table(file, ["VolumeName"], FETCH)
+    columns = [column for column in (rows[0][1] if rows else ()) if column and column != "VolumeName"]
+    values = {}
+    for column in columns:
+        cells, name = [_label(row[column]) for _, row in rows], column.strip()
+        wrong = cells.index(None) if None in cells else None
+        if wrong is not None and (name in LABELS or cells.count(None) < len(cells) / 2):
+            line, row = rows[wrong]
+            text = row[column].strip()
+            raise UserError(f"{file}, line {line}, {row['VolumeName']}: {name} is {text!r}; write 0, 1 or -1 (unknown)")
+        if name in values:
+            raise UserError(f"{file} has several columns {name}; keep one of each")
+        if wrong is not None or not name or name in COLUMNS:
+            found = f"holds {rows[wrong or 0][1][column][:40]!r}"
+            report.add("column that is no label of 0, 1, -1", f"{file}, column {name!r}", "left out", found)
+        else:
+            values[name] = cells
+        if near := nearest(name, LABELS):
+            report.add("label name misspelt?", f"{file}, column {name!r}", "not renamed", f"expected {near!r}")
+    labels = in_order(values)
+    table = np.array([values[label] for label in labels], np.int8).reshape(len(labels), len(rows)).T
+    found = {}
+    for (line, row), known in zip(rows, table, strict=True):
         name = stem(row["VolumeName"].strip())
-        if name in labels and list(labels[name]) != values:
+        if name in found and (found[name] != known).any():
             raise UserError(f"{file}, line {line}: {name} stands there twice with different labels; keep one line")
-        labels[name] = np.array(values, np.int8)
-    return labels
+        found[name] = known
+    return labels, found
+
+
+def _label(text: str) -> int | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return int(value) if value in (0, 1, UNKNOWN) else None
 
 
 def read_metadata(file: Path) -> dict[str, dict[str, str]]:
@@ -125,25 +144,32 @@ def read_names(file: Path) -> list[str]:
     return [stem(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
 
 
-def find_volumes(root: Path, splits: Sequence[str] = SPLITS) -> tuple[list[Volume], DataReport]:
-    """The volumes of the tree with their labels and metadata, sorted by name, and a report of what is wrong with it.
+def find_volumes(
+    root: Path, report: DataReport, splits: Sequence[str] = SPLITS
+) -> tuple[tuple[str, ...], list[Volume]]:
+    """The labels of the tree's tables and its volumes, sorted by name; what is wrong goes into the `report`.
 
     The `_fixed` version of a volume is preferred to version 1. Volumes in a no_chest list, without labels, or whose
     patient also stands in valid (for train) are left out and reported. Other volumes than CT-RATE's go by the tree
-    alone: the folder under `train_fixed` or `valid_fixed` is the patient. Raises UserError if there is no volume.
+    alone: the folder under `train_fixed` or `valid_fixed` is the patient. A label that only one split's table has is
+    unknown in the other split. Raises UserError if there is no volume.
     """
-    root, report = Path(root), DataReport()
+    root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; --dataset_path takes the CT-RATE folder, with dataset/ in it")
+    folders = {split: [split_folder(root, split, version) for version in VERSIONS] for split in splits}
+    folders = {split: found for split, all_ in folders.items() if (found := [f for f in all_ if f.is_dir()])}
+    tables = {split: read_labels(labels_file(root, split), report) for split in folders}
+    labels = in_order(label for names, _ in tables.values() for label in names)
     found: dict[str, Volume] = {}
-    for split in splits:
-        folders = [folder for version in VERSIONS if (folder := split_folder(root, split, version)).is_dir()]
-        if not folders:
-            continue
-        labels = read_labels(labels_file(root, split))
+    for split, (names, known) in tables.items():
+        for label in [label for label in labels if label not in names]:
+            where = f"{labels_file(root, split)}, column {label!r}"
+            near = f"it has {near!r}" if (near := nearest(label, names)) else ""
+            report.add("label without a column", where, "unknown in this split", near)
         metadata = read_metadata(file) if (file := metadata_file(root, split)).is_file() else {}
         no_chest = set(read_names(file)) if (file := no_chest_file(root, split)).is_file() else set()
-        for folder in folders:
+        for folder in folders[split]:
             for path in find_files(folder):
                 name = stem(path.name)
                 patient = patient_of(name) or stem(path.relative_to(folder).parts[0])
@@ -152,20 +178,24 @@ def find_volumes(root: Path, splits: Sequence[str] = SPLITS) -> tuple[list[Volum
                         report.add("two volumes with one name", path, "left out", f"{found[name].path} counts")
                 elif name in no_chest:
                     report.add("in the no_chest list", path, "left out")
-                elif name not in labels:
+                elif name not in known:
                     report.add("no labels", path, "left out", f"not in {labels_file(root, split).name}")
                 else:
-                    found[name] = Volume(name, patient, split, path, labels[name], metadata.get(name))
+                    found[name] = Volume(name, patient, split, path, known[name], metadata.get(name))
     if not found:
         raise UserError(f"{root} holds no labelled volume under dataset/train_fixed, valid_fixed, train or valid")
+    if not labels:
+        raise UserError(f"{root}: no column of the label tables holds 0, 1 and -1 alone, as a label does")
     by_split = {split: {v.name: v.patient for v in found.values() if v.split == split} for split in splits}
     for patient, places in find_leaks(by_split).items():
         for split, name in places:
             if split == "train":
                 report.add("patient also in valid", found.pop(name).path, "left out of train", patient)
-    volumes = sorted(found.values(), key=lambda volume: (volume.split, _natural(volume.name)))
+    parts = {split: [volume for volume in found.values() if volume.split == split] for split in tables}
+    volumes = [volume for split, part in parts.items() for volume in with_labels(part, tables[split][0], labels)]
+    volumes.sort(key=lambda volume: (volume.split, _natural(volume.name)))
     report.cases = {split: sum(volume.split == split for volume in volumes) for split in splits}
-    return volumes, report
+    return labels, volumes
 
 
 def find_files(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Trained models at work: one or several on the slices of volumes, calibrated, averaged, with their uncertainty."""
+"""Inference with one or several trained models on the slices of volumes: calibration, mean, uncertainty."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from core.checkpoints import fitting
 from core.errors import UserError
 from core.uncertainty import dropout_on
 from ct.slice_classifier import SliceClassifier
@@ -15,7 +16,7 @@ from ct.vlm3d import Calibration, pool, remap
 
 @dataclass
 class Member:
-    """A trained model with what is needed to use it."""
+    """A trained model with its config and calibration."""
 
     name: str
     model: SliceClassifier
@@ -27,19 +28,24 @@ class Member:
 class Predictions:
     """Of N volumes. `probabilities` are calibrated; `scores` are remapped so that 0.5 is the tuned threshold."""
 
-    raw: np.ndarray  # (N, 18), pooled over the slices, before calibration
-    probabilities: np.ndarray  # (N, 18)
-    scores: np.ndarray  # (N, 18)
-    spread: np.ndarray | None = None  # (N, 18), SD of the probabilities: over dropout masks, or over members
+    raw: np.ndarray  # (N, labels), pooled over the slices, before calibration
+    probabilities: np.ndarray  # (N, labels)
+    scores: np.ndarray  # (N, labels)
+    spread: np.ndarray | None = None  # (N, labels), SD of the probabilities: over dropout masks, or over members
 
 
 def load_members(folders: Sequence[Path], device: torch.device) -> list[Member]:
-    """Models of `best/` folders. Raises UserError if they were trained on slices that were cut in different ways."""
+    """Models of `best/` folders. Raises UserError unless all have the same labels, slices and tuning patients."""
     members = []
     for folder in folders:
         model, config = SliceClassifier.from_folder(folder)
         name = folder.parent.name if folder.name == "best" else folder.name
-        members.append(Member(name, model.to(device), config, Calibration.from_json(config["calibration"])))
+        with fitting(folder):
+            calibration = Calibration.from_json(config["calibration"], config["labels"])
+        members.append(Member(name, model.to(device), config, calibration))
+        if config["labels"] != members[0].config["labels"]:
+            ours, theirs = (", ".join(labels) for labels in (config["labels"], members[0].config["labels"]))
+            raise UserError(f"{folder} has other labels ({ours}) than {folders[0]} ({theirs}): evaluate them apart")
         if config["slices"] != members[0].config["slices"]:
             raise UserError(
                 f"{folder} was trained on other slices ({settings_text(config['slices'])}) than {folders[0]} "
@@ -61,7 +67,7 @@ def settings_text(settings: dict) -> str:
 
 @torch.no_grad()
 def predict_logits(member: Member, slices: torch.Tensor, dropout_samples: int = 0) -> torch.Tensor:
-    """Logits (1 + dropout_samples, B, S, 18) of slices (B, S, 3, H, W) uint8; S is 1 for gated attention.
+    """Logits (1 + dropout_samples, B, S, labels) of slices (B, S, 3, H, W) uint8; S is 1 for gated attention.
 
     The first without dropout, the others each with a mask of its own. Dropout stands behind the backbone, so the
     features are computed once.
@@ -77,7 +83,7 @@ def predict_logits(member: Member, slices: torch.Tensor, dropout_samples: int = 
 
 
 def calibrated(member: Member, logits: np.ndarray) -> Predictions:
-    """Predictions of a member from its logits (1 + dropout samples, N, S, 18).
+    """Predictions of a member from its logits (1 + dropout samples, N, S, labels).
 
     With dropout samples the probabilities are their mean, and `spread` is their SD (Gal & Ghahramani 2016, "Dropout
     as a Bayesian Approximation"); otherwise they are those without dropout.

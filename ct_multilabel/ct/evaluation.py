@@ -1,6 +1,5 @@
-"""The numbers of one evaluation: official metrics with intervals by patient, baselines, calibration, uncertainty."""
+"""Metrics of one evaluation, with intervals by patient: official metrics, baselines, calibration, uncertainty."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,24 +7,25 @@ import numpy as np
 import torch
 from torchmetrics.functional.classification import binary_average_precision
 
-from core.losses.classification import UNKNOWN
+from core.results import write_csv
 from core.uncertainty import Interval, bootstrap, expected_calibration_error
 from ct.ensemble import Predictions
-from ct.store import StoredVolume
+from ct.labels import UNKNOWN, official
+from ct.store import StoredVolume, label_table
 from ct.vlm3d import known_mean, official_metrics
-from ct.volumes import LABELS
 
 MACRO = ("auroc", "f1", "precision", "recall", "accuracy")
 
 
 class Evaluation:
-    """Everything about N volumes with `labels` (N, 18), 1, 0 or -1 = unknown.
+    """Metrics of N volumes with the labels `names`, whose ground truth `labels` (N, labels) is 1, 0 or -1 = unknown.
 
-    `prevalence` (18,) is the training split's: the baseline. Intervals are bootstraps over patients.
+    `prevalence` (labels,) is the training split's: the baseline. Intervals are bootstraps over patients.
     """
 
     def __init__(
         self,
+        names: Sequence[str],
         volumes: Sequence[StoredVolume],
         predictions: Predictions,
         prevalence: np.ndarray,
@@ -33,39 +33,40 @@ class Evaluation:
         seed: int = 0,
     ):
         self.volumes, self.predictions, self.resamples, self.seed = list(volumes), predictions, resamples, seed
-        self.labels = np.stack([volume.labels for volume in volumes])
+        self.names, self.labels = tuple(names), label_table(volumes)
+        self.headlines = (*MACRO, "crg") if official(names) else MACRO
         self.patients = [volume.patient for volume in volumes]
-        self.official = official_metrics(self.labels, predictions.scores)
+        self.official = official_metrics(self.labels, predictions.scores, names)
         constant = np.broadcast_to(prevalence, self.labels.shape)
-        self.prevalence_baseline = official_metrics(self.labels, constant)
-        # Under the official threshold of 0.5 a rare label is never found by its prevalence, and F1 is 0. The best that
-        # a constant can do for F1 is to say yes to everything, which needs no prevalence at all.
-        self.always_baseline = official_metrics(self.labels, np.ones(self.labels.shape))
+        self.prevalence_baseline = official_metrics(self.labels, constant, names)
+        # Under the official threshold of 0.5 a rare label is never found by its prevalence, and F1 is 0. The best
+        # constant for F1 is "always positive", which needs no prevalence.
+        self.always_baseline = official_metrics(self.labels, np.ones(self.labels.shape), names)
 
     def intervals(self) -> dict[str, Interval | dict[str, Interval]]:
-        """Macro metrics and CRG, and `by_label` {label: {"auroc": …, "f1": …}}, from one set of resamples."""
+        """The headlines, and `by_label` {label: {"auroc": …, "f1": …}}, from one set of resamples."""
 
         def statistics(rows: np.ndarray) -> np.ndarray:
-            result = official_metrics(self.labels[rows], self.predictions.scores[rows])
+            result = official_metrics(self.labels[rows], self.predictions.scores[rows], self.names)
             labels = result["per_label"]
             for label, values in labels.items():
                 # Where none of a label's few positives is drawn, recall and F1 are unknown. The official 0 of such
                 # resamples would push the interval below the estimate.
                 if values["positives"] == 0 < self.official["per_label"][label]["positives"]:
                     values |= {"recall": np.nan, "f1": np.nan}
-            macro = [known_mean(np.array([labels[label][name] for label in LABELS])) for name in MACRO]
-            by_label = [labels[label][name] for label in LABELS for name in ("auroc", "f1")]
-            return np.array([*macro, result["crg"], *by_label])
+            macro = [known_mean(np.array([labels[label][name] for label in labels])) for name in MACRO]
+            by_label = [labels[label][name] for label in labels for name in ("auroc", "f1")]
+            return np.array([*macro, *[result[name] for name in self.headlines[len(MACRO) :]], *by_label])
 
         interval = bootstrap(statistics, self.patients, self.resamples, seed=self.seed)
         values = iter([Interval(*map(float, row)) for row in zip(*interval, strict=True)])
-        intervals = {name: next(values) for name in (*MACRO, "crg")}
-        return intervals | {"by_label": {label: {"auroc": next(values), "f1": next(values)} for label in LABELS}}
+        intervals = {name: next(values) for name in self.headlines}
+        return intervals | {"by_label": {label: {"auroc": next(values), "f1": next(values)} for label in self.names}}
 
     def by_label(self, intervals: dict[str, dict[str, Interval]]) -> list[dict]:
         """A row for each label: counts, AUROC and F1 with intervals, the other metrics, and the baseline's F1."""
         rows = []
-        for i, label in enumerate(LABELS):
+        for i, label in enumerate(self.names):
             official = self.official["per_label"][label]
             row = {"label": label, "cases": official["cases"], "positives": official["positives"]}
             row |= intervals[label] | {name: official[name] for name in ("precision", "recall", "accuracy")}
@@ -82,7 +83,7 @@ class Evaluation:
     def error_by_spread(self, parts: int = 3) -> list[dict] | None:
         """Share of wrong decisions among cells of small, middle and large spread; None where there is no spread.
 
-        If the spread knows anything, the share grows from row to row.
+        With an informative spread the share grows from row to row.
         """
         spread = self.predictions.spread
         if spread is None:
@@ -104,12 +105,12 @@ class Evaluation:
         }
         if self.predictions.spread is not None:
             columns["sd"] = self.predictions.spread
-        with open(file, "w", newline="", encoding="utf-8") as table:
-            writer = csv.writer(table)
-            writer.writerow(["volume", "patient", "scan", *[f"{label} {name}" for label in LABELS for name in columns]])
-            for i, volume in enumerate(self.volumes):
-                cells = [f"{values[i, k]:.6g}" for k in range(len(LABELS)) for values in columns.values()]
-                writer.writerow([volume.name, volume.patient, volume.scan, *cells])
+        header = ["volume", "patient", "scan", *[f"{label} {name}" for label in self.names for name in columns]]
+        cells = np.stack([*columns.values()], axis=-1).reshape(len(self.volumes), -1)  # (N, labels × columns)
+        rows = (
+            [v.name, v.patient, v.scan, *map("{:.6g}".format, row)] for v, row in zip(self.volumes, cells, strict=True)
+        )
+        write_csv(file, header, rows)
 
 
 def _average_precision(labels: np.ndarray, probabilities: np.ndarray) -> float:

@@ -1,30 +1,24 @@
-"""A picture of what a model saw: for each label found, the most telling slices, plain and with Grad-CAM."""
+"""Montage of a prediction: for each label found, the slices with the highest logits, plain and with Grad-CAM."""
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from core import figures
+from ct.labels import WINDOW_OF
 from ct.volumes import WINDOWS
 
-# The window a radiologist would look in; all labels that are not named here are looked for in the lung window.
-WINDOW_OF = {
-    **dict.fromkeys(("Medical material", "Arterial wall calcification", "Coronary artery wall calcification"), "bone"),
-    **dict.fromkeys(
-        ("Cardiomegaly", "Pericardial effusion", "Hiatal hernia", "Lymphadenopathy", "Pleural effusion"), "mediastinum"
-    ),
-}
-# Clear where there is little evidence, so that the picture itself stays to be seen.
+# Transparent where there is little evidence, so that the slice stays visible.
 HEAT = LinearSegmentedColormap.from_list(
     "heat", [(0, (0.9, 0.2, 0.1, 0)), (0.2, (0.9, 0.2, 0.1, 0)), (0.6, (1, 0.4, 0.1, 0.5)), (1, (1, 0.9, 0.2, 0.75))]
 )
 
 
-def picture_of(pixels: np.ndarray, label: str, channels: str) -> np.ndarray:
-    """The channel uint8 (H, W) of a slice (3, H, W) in which to look for a label."""
+def picture_of(pixels: np.ndarray, window: str, channels: str) -> np.ndarray:
+    """The channel uint8 (H, W) of a slice (3, H, W) that shows a window."""
     if channels == "adjacent":
         return pixels[1]  # the slice itself, between its neighbours
-    return pixels[list(WINDOWS).index(WINDOW_OF.get(label, "lung"))]
+    return pixels[list(WINDOWS).index(window)]
 
 
 def montage(
@@ -47,7 +41,7 @@ def montage(
     for row, (label, score, numbers, heat) in zip(axes, findings, strict=True):
         for i, number in enumerate(numbers):
             for ax in row[2 * i : 2 * i + 2]:
-                _show(ax, picture_of(pixels[number], label, channels))
+                _show(ax, picture_of(pixels[number], WINDOW_OF.get(label, "lung"), channels))
             row[2 * i + 1].imshow(heat[i], cmap=HEAT, vmin=0, vmax=1, interpolation="bilinear")
             row[2 * i].set_title(f"{label}  {score:.2f}" if i == 0 else "", fontsize=9)
             row[2 * i].text(3, 3, f"z {positions[number]:.0f} mm", color="white", fontsize=7, va="top")
@@ -59,9 +53,9 @@ def _strip(pixels: np.ndarray, positions: np.ndarray, channels: str, title: str)
     fig = figures.figure(10.5, 4.2)
     fig.suptitle(title, fontsize=11, x=0.01, ha="left")
     axes = fig.subplots(2, len(numbers), squeeze=False)
-    for row, label in zip(axes, ("Lung nodule", "Cardiomegaly"), strict=True):  # lung and mediastinum windows
+    for row, window in zip(axes, ("lung", "mediastinum"), strict=True):
         for ax, number in zip(row, numbers, strict=True):
-            _show(ax, picture_of(pixels[number], label, channels))
+            _show(ax, picture_of(pixels[number], window, channels))
             ax.text(3, 3, f"z {positions[number]:.0f} mm", color="white", fontsize=7, va="top")
     return fig
 

@@ -7,10 +7,8 @@ Multiple Instance Learning"; activation maps: Selvaraju et al. 2017, "Grad-CAM".
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from core.attention import attention as attention_block
@@ -19,18 +17,18 @@ from core.checkpoints import fitting, load_model_folder
 from core.errors import UserError
 from core.files import must_hold
 from core.unfreezing import UnfreezingSchedule, frozen_context
-from ct.volumes import LABELS
 
+KIND = "slice classifier"  # in config.json
 POOLINGS = {"avg": "avg", "max": "max", "avgmax": "catavgmax"}  # of a feature map, as timm calls them
 SCALES = 3  # stages that `multiscale` fuses: strides 8, 16 and 32 of the usual backbone
 
 
 class SliceClassifier(nn.Module):
-    """Slices (B, S, 3, H, W) uint8 of B volumes to a dict:
+    """Slices (B, S, 3, H, W) uint8 of B volumes to the logits of `n_labels` labels, a dict:
 
-    - `slices` (B, S, 18), logits of each slice by itself
-    - with `gated_attention` also `weights` (B, S, 18), which add up to 1 over S, and `volume` (B, 18), the logits of
-      the whole: the slices' logits, averaged with these weights
+    - `slices` (B, S, labels), logits of each slice by itself
+    - with `gated_attention` also `weights` (B, S, labels), which add up to 1 over S, and `volume` (B, labels), the
+      logits of the whole: the slices' logits, averaged with these weights
 
     `backbone` is any timm model that gives feature maps, with ImageNet weights if `pretrained`, or with those of the
     file `backbone_weights`. `attention` (none, se, cbam) works on its last feature map. `multiscale` adds the two
@@ -40,6 +38,7 @@ class SliceClassifier(nn.Module):
 
     def __init__(
         self,
+        n_labels: int,
         backbone: str = "efficientnet_b0",
         attention: str = "none",
         multiscale: bool = False,
@@ -50,6 +49,9 @@ class SliceClassifier(nn.Module):
         pretrained: bool = False,
         backbone_weights: Path | None = None,
     ):
+        import timm
+        from timm.layers import SelectAdaptivePool2d
+
         super().__init__()
         self.arguments = {"backbone": backbone, "attention": attention, "multiscale": multiscale}
         self.arguments |= {"gated_attention": gated_attention, "pooling": pooling}
@@ -69,10 +71,10 @@ class SliceClassifier(nn.Module):
         self.global_pool = SelectAdaptivePool2d(pool_type=POOLINGS[pooling], flatten=True)
         width = sum(x.shape[1] for x in maps) * self.global_pool.feat_mult()
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(width, len(LABELS))
+        self.head = nn.Linear(width, n_labels)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
-        self.gate = GatedAttention(width, len(LABELS)) if gated_attention else None
+        self.gate = GatedAttention(width, n_labels) if gated_attention else None
         # Normalisation in the model: uint8 slices are a quarter of the bytes to move, and no caller can forget it.
         for name in ("mean", "std"):
             value = getattr(pretraining, name) if pretraining else (0.5, 0.5, 0.5)
@@ -117,11 +119,11 @@ class SliceClassifier(nn.Module):
         return stages
 
     def start_at(self, prevalence: np.ndarray) -> None:
-        """Sets the head's biases so that the first answers are the prevalence (18,), NaN = unknown, and not one half.
+        """Sets the head's biases so that the first answers are the prevalence (labels,) and not one half.
 
         Without it the first epochs are spent on learning what is rare (Lin et al. 2017, section 4.1).
         """
-        prior = torch.from_numpy(np.nan_to_num(prevalence, nan=0.5)).clamp(0.01, 0.99)
+        prior = torch.from_numpy(prevalence).clamp(0.01, 0.99)
         with torch.no_grad():
             self.head.bias.copy_(prior.logit())
 
@@ -172,13 +174,15 @@ class SliceClassifier(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: Path) -> tuple["SliceClassifier", dict]:
-        """(model in eval mode, config) of a `best/` folder. Raises UserError if it is another model's."""
-        state, config = load_model_folder(folder, "ct_multilabel")
+        """(model in eval mode, config) of a `best/` folder. Raises UserError if it is another model's, or has outputs
+        that were not taught."""
+        state, config = load_model_folder(folder, KIND)
         with fitting(folder):
-            if config["labels"] != list(LABELS):
-                raise UserError(f"{folder} was trained on other labels: {', '.join(config['labels'])}")
-            must_hold(config, slices=dict, tune_fraction=int | float, prevalence=dict, calibration=dict)
-            model = cls(**config["model"])
+            must_hold(config, labels=list, taught=dict, prevalence=dict, calibration=dict)
+            must_hold(config, slices=dict, tune_fraction=int | float)
+            if untaught := [label for label in config["labels"] if not config["taught"]["labels"][label]]:
+                raise UserError(f"{folder} has labels that were not taught: {', '.join(untaught)}; train again")
+            model = cls(len(config["labels"]), **config["model"])
             model.load_state_dict(state)
             return model.eval(), config
 

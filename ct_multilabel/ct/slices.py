@@ -2,10 +2,8 @@
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it calls out at import otherwise
-
-import albumentations
 import cv2
 import numpy as np
 import torch
@@ -13,10 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from core.errors import UserError
-from core.losses.classification import UNKNOWN
 from core.seeding import sample_rng
 from core.splits import position, refuse_shared_patients
+from ct.labels import UNKNOWN
 from ct.store import StoredVolume, read_slices
+
+if TYPE_CHECKING:
+    import albumentations
 
 # ---------------------------------------------------------------------------------------------------------- patients
 
@@ -46,12 +47,15 @@ def divide(
 # ---------------------------------------------------------------------------------------------------------- samples
 
 
-def augmentation(advanced: bool) -> albumentations.Compose:
-    """The mirror (no label of the 18 has a side), and with `advanced` tilt, size, position and grey levels.
+def augmentation(advanced: bool, mirror: bool = True) -> "albumentations.Compose":
+    """Left-right mirroring, where no label has a side, and with `advanced` rotation, scale, position and grey levels.
 
     Grey levels change by less than a window's width would: their absolute value carries meaning in CT.
     """
-    steps = [albumentations.HorizontalFlip(p=0.5)]
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it calls out at import otherwise
+    import albumentations
+
+    steps = [albumentations.HorizontalFlip(p=0.5)] if mirror else []
     if advanced:
         steps += [
             albumentations.Affine(
@@ -70,7 +74,7 @@ def augmentation(advanced: bool) -> albumentations.Compose:
 class SliceDataset(Dataset):
     """Slices drawn from volumes for training: an item is `bag` slices of one volume, a dict of
 
-    `slices` uint8 (bag, 3, H, W), `labels` float32 (18,) with -1 = unknown, `index`, `id`.
+    `slices` uint8 (bag, 3, H, W), `labels` float32 (labels,) with -1 = unknown, `index`, `id`.
 
     An epoch draws `slices_per_volume` slices from every volume, one from each of as many equal stretches of it. With
     `bag` 1 each is an item; with `bag` = `slices_per_volume` they are one item. A sample depends on (seed, epoch,
@@ -82,7 +86,7 @@ class SliceDataset(Dataset):
         volumes: Sequence[StoredVolume],
         slices_per_volume: int,
         bag: int = 1,
-        augment: albumentations.Compose | None = None,
+        augment: "albumentations.Compose | None" = None,
         seed: int = 0,
     ):
         if slices_per_volume % bag:
@@ -93,11 +97,8 @@ class SliceDataset(Dataset):
     def __len__(self) -> int:
         return len(self.volumes) * self.per_volume // self.bag
 
-    def labels(self) -> np.ndarray:
-        """(volumes, 18) int8: 1, 0, or -1 for unknown."""
-        return np.stack([volume.labels for volume in self.volumes])
-
     def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the random draws."""
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict:
@@ -132,10 +133,6 @@ class VolumeDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.volumes)
-
-    def labels(self) -> np.ndarray:
-        """(N, 18) int8: 1, 0, or -1 for unknown."""
-        return np.stack([volume.labels for volume in self.volumes])
 
     def __getitem__(self, index: int) -> dict:
         volume = self.volumes[index]

@@ -1,36 +1,31 @@
-"""VLM3D Task 2: its metrics, its results.json, and the calibration that turns slice probabilities into its answers.
+"""The metrics of VLM3D Task 2 for any labels, its results.json, and the calibration that turns the probabilities of
+slices into those of volumes.
 
 The challenge counts a label as found from a probability of 0.5 on. Thresholds chosen on tuning patients are therefore
 built into the probabilities by `remap`, which moves each threshold to 0.5 and keeps the order of the cases.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.special import expit, logit
-from scipy.stats import rankdata
+from rich.console import Console
 
-from core.errors import UserError, first_line
-from core.files import read_json
-from core.losses.classification import UNKNOWN
+from core.errors import UserError
 from core.metrics import crg_score
+from core.results import write_json
 from core.uncertainty import fit_platt
 from ct.ct_rate import stem
-from ct.volumes import LABELS
+from ct.labels import LABELS, UNKNOWN, official
 
-FORMAT = {
-    "name": "Generated probabilities",
-    "type": "Abnormality Classification",
-    "version": {"major": 1, "minor": 0},
-}
+FORMAT = {"name": "Generated probabilities", "type": "Abnormality Classification", "version": {"major": 1, "minor": 0}}
 
 
-def official_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict:
-    """What the challenge computes from labels (N, 18) and probabilities (N, 18): {"per_label", "macro", "crg"}.
+def official_metrics(labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str] = LABELS) -> dict:
+    """What the challenge computes from labels and probabilities, both (N, labels): {"per_label", "macro"}, for its 18
+    labels also "crg".
 
     Positive from 0.5 on; precision, recall and F1 are 0 where they divide by 0; macro is the mean over labels. AUROC,
     with half a point for ties, is NaN for a label with one class and left out of its mean. Labels of -1 are unknown,
@@ -38,6 +33,8 @@ def official_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict:
     have neither). Raises ValueError for other shapes, labels and probabilities. Give float64: 0.5 is a sharp edge.
     """
     labels, probabilities = _checked(labels, probabilities)
+    if labels.shape[1] != len(names):
+        raise ValueError(f"labels have shape {labels.shape}, not (N, {len(names)})")
     known, truth = labels != UNKNOWN, labels == 1
     predicted = (probabilities >= 0.5) & known
     cases, positives, named, hits = (cells.sum(axis=0) for cells in (known, truth, predicted, truth & predicted))
@@ -55,14 +52,21 @@ def official_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict:
     per_label = {
         label: {name: float(values[i]) for name, values in scores.items()}
         | {"positives": int(positives[i]), "cases": int(cases[i])}
-        for i, label in enumerate(LABELS)
+        for i, label in enumerate(names)
     }
-    macro = {name: known_mean(values) for name, values in scores.items()}
-    return {"per_label": per_label, "macro": macro, "crg": crg_score(labels, predicted)}
+    metrics = {"per_label": per_label, "macro": {name: known_mean(values) for name, values in scores.items()}}
+    return metrics | ({"crg": crg_score(labels, predicted)} if official(names) else {})
+
+
+def headline(metrics: dict) -> dict[str, float]:
+    """The macro means of `official_metrics`, and the CRG where there is one."""
+    return metrics["macro"] | {name: metrics[name] for name in ("crg",) if name in metrics}
 
 
 def _auroc(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """AUROC (18,) of labels and probabilities (N, 18) as rank statistic (Mann-Whitney); NaN for one class."""
+    """AUROC (labels,) of labels and probabilities (N, labels) as rank statistic (Mann-Whitney); NaN for one class."""
+    from scipy.stats import rankdata
+
     known, truth = labels != UNKNOWN, labels == 1
     unknown, positives = (~known).sum(axis=0), truth.sum(axis=0)
     # Unknown cells are put below all others; they take the lowest ranks, which are then taken off.
@@ -88,17 +92,17 @@ def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray,
 
 
 def _checked_probabilities(probabilities: np.ndarray) -> np.ndarray:
-    """Probabilities as float64 (N, 18), N at least 1, each in [0, 1], or a ValueError."""
+    """Probabilities as float64 (N, labels), N at least 1, each in [0, 1], or a ValueError."""
     probabilities = np.asarray(probabilities, float)
-    if probabilities.ndim != 2 or probabilities.shape[1] != len(LABELS) or len(probabilities) == 0:
-        raise ValueError(f"probabilities have shape {probabilities.shape}, not (N, {len(LABELS)})")
+    if probabilities.ndim != 2 or len(probabilities) == 0:
+        raise ValueError(f"probabilities have shape {probabilities.shape}, not (N, labels)")
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ValueError("probabilities must be numbers in [0, 1]")
     return probabilities
 
 
 def prevalence(labels: np.ndarray) -> np.ndarray:
-    """Share (18,) of positives among the known labels (N, 18); NaN where none is known.
+    """Share (labels,) of positives among the known labels (N, labels); NaN where none is known.
 
     As constant probabilities, the training prevalence is the baseline of AUROC (0.5) and calibration. Its F1 is 0 where
     it is below 0.5; the stronger baseline of F1 says yes to everything: 2π / (1 + π) at the prevalence π.
@@ -108,14 +112,15 @@ def prevalence(labels: np.ndarray) -> np.ndarray:
 
 
 def best_thresholds(labels: np.ndarray, probabilities: np.ndarray, min_positives: int = 5) -> np.ndarray:
-    """The threshold (18,) of each label with the largest F1, for labels and probabilities (N, 18) of TUNING patients.
+    """The threshold (labels,) of each label with the largest F1, for labels and probabilities (N, labels) of TUNING
+    patients.
 
     A threshold stands midway between two neighbouring probabilities (or the lowest and 0), so that it is not glued to
     one case; of equally good ones, the one nearest 0.5 is taken. Labels with fewer than `min_positives` known
     positives or negatives get the threshold with the largest F1 of all cells together. Never 0 or 1.
     """
     labels, probabilities = _checked(labels, probabilities)
-    thresholds = np.full(len(LABELS), _best_threshold(labels.ravel(), probabilities.ravel()))
+    thresholds = np.full(labels.shape[1], _best_threshold(labels.ravel(), probabilities.ravel()))
     enough = np.minimum(np.sum(labels == 1, axis=0), np.sum(labels == 0, axis=0)) >= min_positives
     for i in np.flatnonzero(enough):
         thresholds[i] = _best_threshold(labels[:, i], probabilities[:, i])
@@ -139,7 +144,7 @@ def _best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def remap(probabilities: np.ndarray, thresholds: np.ndarray | float) -> np.ndarray:
-    """Moves thresholds (18,) or one, in (0, 1), to 0.5: `p(1−t) / (p(1−t) + t(1−p))` in float64, 0 and 1 stay.
+    """Moves thresholds (labels,) or one, in (0, 1), to 0.5: `p(1−t) / (p(1−t) + t(1−p))` in float64, 0 and 1 stay.
 
     Divides the odds by those of the threshold. It never turns the order of two cases around, and is at least 0.5
     exactly where `p ≥ t`. Raises ValueError for values out of range.
@@ -164,7 +169,7 @@ def _topk(p: np.ndarray) -> np.ndarray:
     return np.sort(p, axis=-2)[..., -max(1, round(p.shape[-2] / 5)) :, :].mean(axis=-2)
 
 
-# How the probabilities (..., S, 18) of S slices become those of the volume, (..., 18).
+# How the probabilities (..., S, labels) of S slices become those of the volume, (..., labels).
 AGGREGATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": lambda p: p.mean(axis=-2),
     "max": lambda p: p.max(axis=-2),
@@ -174,23 +179,23 @@ AGGREGATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def pool(slice_probabilities: Sequence[np.ndarray], aggregate: str) -> np.ndarray:
-    """Probabilities (N, 18) of N volumes from those of their slices, arrays (S_i, 18).
+    """Probabilities (N, labels) of N volumes from those of their slices, arrays (S_i, labels).
 
-    `aggregate` is one of AGGREGATES, or "attention": the model has pooled, and each array is (18,) or (1, 18).
+    `aggregate` is one of AGGREGATES, or "attention": the model has pooled, and each array is (labels,) or (1, labels).
     """
     if aggregate == "attention":
-        return _checked_probabilities([np.reshape(p, len(LABELS)) for p in slice_probabilities])
+        return _checked_probabilities([np.reshape(p, np.shape(p)[-1]) for p in slice_probabilities])
     return np.array([AGGREGATES[aggregate](_checked_probabilities(p)) for p in slice_probabilities])
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What tuning patients teach about a trained model: how to pool slices, how sure to be, and the thresholds."""
+    """Pooling, calibration and thresholds of a trained model, fitted on tuning patients."""
 
     aggregate: str  # one of AGGREGATES, or "attention"
     temperature: float  # probability = σ(logit / temperature + bias)
     bias: float
-    thresholds: tuple[float, ...]  # (18,), of calibrated probabilities
+    thresholds: tuple[float, ...]  # (labels,), of calibrated probabilities
     n_patients: int  # that it was fitted on
 
     @classmethod
@@ -201,14 +206,16 @@ class Calibration:
         aggregate: str = "auto",
         patients: Sequence | None = None,
     ) -> "Calibration":
-        """From N arrays (S_i, 18) and labels (N, 18) of tuning patients; "auto" takes the best macro AUROC.
+        """From N arrays (S_i, labels) and labels (N, labels) of tuning patients; "auto" takes the best macro AUROC.
 
         `patients` (N,) says whose volume each is; left out, each is a patient of its own. Ties, and labels without
         any pair to compare, go to the first of AGGREGATES. Raises ValueError as `official_metrics` does.
         """
+        from scipy.special import expit, logit
+
         if aggregate == "auto":
-            pooled = {name: pool(slice_probabilities, name) for name in AGGREGATES}
-            auroc = {name: official_metrics(labels, p)["macro"]["auroc"] for name, p in pooled.items()}
+            pooled = {name: _checked(labels, pool(slice_probabilities, name)) for name in AGGREGATES}
+            auroc = {name: known_mean(_auroc(*checked)) for name, checked in pooled.items()}
             aggregate = max(auroc, key=lambda name: np.nan_to_num(auroc[name]))
         labels, pooled = _checked(labels, pool(slice_probabilities, aggregate))
         # A probability of 0 or 1 is one that was rounded: by float32 in the model, or by a product of many.
@@ -219,20 +226,23 @@ class Calibration:
         return cls(aggregate, temperature, bias, tuple(map(float, thresholds)), n_patients)
 
     def probabilities(self, slice_probabilities: Sequence[np.ndarray]) -> np.ndarray:
-        """Calibrated probabilities (N, 18) of N volumes, from arrays (S_i, 18)."""
+        """Calibrated probabilities (N, labels) of N volumes, from arrays (S_i, labels)."""
+        from scipy.special import expit, logit
+
         return expit(logit(pool(slice_probabilities, self.aggregate)) / self.temperature + self.bias)
 
     def scores(self, slice_probabilities: Sequence[np.ndarray]) -> np.ndarray:
-        """The same with the thresholds at 0.5 (N, 18): for the official metrics and results.json."""
+        """The same with the thresholds at 0.5 (N, labels): for the official metrics and results.json."""
         return remap(self.probabilities(slice_probabilities), self.thresholds)
 
-    def to_json(self) -> dict:
+    def to_json(self, names: Sequence[str]) -> dict:
         """A plain dict for a model's config.json, thresholds by label."""
-        return asdict(self) | {"thresholds": dict(zip(LABELS, self.thresholds, strict=True))}
+        return asdict(self) | {"thresholds": dict(zip(names, self.thresholds, strict=True))}
 
     @classmethod
-    def from_json(cls, content: dict) -> "Calibration":
-        return cls(**content | {"thresholds": tuple(content["thresholds"][label] for label in LABELS)})
+    def from_json(cls, content: dict, names: Sequence[str]) -> "Calibration":
+        """What `to_json` gave for the labels `names`."""
+        return cls(**content | {"thresholds": tuple(content["thresholds"][label] for label in names)})
 
 
 def write_results(path: Path, names: Sequence[str], probabilities: np.ndarray) -> None:
@@ -242,51 +252,26 @@ def write_results(path: Path, names: Sequence[str], probabilities: np.ndarray) -
     """
     probabilities = _checked_probabilities(probabilities)
     names = [stem(name) for name in names]
-    if twice := _first_repeated(names):
-        raise UserError(f"{path} cannot hold two volumes called {twice}; rename one")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{path} cannot hold two volumes called {twice[0]}; rename one")
     predictions = [
         {"input_image_name": name, "probabilities": dict(zip(LABELS, row.tolist(), strict=True))}
         for name, row in zip(names, probabilities, strict=True)
     ]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(FORMAT | {"predictions": predictions}, indent=1, ensure_ascii=False), "utf-8")
+    write_json(Path(path), FORMAT | {"predictions": predictions})
 
 
-def read_results(path: Path) -> tuple[list[str], np.ndarray]:
-    """Names, without suffixes, and probabilities (N, 18) of a results.json; other labels in it are left out.
+def write_submission(folder: Path, names: Sequence[str], scores: np.ndarray, config: dict, console: Console) -> None:
+    """results.json in `folder`, from scores (N, labels) of a model with this `config` for the volumes `names`.
 
-    Raises UserError that names file, case and label for what is missing, repeated, or no probability.
+    Only where the model was taught all labels of the challenge; a line says so where it lacks some of them, and
+    nothing is said of the challenge where it knows few.
     """
-    try:
-        content = read_json(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; predict.py writes it") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no JSON file ({first_line(error)})") from error
-    predictions = content.get("predictions") if isinstance(content, dict) else None
-    if not (predictions and isinstance(predictions, list)):
-        raise UserError(f'{path} is no results.json of VLM3D: it has no list "predictions"')
-    names, rows = [], []
-    for number, prediction in enumerate(predictions, start=1):
-        match prediction:
-            case {"input_image_name": str(name), "probabilities": dict(given)}:
-                names.append(stem(name))
-                rows.append([_probability(given, label, f"{path}, {name}") for label in LABELS])
-            case _:
-                raise UserError(f"{path}: prediction {number} lacks input_image_name or probabilities")
-    if twice := _first_repeated(names):
-        raise UserError(f"{path}: {twice} stands there twice; keep one")
-    return names, np.array(rows, float)
-
-
-def _probability(given: dict, label: str, where: str) -> float:
-    if label not in given:
-        raise UserError(f"{where}: {label} is missing; all {len(LABELS)} labels must be there")
-    value = given[label]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise UserError(f"{where}: {label} is {value!r}; write a number from 0 to 1")
-    return value
-
-
-def _first_repeated(names: Sequence[str]) -> str | None:
-    return next((name for name, count in Counter(names).items() if count > 1), None)
+    file = folder / "results.json"
+    if official(config["labels"]):
+        write_results(file, names, scores)
+        return
+    file.unlink(missing_ok=True)  # of another model
+    missing = [label for label in LABELS if label not in config["labels"]]
+    if len(missing) < len(LABELS) / 2:
+        console.print(f"no {file.name}: it needs all {len(LABELS)} labels; not taught: {', '.join(missing)}")

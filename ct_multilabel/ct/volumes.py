@@ -4,7 +4,7 @@ NIfTI goes through nibabel, MetaImage and DICOM series through SimpleITK. Arrays
 the patient's left, y to the back, z to the head. Shown as it is, a slice looks as radiologists see it: front up, the
 patient's right on the left of the picture, the liver there, too.
 
-Whether the values are HU is measured, not believed (see `detect_hu`). Version 1 of CT-RATE has meaningless headers:
+Whether the values are HU is determined from the values (see `detect_hu`). Version 1 of CT-RATE has meaningless headers:
 there the slope, the intercept, the spacing and the direction come from the metadata table, as in its fixed version.
 """
 
@@ -24,27 +24,6 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from core.errors import UserError, first_line
 from ct.lungs import Chest, find_chest
 
-LABELS = (
-    "Medical material",
-    "Arterial wall calcification",
-    "Cardiomegaly",
-    "Pericardial effusion",
-    "Coronary artery wall calcification",
-    "Hiatal hernia",
-    "Lymphadenopathy",
-    "Emphysema",
-    "Atelectasis",
-    "Lung nodule",
-    "Lung opacity",
-    "Pulmonary fibrotic sequela",
-    "Pleural effusion",
-    "Mosaic attenuation pattern",
-    "Peribronchial thickening",
-    "Consolidation",
-    "Bronchiectasis",
-    "Interlobular septal thickening",
-)
-
 WINDOWS = {"lung": (-600, 1500), "mediastinum": (40, 400), "bone": (400, 1800)}  # centre, width in HU
 CHANNELS = ("windows", "adjacent")  # the three windows of a slice, or the lung window of a slice and its neighbours
 
@@ -61,7 +40,7 @@ class VolumeError(UserError):
 
 @dataclass
 class CtVolume:
-    """A CT in HU with its geometry and with what is odd about it."""
+    """A CT in HU with its geometry and warnings."""
 
     path: Path
     hu: np.ndarray  # (Z, Y, X) float32 in HU_RANGE, LPS order

@@ -1,1 +1,1 @@
-"""Ears: manifests, the VAE, its latent space, the detector and their evaluation."""
+"""Ears: manifests, the VAE, its latent space, the detector, and their evaluation."""

@@ -1,5 +1,8 @@
 """What an ear is: the landmark schemes that are known by name. Others come as JSON files, see `core.landmarks`."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from core.landmarks import Schema, make_schema
 
 # Both are anatomical: a mirrored left ear is labelled like a right ear, so that the flip is the identity.
@@ -56,3 +59,17 @@ def schema_for(count: int) -> Schema:
     """The known scheme of `count` landmarks, or a plain one: names "1" to "K", no strips, identity flip."""
     known = {len(schema.names): schema for schema in SCHEMAS.values()}
     return known.get(count) or make_schema({"name": f"plain{count}", "names": [str(i + 1) for i in range(count)]}, "")
+
+
+def part_of(schema: Schema, places: Sequence[int]) -> Schema:
+    """The scheme of the landmarks at `places`, a set of indices that the flip maps onto itself."""
+    new = {old: place for place, old in enumerate(places)}
+    strips = {name: tuple(new[i] for i in indices if i in new) for name, indices in schema.strips.items()}
+    return replace(
+        schema,
+        names=tuple(schema.names[i] for i in places),
+        strips={name: indices for name, indices in strips.items() if len(indices) > 1},
+        flip=tuple(new[schema.flip[i]] for i in places),
+        lines={},
+        titles=(),
+    )

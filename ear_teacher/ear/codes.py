@@ -1,34 +1,28 @@
-"""Codes of whole data sets, in any number of processes; the ears that a model was trained on."""
+"""Codes of whole data sets, in any number of processes; the training data of a model."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from scipy.spatial import KDTree
 from torch.utils.data import DataLoader
 
 from core.cases import Cases
 from core.console import progress
-from core.errors import UserError
+from core.errors import UserError, first_line
+from core.files import must_hold, read_json
 from ear.crops import EarCrops, to_pixels
 from ear.sam_vae import EarVAE
 
 
 @torch.no_grad()
 def encode_all(
-    accelerator: Accelerator,
-    console: Console,
-    model: EarVAE,
-    dataset: EarCrops,
-    batch_size: int,
-    num_workers: int,
+    accelerator: Accelerator, console: Console, model: EarVAE, dataset: EarCrops, batch_size: int, num_workers: int,
     reconstruct: bool = False,
-) -> dict[str, np.ndarray]:
-    """`mu` and `logvar` (N, latent_dim) of every ear, in the data set's order; with `reconstruct` also its crop and
-    what the model makes of it, `original` and `reconstruction` (N, S, S, 3) uint8."""
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """`mu` and `logvar` (N, latent_dim) of every ear, in the data set's order; with `reconstruct` also the crops and
+    their reconstructions, `original` and `reconstruction` (N, S, S, 3) uint8."""
     model = model.to(accelerator.device).eval()
     loader = accelerator.prepare(DataLoader(dataset, batch_size, num_workers=num_workers))
     cases = Cases(accelerator, len(dataset))
@@ -47,26 +41,32 @@ def encode_all(
 def nearest(queries: np.ndarray, codes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows (Q, count) of the codes (N, D) that are nearest to each query (Q, D), the nearest first, and their Euclidean
     distances (Q, count)."""
+    from scipy.spatial import KDTree
+
     distances, rows = KDTree(codes).query(queries, k=range(1, count + 1))
     return rows, distances
 
 
 def take_data_of_training(args, name: str = "manifest") -> None:
-    """Fills in the ears that the run in `--checkpoint` was trained on where no `--manifest`, or whatever the flag's
-    `name` is, names others; then also how their paths and boxes are to be read, where no flag says it.
+    """Sets `--manifest`, or the flag `name`, to the training manifest of the run in `--checkpoint` where it is not
+    given, and `--data_root` and `--box_format` with it.
 
-    Raises UserError if the run's args.json is gone, as where best/ was copied alone, or its manifest is.
+    Raises UserError if the run's args.json or that manifest is missing, as where best/ was copied alone.
     """
     if getattr(args, name):
         return
     folder = args.checkpoint.resolve()
     file = next((place / "args.json" for place in (folder, folder.parent) if (place / "args.json").is_file()), None)
     if file is None:
-        raise UserError(f"{args.checkpoint}: no args.json says what it was trained on; name the ears with --{name}")
-    before = json.loads(file.read_text())
+        raise UserError(f"{args.checkpoint}: no args.json beside it names the training data; give --{name}")
+    try:
+        before = read_json(file)
+        must_hold(before, train_manifest=str)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {first_line(error)}; give --{name}") from error
     manifest = Path(before["train_manifest"])
     if not manifest.exists():
-        raise UserError(f"{manifest}, on which it was trained, is not there; name the ears with --{name}")
+        raise UserError(f"training data {manifest}: no such file or folder; give --{name}")
     setattr(args, name, manifest)
-    args.data_root = args.data_root or before["data_root"]
-    args.box_format = args.box_format or before["box_format"]
+    args.data_root = args.data_root or before.get("data_root")
+    args.box_format = args.box_format or before.get("box_format")

@@ -1,12 +1,11 @@
-"""Pictures of ears as the VAE sees them: square crops around the box, in [-1, 1].
+"""Input of the VAE: square crops around the box, in [-1, 1].
 
 Points and boxes are in px, x before y, with pixel centres at integers.
 """
 
 import os
+from typing import TYPE_CHECKING
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version at import otherwise
-import albumentations
 import cv2
 import numpy as np
 import torch
@@ -17,6 +16,9 @@ from core.seeding import sample_rng
 from core.windows import cut, square_window
 from ear.manifest import Ear
 from ear.manifest import read_manifest as read_manifest
+
+if TYPE_CHECKING:
+    import albumentations
 
 cv2.setNumThreads(0)  # the loader's processes fill the cores already
 
@@ -31,8 +33,17 @@ def to_pixels(images: torch.Tensor) -> np.ndarray:
     return ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().movedim(-3, -1).numpy()
 
 
-def augmentation() -> albumentations.Compose:
-    """What differs between photographs of one ear: position, tilt, size, light."""
+def load_albumentations():
+    """The library, imported where it is used: that takes seconds."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version at import otherwise
+    import albumentations
+
+    return albumentations
+
+
+def augmentation() -> "albumentations.Compose":
+    """Variation between photographs of one ear: position, tilt, size, light. For arrays (H, W, 3) uint8."""
+    albumentations = load_albumentations()
     return albumentations.Compose(
         [
             albumentations.Affine(
@@ -47,22 +58,15 @@ def augmentation() -> albumentations.Compose:
 class EarCrops(Dataset):
     """Crops of `ears`, `size` px square: the box and `margin`, or the whole picture without a box or without `crop`.
 
-    Each is a dict: `image` float32 (3, size, size) in [-1, 1]; `index`; `id`. With `mirror_left`, ears known to be left
-    ones are mirrored, so that all look like right ones. With `augment`, a sample depends on (seed, epoch, index) alone;
-    `views` 2 adds `other_view`, another draw of the same ear.
+    Each is a dict: `image` float32 (3, size, size) in [-1, 1]; `index`; `id`. With `mirror_left`, left ears are
+    mirrored, where the side is known. With `augment`, a sample depends on (seed, epoch, index) alone; `views` 2 adds
+    `other_view`, another draw of the same ear.
     """
 
     def __init__(
-        self,
-        ears: list[Ear],
-        size: int,
-        crop: bool = True,
-        margin: float = 0.1,
-        mirror_left: bool = True,
-        augment: bool = False,
-        views: int = 1,
-        seed: int = 0,
-    ):
+        self, ears: list[Ear], size: int, crop: bool = True, margin: float = 0.1, mirror_left: bool = True,
+        augment: bool = False, views: int = 1, seed: int = 0,
+    ):  # fmt: skip
         self.ears, self.size = ears, size
         self.crop, self.margin, self.mirror_left = crop, margin, mirror_left
         self.augmentation = augmentation() if augment else None

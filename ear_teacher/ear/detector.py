@@ -1,13 +1,12 @@
-"""EarDetector: box and landmarks of an ear, on the encoder that the VAE has taught.
+"""EarDetector: box and landmarks of an ear, on the encoder of the VAE.
 
-One network for one kind of input, a square window with an ear somewhere in it. A picture is looked at twice: as a
-whole, which gives the box and the side, and in the window around that box, mirrored if the ear is a left one, which
-gives landmarks and the final box. So the second look sees what the VAE has seen: right ears that fill the window.
+Two-stage inference by one network, whose input is a square window with an ear somewhere in it. Stage 1 takes the whole
+picture and gives the box and the side; stage 2 takes the window around that box, mirrored for a left ear, and gives
+landmarks and the final box. Its input is therefore like the VAE's: right ears that fill the window.
 
-A map says where the ear's centre is; what the features say there, and the code of the window, give the box's size and
-a guess of all landmarks (Zhou et al. 2019, "Objects as Points"); a map for each landmark decides in the neighbourhood
-of its guess. Coordinates are expectations under the softmax of a map (Sun et al. 2018, "Integral Human Pose
-Regression").
+One map locates the ear's centre. The features there and the code of the window give the box's size and a first estimate
+of all landmarks (Zhou et al. 2019, "Objects as Points"); a map for each landmark refines it nearby. Coordinates are
+expectations under the softmax of a map (Sun et al. 2018, "Integral Human Pose Regression").
 """
 
 from collections.abc import Sequence
@@ -20,16 +19,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.checkpoints import fitting, load_model_folder
-from core.errors import UserError
 from core.files import must_hold
 from core.losses.landmarks import soft_argmax
 from core.unfreezing import frozen_context, is_frozen, set_frozen
 from core.windows import box_to, cut, square_window, to_picture
+from ear.anatomy import EAR17
 from ear.crops import to_tensor
 from ear.detector_windows import mirrored, whole
 from ear.sam_encoder import SamEncoder
+from ear.sam_vae import KIND as VAE
 from ear.sam_vae import EarEncoder
 
+KIND = "ear detector"  # in config.json
 MAP_SIDE = 32  # px at least: the encoder's grid is doubled until it is as fine
 SPREAD = 0.2  # of a guess, in shares of the box's mean side
 NEAR = 0.08  # of the window's side: how far from its peak a map's mass is taken to be at one place
@@ -40,41 +41,31 @@ class Detection:
     """An ear, in px of the picture."""
 
     box: np.ndarray  # (4,) x0, y0, x1, y1
-    score: float  # 0-1: how much of the centre's map is at one place
+    score: float  # 0-1: concentration of the centre's map
     landmarks: np.ndarray  # (K, 2)
-    side: str  # "left" or "right"; "" from a detector that does not tell them apart
+    side: str  # "left" or "right"; "" from a detector that was not trained to tell them apart
 
 
 class EarDetector(nn.Module):
     """Windows (B, 3, S, S) in [-1, 1], S = `image_size`, to a dict, all coordinates in window px:
 
-    - `points` (B, K, 2), `centre` (B, 2) and `box` (B, 4); `guess` (B, K, 2), the landmarks before their maps are read
-    - `maps` (B, K + 1, M, M), logits of where each landmark and the centre are; `score` (B,), 0-1
+    - `points` (B, K, 2), `centre` (B, 2) and `box` (B, 4); `guess` (B, K, 2), the landmarks' first estimate
+    - `maps` (B, K + 1, M, M), logits of the places of each landmark and the centre; `score` (B,), 0-1
     - `left` (B,), logit of a left ear
 
     For `sam_config` to `gradient_checkpointing` see `SamEncoder`. With `freeze_encoder` the encoder takes no gradients
-    and keeps no activations. `margin` is that of the second look's window, in shares of the box's longer side; `width`
-    is the number of the head's channels; for `latent_dim` and `size` see `EarVAE`. `flip` is the order into which a
-    mirror puts the landmarks (see `Schema`); None, where nobody knows the ears' sides: nothing is mirrored then.
+    and keeps no activations. `margin` is that of stage 2's window, as a share of the box's longer side; `width` is the
+    number of the head's channels; for `latent_dim` and `size` see `EarVAE`. `flip` is the landmarks' order in a mirror
+    image (see `Schema`); None where the training ears' sides are unknown: nothing is mirrored then.
     """
 
     def __init__(
-        self,
-        sam_config: str | dict = "base",
-        sam_model: str | Path | None = None,
-        sam_image_size: int = 1024,
-        num_landmarks: int = 17,
-        freeze_encoder: bool = False,
-        freeze_layers: int = 6,
-        freeze_embeddings: bool = False,
-        gradient_checkpointing: bool = False,
-        image_size: int = 128,
-        margin: float = 0.3,
-        width: int = 64,
-        latent_dim: int = 1024,
-        size: str | None = None,
+        self, sam_config: str | dict = "base", sam_model: str | Path | None = None, sam_image_size: int = 1024,
+        num_landmarks: int = len(EAR17.names), freeze_encoder: bool = False, freeze_layers: int = 6,
+        freeze_embeddings: bool = False, gradient_checkpointing: bool = False, image_size: int = 128,
+        margin: float = 0.3, width: int = 64, latent_dim: int = 1024, size: str | None = None,
         flip: Sequence[int] | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__()
         size = size or (sam_config if isinstance(sam_config, str) else "base")
         sam = SamEncoder(
@@ -110,11 +101,11 @@ class EarDetector(nn.Module):
 
     @torch.no_grad()
     def predict(self, pixels: np.ndarray) -> Detection:
-        """The ear in a picture (H, W, 3) uint8, found in two looks. Of several ears it finds one, and where there is
-        none it still names a place, with a low score. The model is in eval mode after it."""
+        """The ear in a picture (H, W, 3) uint8, RGB, by two-stage inference. Of several ears it finds one; where there
+        is none it still gives a place, with a low score. Leaves the model in eval mode."""
         self.eval()
         device, window, left = next(self.parameters()).device, whole(pixels), False
-        for look in (1, 2):
+        for stage in (1, 2):
             crop = cut(pixels, window, self.image_size)
             image = to_tensor(crop[:, ::-1] if left else crop)
             found = {name: value[0].float().cpu().numpy() for name, value in self(image[None].to(device)).items()}
@@ -123,22 +114,18 @@ class EarDetector(nn.Module):
                 _, points, box = mirrored(crop, points, box, self.flip)
             box = box_to(box, to_picture, window, self.image_size)
             landmarks = to_picture(points, window, self.image_size)
-            if look == 1:
+            if stage == 1:
                 window, left = square_window(box, self.margin), self.flip is not None and bool(found["left"] > 0)
         side = "" if self.flip is None else "left" if left else "right"
         return Detection(box, float(found["score"]), landmarks, side)
 
     @classmethod
     def from_vae_checkpoint(
-        cls, checkpoint_path: Path, num_landmarks: int = 17, freeze_encoder: bool = False, **options
+        cls, checkpoint_path: Path, num_landmarks: int = len(EAR17.names), freeze_encoder: bool = False, **options
     ) -> "EarDetector":
-        """A detector to train, on the encoder of a VAE's run folder or `best/`; `options` as of `EarDetector`. What
-        they leave open is as in the VAE. Raises UserError if the folder holds something else."""
-        state, config = load_model_folder(checkpoint_path, "ear_teacher")
-        if config["kind"] != "vae":
-            raise UserError(
-                f"{checkpoint_path} holds a {config['kind']}, not a VAE; give the best/ folder of a run of train.py"
-            )
+        """A detector to train, on the encoder of a VAE's run folder or `best/`. `options` are arguments of
+        `EarDetector`; those of the encoder default to the VAE's. Raises UserError if the folder holds no VAE."""
+        state, config = load_model_folder(checkpoint_path, VAE)
         names = ("sam_config", "sam_image_size", "freeze_layers", "freeze_embeddings", "latent_dim", "size")
         taught = {name: config["model"][name] for name in names}
         model = cls(**{**taught, **options}, num_landmarks=num_landmarks, freeze_encoder=freeze_encoder)
@@ -154,14 +141,12 @@ class EarDetector(nn.Module):
     def from_folder(cls, folder: Path) -> tuple["EarDetector", dict]:
         """(model in eval mode, config) of a run of train_detector.py or its `best/`. Raises UserError if it is another
         model's."""
-        state, config = load_model_folder(folder, "ear_teacher")
+        state, config = load_model_folder(folder, KIND)
         with fitting(folder):
-            if config["kind"] != "detector":
-                raise UserError(
-                    f"{folder} holds a {config['kind']}, not a detector; give the best/ folder of a run of "
-                    "train_detector.py, or train one on it with --teacher"
-                )
-            must_hold(config, schema=dict, mean_ear=dict)
+            must_hold(config, schema=dict, mean_ear=dict, taught=dict)
+            must_hold(config["taught"], landmarks=dict)
+            if not set(config["schema"].get("names", ())) <= config["taught"]["landmarks"].keys():
+                raise ValueError("a landmark of the schema was not taught")
             model = cls(**config["model"])
             model.load_state_dict(state)
             return model.eval(), config
@@ -188,7 +173,7 @@ class DetectionHead(nn.Module):
     def forward(self, features: torch.Tensor, code: torch.Tensor) -> tuple[torch.Tensor, ...]:
         fine = self.enlarge(features)
         maps = self.maps(fine).float()  # (B, K + 1, M, M)
-        # The map of the centre says where to read; reading must not bend it.
+        # The centre's map is only read here: no gradient through it.
         where = maps[:, -1:].detach().flatten(2).softmax(-1).view_as(maps[:, -1:])
         coarse = F.adaptive_avg_pool2d(where, features.shape[-1])
         coarse = coarse / coarse.sum(dim=(2, 3), keepdim=True)

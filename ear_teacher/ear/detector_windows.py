@@ -1,12 +1,14 @@
-"""Windows of pictures as the detector sees them: square, resized, with one ear somewhere in them.
+"""Input of the detector: square windows of pictures, resized, with one ear somewhere in them.
 
 Points and boxes are in px, x before y, with pixel centres at integers: of the picture, or of a window that is resized
 to (size, size).
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import albumentations
 import cv2
 import numpy as np
 import torch
@@ -14,13 +16,17 @@ from torch.utils.data import Dataset
 
 from core.errors import UserError
 from core.images import read_image
+from core.landmarks import Schema
 from core.seeding import sample_rng
 from core.validation import DataReport
 from core.windows import Window, box_to, cut, square_window, to_window
-from ear.crops import to_tensor
-from ear.manifest import Ear, read_manifest
+from ear.crops import load_albumentations, to_tensor
+from ear.manifest import LEFT_OUT, NO_POINT_KNOWN, Ear, read_manifest
 
-WHOLE, CLOSE = 0.3, 0.5  # shares of the training windows that are as in the first look, and as in the second
+if TYPE_CHECKING:
+    import albumentations
+
+WHOLE, CLOSE = 0.3, 0.5  # shares of the training windows that are like stage 1's, and like stage 2's
 SHARES = (0.2, 0.95)  # of the other windows' side that the ear's longer side takes
 LARGEST = 1.25  # their side over the picture's longer one, at most: further out there is nothing to see
 TURN = 20.0  # degrees at most, either way; small turns more often
@@ -28,21 +34,45 @@ LEFT = {"left": 1.0, "right": 0.0, "": float("nan")}  # what a window shows, by 
 
 
 def whole(pixels: np.ndarray) -> Window:
-    """The square around a whole picture (H, W, 3): what the first look sees."""
+    """The square around a whole picture (H, W, 3): the input of stage 1."""
     height, width = pixels.shape[:2]
     return square_window((-0.5, -0.5, width - 0.5, height - 0.5), 0.0)
 
 
-def read_labelled(path: Path, data_root: Path | None, box_format: str, report: DataReport) -> list[Ear]:
-    """The ears of a manifest that have landmarks, and a box. Raises UserError if none has."""
-    ears = read_manifest(path, data_root, box_format, report, landmarks=True)
+def read_labelled(
+    path: Path, data_root: Path | None, box_format: str, report: DataReport, schema: Schema | None = None
+) -> list[Ear]:
+    """The ears of a manifest that have landmarks, in the order of `schema` (see `read_manifest`), and a box. Raises
+    UserError if none has."""
+    ears = read_manifest(path, data_root, box_format, report, landmarks=True, schema=schema)
     for ear in ears:
         if not ear.box:
-            report.add("no box, and landmarks that make none", ear.id, "left out")
+            report.add("no box, and landmarks that make none", ear.id, LEFT_OUT)
     ears = [ear for ear in ears if ear.box]
     if not ears:
         raise UserError(f"{path}: no ear has a box, or landmarks that make one; give the boxes")
     return ears
+
+
+def truths(ears: Sequence[Ear], schema: Schema) -> dict[str, int]:
+    """Landmark -> number of ears in which it is known, also by the name that it has in a mirror image: half of the
+    training windows are mirrored."""
+    known = np.isfinite([ear.landmarks for ear in ears]).all(axis=2)  # (N, K)
+    return dict(zip(schema.names, (known | known[:, list(schema.flip)]).sum(axis=0).tolist(), strict=True))
+
+
+def with_landmarks(ears: Sequence[Ear], places: list[int], report: DataReport, split: str) -> list[Ear]:
+    """The ears with their landmarks at `places` alone; those without any of these are left out. Raises UserError if
+    none is left."""
+    ears = [replace(ear, landmarks=ear.landmarks[places]) for ear in ears]
+    kept = [ear for ear in ears if np.isfinite(ear.landmarks).any()]
+    for ear in ears:
+        if not np.isfinite(ear.landmarks).any():
+            report.add(NO_POINT_KNOWN, ear.id, LEFT_OUT, "none of those that the training ears have")
+    report.cases[split] = len(kept)
+    if not kept:
+        raise UserError(f"no ear of {split} has a landmark that the training ears have; label the same ones in both")
+    return kept
 
 
 # ------------------------------------------------------------------------------------------------------ augmentation
@@ -51,8 +81,8 @@ def read_labelled(path: Path, data_root: Path | None, box_format: str, report: D
 def random_window(
     box: tuple[float, ...], pixels: np.ndarray, margin: float, rng: np.random.Generator
 ) -> tuple[Window, bool]:
-    """(The whole picture, False); or (about what the second look sees, whose first box is not quite right, True); or
-    (a square with the box anywhere in it, a tenth of it outside at most, False)."""
+    """(Window of the whole picture, False); or (window like stage 2's, around an inexact box, True); or (square with
+    the box anywhere in it, at most a tenth of it outside, False)."""
     everything, kind = whole(pixels), rng.random()
     if kind < WHOLE:
         return everything, False
@@ -69,7 +99,7 @@ def random_window(
 
 
 def turned(pixels: np.ndarray, window: Window, size: int, degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    """(window (size, size, 3) turned about its centre, what takes points of the unturned one there as (2, 3) affine).
+    """(window (size, size, 3) turned about its centre, affine (2, 3) from the unturned window's px to its px).
 
     A larger window is cut first, so that the corners show the picture too.
     """
@@ -96,14 +126,15 @@ def turned_box(box: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def mirrored(image: np.ndarray, points: np.ndarray, box: np.ndarray, flip: tuple[int, ...]):
-    """Window, landmarks in the order that `flip` says, and box, left to right."""
+    """Mirror images of a window (H, W, 3), its landmarks (K, 2), reordered by `flip`, and its box (4,)."""
     last = image.shape[1] - 1
     points = points[list(flip)] * [-1, 1] + [last, 0]
     return image[:, ::-1], points, np.array([last - box[2], box[1], last - box[0], box[3]])
 
 
-def photometric() -> albumentations.Compose:
-    """What differs between cameras: light, colour, sharpness, noise."""
+def photometric() -> "albumentations.Compose":
+    """Variation between cameras: light, colour, sharpness, noise. For arrays (H, W, 3) uint8."""
+    albumentations = load_albumentations()
     return albumentations.Compose(
         [
             albumentations.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.7),
@@ -121,8 +152,8 @@ def photometric() -> albumentations.Compose:
 class RandomWindows(Dataset):
     """`draws` random windows of each ear an epoch, for training; a window depends on (seed, epoch, index) alone.
 
-    `margin` is that of the second look, `flip` the landmarks' order in a mirror. Half of the windows are mirrored. With
-    `mirror_left`, those that are about what the second look sees show a right ear instead, where the side is known.
+    `margin` is that of stage 2, `flip` the landmarks' order in a mirror image. Half of the windows are mirrored. With
+    `mirror_left`, those like stage 2's show a right ear instead, where the side is known.
 
     Each is a dict: `image` float32 (3, size, size) in [-1, 1]; `points` float32 (K, 2), NaN = unknown, and `box` (4,),
     both window px and possibly outside; `left`, 1.0 where the window shows a left ear, 0.0 a right one, NaN = unknown;
@@ -130,15 +161,9 @@ class RandomWindows(Dataset):
     """
 
     def __init__(
-        self,
-        ears: list[Ear],
-        size: int,
-        margin: float,
-        flip: tuple[int, ...],
-        mirror_left: bool = True,
-        draws: int = 1,
-        seed: int = 0,
-    ):
+        self, ears: list[Ear], size: int, margin: float, flip: tuple[int, ...], mirror_left: bool = True,
+        draws: int = 1, seed: int = 0,
+    ):  # fmt: skip
         self.ears, self.size, self.margin, self.flip = ears, size, margin, flip
         self.mirror_left, self.draws, self.seed, self.epoch = mirror_left, draws, seed, 0
         self.photometric = photometric()
@@ -168,12 +193,12 @@ class RandomWindows(Dataset):
         return sample(image, points, box, left) | {"index": index, "id": ear.id}
 
 
-class TwoLooks(Dataset):
-    """The whole picture, and the window around the true box with `margin`, for validation. With `mirror_left`, the
-    latter shows a right ear, where the side is known.
+class TwoStages(Dataset):
+    """The inputs of both stages, for validation: the whole picture, and the window around the true box with `margin`.
+    With `mirror_left`, the latter shows a right ear, where the side is known.
 
     Each is a dict as of `RandomWindows`, whose `image` (2, 3, size, size), `points` (2, K, 2), `box` (2, 4) and `left`
-    (2,) hold the two looks.
+    (2,) hold the two stages.
     """
 
     def __init__(self, ears: list[Ear], size: int, margin: float, flip: tuple[int, ...], mirror_left: bool = True):
@@ -185,7 +210,7 @@ class TwoLooks(Dataset):
     def __getitem__(self, index: int) -> dict:
         ear = self.ears[index]
         pixels = read_image(ear.image, "RGB").pixels
-        looks, left = [], LEFT[ear.side]
+        stages, left = [], LEFT[ear.side]
         for window, mirror in (
             (whole(pixels), False), (square_window(ear.box, self.margin), self.mirror_left and ear.side == "left")
         ):  # fmt: skip
@@ -193,10 +218,12 @@ class TwoLooks(Dataset):
             box = box_to(ear.box, to_window, window, self.size)
             if mirror:
                 image, points, box = mirrored(image, points, box, self.flip)
-            looks.append(sample(image, points, box, 1 - left if mirror else left))
-        return {name: torch.stack([look[name] for look in looks]) for name in looks[0]} | {"index": index, "id": ear.id}
+            stages.append(sample(image, points, box, 1 - left if mirror else left))
+        both = {name: torch.stack([stage[name] for stage in stages]) for name in stages[0]}
+        return both | {"index": index, "id": ear.id}
 
 
 def sample(image: np.ndarray, points: np.ndarray, box: np.ndarray, left: float) -> dict[str, torch.Tensor]:
+    """Tensors of a window (H, W, 3) uint8, its landmarks (K, 2), box (4,) and side."""
     numbers = {"points": points, "box": box, "left": left}
     return {"image": to_tensor(image)} | {name: torch.tensor(value).float() for name, value in numbers.items()}

@@ -1,8 +1,9 @@
-"""What a manifest says, line by line, before anything is checked: a .npy, a CSV, or a folder of pictures."""
+"""Lines of a manifest before any check of their values: a .npy, a CSV, or a folder of pictures."""
 
 import os
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 from core.errors import UserError, first_line
 from core.files import read_bytes
 from core.images import SUFFIXES
-from core.landmarks import column_name
+from core.landmarks import Schema, column_name, make_schema
 from core.tables import read_table
+from core.validation import DataReport
 from ear.anatomy import SCHEMAS
 from ear.npy import read_npy
 
@@ -24,12 +26,15 @@ BOX_FORMATS = tuple(BOX_COLUMNS)
 LEVELS = {"train", "training", "val", "valid", "validation", "test", "testing", "image", "images", "left", "right",
           "collectiona", "collectionb"}  # fmt: skip
 NO_BOX = "box is not four numbers"
-WAY_OUT = "it needs the column image, and may have x0, y0, x1, y1, subject, side and landmarks as NAME_x, NAME_y"
+# Names that other programs give to boxes and landmarks.
+OTHERS = r"[xy](_?min|_?max|\d)|[xywh]|left|top|right|bottom|box(es)?|.*(bbox|keypoint|landmark).*|.+_[xy]"
+PAIRS = "landmarks as NAME_x, NAME_y"
+WAY_OUT = "it needs the column image, and may have x0, y0, x1, y1, subject, side and " + PAIRS
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a manifest, as it stands there."""
+    """One line of a manifest, not yet checked."""
 
     where: str
     image: str
@@ -69,27 +74,36 @@ class Entry:
 
 
 class Fault(Exception):
-    """What is wrong with an entry: reason and detail of a `core.validation.Problem`."""
+    """Error in an entry: reason and detail of a `core.validation.Problem`."""
 
     def __init__(self, reason: str, detail: object = ""):
         super().__init__(reason)
         self.reason, self.detail = reason, detail
 
 
-def read_entries(path: Path, box_format: str) -> Iterable[Entry]:
-    """The lines of a .npy, whose boxes are in `box_format`, or of a .csv, or the pictures of a folder. Raises UserError
-    for a file that cannot be meant so."""
+def read_entries(path: Path, box_format: str, schema: Schema | None, report: DataReport) -> Iterable[Entry]:
+    """The lines of a .npy, whose boxes are in `box_format`, of a .csv, whose landmarks are those of `schema`, or the
+    pictures of a folder. Columns, keys and files that are not read are listed in `report`. Raises UserError for another
+    file."""
     if path.is_dir():
-        return _folder_entries(path)
+        return _folder_entries(path, report)
     if path.suffix.lower() == ".npy":
-        return _npy_entries(path, box_format)
+        return _npy_entries(path, box_format, report)
     if path.suffix.lower() == ".csv":
-        return _csv_entries(path)
+        return _csv_entries(path, schema, report)
     kind = "not one of them" if path.exists() else "no such file"
     raise UserError(f"{path}: {kind}; a manifest is a .npy, a .csv or a folder of pictures")
 
 
-def _npy_entries(path: Path, box_format: str) -> Iterator[Entry]:
+def _list_unread(names: Iterable[object], where: str, expected: str, report: DataReport) -> None:
+    """Adds the columns or keys that are not read to the report, each with the names that would be."""
+    for name in names:
+        like = re.fullmatch(OTHERS, str(name), re.IGNORECASE)
+        reason = "boxes or landmarks under another name" if like else "column not used"
+        report.add(reason, f"{where} {reprlib.repr(name)}", "ignored", f"expected: {expected}")
+
+
+def _npy_entries(path: Path, box_format: str, report: DataReport) -> Iterator[Entry]:
     content = read_npy(path)
     names = ("image_paths", "bboxes", "landmarks", "subjects", "sides")
     columns = {name: content[name] for name in names if content.get(name) is not None}
@@ -102,6 +116,8 @@ def _npy_entries(path: Path, box_format: str) -> Iterator[Entry]:
     if len({len(column) for column in columns.values()}) > 1:
         lengths = ", ".join(f"{len(column)} {name}" for name, column in columns.items())
         raise UserError(f"{path}: its lists differ in length: {lengths}; save one entry a picture in each")
+    unread = [key for key, column in content.items() if key not in names and column is not None]
+    _list_unread(unread, f"{path}, key", ", ".join(names), report)
     for i, image in enumerate(columns["image_paths"]):
         box, points, subject, side = (columns[name][i] if name in columns else None for name in names[1:])
         where = f"{path}, entry {i}, {_text(image)}"
@@ -117,11 +133,15 @@ def _text(value: object) -> str:
     return str(value).strip() if isinstance(value, str | int | float | np.generic) else reprlib.repr(value)
 
 
-def _csv_entries(path: Path) -> Iterator[Entry]:
+def _csv_entries(path: Path, schema: Schema | None, report: DataReport) -> Iterator[Entry]:
     rows = read_table(path, ["image"], WAY_OUT)
     header = [column for column in rows[0][1] if column] if rows else []
     box_format = _box_format(path, header)
-    points = _landmark_columns(header)
+    points = _landmark_columns(path, header, schema, report)
+    boxes = " or ".join(",".join(columns) for columns in BOX_COLUMNS.values())
+    read = {"image", "subject", "side", *BOX_COLUMNS.get(box_format, ()), *sum(_pairs(header).values(), ())}
+    expected = f"image, subject, side, {boxes}, {PAIRS}"
+    _list_unread((name for name in header if name not in read), f"{path}, column", expected, report)
     for line, row in rows:
         cells = {column: (row[column] or "").strip() for column in header}
         box = [cells[column] for column in BOX_COLUMNS[box_format]] if box_format else []
@@ -129,7 +149,7 @@ def _csv_entries(path: Path) -> Iterator[Entry]:
             f"{path}, line {line}, {cells['image']}",
             cells["image"],
             box if any(box) else None,
-            [[cells[x] or "nan", cells[y] or "nan"] for x, y in points] or None,
+            [[cells.get(x) or "nan", cells.get(y) or "nan"] for x, y in points] or None,
             cells.get("subject", ""),
             cells.get("side", ""),
             box_format or "xyxy",
@@ -149,32 +169,68 @@ def _box_format(path: Path, header: Sequence[str]) -> str | None:
     return None
 
 
-def _landmark_columns(header: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs NAME_x, NAME_y of a table in the order of a known scheme, by number, or as they stand."""
-    pairs = {column_name(x[:-2]): (x, f"{x[:-2]}_y") for x in header if x.endswith("_x") and f"{x[:-2]}_y" in header}
+def _pairs(header: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Landmark, spelled by `column_name`, -> its two columns NAME_x and NAME_y."""
+    names = [x[:-2] for x in header if x.endswith("_x")]
+    return {column_name(name): (f"{name}_x", f"{name}_y") for name in names if name and f"{name}_y" in header}
+
+
+def _numbers(pairs: dict[str, tuple[str, str]]) -> dict[str, int] | None:
+    """Landmark -> number, of a table that numbers its landmarks; None for one that names them."""
+    found = {name: re.fullmatch(r"(?:landmark_)?(\d+)", name) for name in pairs}
+    return {name: int(match[1]) for name, match in found.items()} if all(found.values()) else None
+
+
+def named_schema(path: Path, header: Sequence[str] | None = None) -> Schema | None:
+    """The scheme of a table that names its landmarks: a known one if most of the names are its own, else one of these
+    names in the order of the table. None for a table with numbers or no landmarks, and for other manifests."""
+    if path.suffix.lower() != ".csv" or path.is_dir():
+        return None
+    if header is None:
+        header = [column for _, row in read_table(path, ["image"], WAY_OUT)[:1] for column in row if column]
+    pairs = _pairs(header)
+    if _numbers(pairs) is not None:
+        return None
     for schema in SCHEMAS.values():
-        names = [column_name(name) for name in schema.names]
-        if set(names) == set(pairs):
-            return [pairs[name] for name in names]
-    numbers = {name: re.fullmatch(r"landmark_(\d+)", name) for name in pairs}
-    if all(numbers.values()):
-        return [pairs[name] for name in sorted(pairs, key=lambda name: int(numbers[name][1]))]
-    return list(pairs.values())
+        if 2 * len(pairs.keys() & set(map(column_name, schema.names))) > len(pairs):
+            return schema
+    return make_schema({"name": path.stem, "names": [x[:-2] for x, _ in pairs.values()]}, f"{path}: ")
 
 
-def _folder_entries(path: Path) -> list[Entry]:
+def _landmark_columns(
+    path: Path, header: Sequence[str], schema: Schema | None, report: DataReport
+) -> list[tuple[str, str]]:
+    """The columns NAME_x, NAME_y of a table's landmarks in the scheme's order, or by number; "" for one that the table
+    lacks. Those that are none of the scheme's are listed. Raises UserError if all are."""
+    pairs, numbers = _pairs(header), _numbers(_pairs(header))
+    if numbers is not None:
+        return [pairs[name] for name in sorted(pairs, key=numbers.get)]
+    schema = schema or named_schema(path, header)
+    names, expected = [column_name(name) for name in schema.names], f"{schema.name} has {', '.join(schema.names)}"
+    if not pairs.keys() & set(names):
+        raise UserError(f"{path}: none of its landmarks ({', '.join(pairs)}) is of the scheme: {expected}")
+    for name, columns in pairs.items():
+        if name not in names:
+            report.add("landmark of another name", f"{path}, columns {', '.join(columns)}", "ignored", expected)
+    return [pairs.get(name, ("", "")) for name in names]
+
+
+def _folder_entries(path: Path, report: DataReport) -> list[Entry]:
     def refuse(error: OSError):
         raise UserError(f"{error.filename}: {error.strerror}; give a folder that can be read") from error
 
-    found = {}  # picture -> its .pts file, or None
+    found, passed_over = {}, Counter()  # picture -> its .pts file, or None; suffix -> number of other files
     for folder, folders, files in os.walk(path, onerror=refuse):
         folders.sort()
         points = {Path(file).stem: file for file in files if file.lower().endswith(".pts")}
-        for file in sorted(files):
-            if not file.lower().endswith(SUFFIXES) or file.startswith("."):
-                continue
+        for file in sorted(file for file in files if not file.startswith(".")):
             image = Path(folder, file)
-            found[image] = Path(folder, points[image.stem]) if image.stem in points else None
+            if file.lower().endswith(SUFFIXES):
+                found[image] = Path(folder, points[image.stem]) if image.stem in points else None
+            elif image.suffix.lower() != ".pts":
+                passed_over[image.suffix.lower() or file] += 1
+    for suffix, count in passed_over.items():
+        report.add("files that are no pictures", path, "ignored", f"{count} × {suffix}")
     subjects = subject_folders(list(found), path)
     return [
         Entry(str(image), str(image.relative_to(path)), landmarks=pts, subject=subjects[image])

@@ -1,21 +1,19 @@
-"""How good boxes and landmarks of ears are: errors of several detectors on the same ears, with intervals, and what is
-to be expected without a network.
+"""Errors of boxes and landmarks: several detectors on the same ears, with intervals, beside the mean ear.
 
 NME (normalised mean error): distances over the diagonal of the true box, as is usual for iBUG's ears (Zhou & Zafeiriou
 2017, "Deformable Models of Ears in-the-wild for Alignment and Recognition"), in per cent.
 """
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torchvision.ops import box_iou
 
 from core.landmarks import Schema
 from core.metrics import radial_errors
+from core.results import write_csv
 from core.uncertainty import Interval, bootstrap
 from ear.manifest import Ear
 
@@ -24,7 +22,7 @@ MEAN_IN_PICTURE, MEAN_IN_BOX = "mean ear in the mean box", "mean ear in the dete
 
 
 class Predictions(NamedTuple):
-    """Of N ears, in px of the pictures."""
+    """Detections of N ears, in px of the pictures."""
 
     boxes: np.ndarray  # (N, 4)
     scores: np.ndarray  # (N,)
@@ -35,10 +33,8 @@ class Predictions(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------- baselines
 
 
-def mean_ear(
-    ears: Sequence[Ear], sizes: Sequence[tuple[int, int]], schema: Schema
-) -> dict[str, list[list[float] | None] | list[float]]:
-    """`shape` (K, 2), the mean landmarks in shares of the box, None where no ear has one; `box` (4,), the mean box in
+def mean_ear(ears: Sequence[Ear], sizes: Sequence[tuple[int, int]], schema: Schema) -> dict[str, list]:
+    """`shape` (K, 2), the mean landmarks in shares of the box, NaN where no ear has one; `box` (4,), the mean box in
     shares of the picture. Both of right ears; left ones are mirrored. `sizes`: (width, height) of each picture."""
     boxes, shapes = [], []
     for ear, size in zip(ears, sizes, strict=True):
@@ -84,9 +80,9 @@ def _mirrored_box(corners: np.ndarray) -> np.ndarray:
 
 def intersection_over_union(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """(N,) of boxes (N, 4), row by row."""
-    return (
-        box_iou(torch.as_tensor(boxes, dtype=torch.float64), torch.as_tensor(truth, dtype=torch.float64)).diag().numpy()
-    )
+    from torchvision.ops import box_iou
+
+    return box_iou(*(torch.as_tensor(x, dtype=torch.float64) for x in (boxes, truth))).diag().numpy()
 
 
 def average_precision(scores: np.ndarray, hits: np.ndarray) -> float:
@@ -174,17 +170,18 @@ class Evaluation:
 
 
 def write_predictions(file: Path, evaluations: Mapping[str, Evaluation]) -> None:
-    """One row an ear and detector: box, score, landmarks in px of the picture, and the errors."""
+    """One row an ear and detector: box, score, landmarks in px of the picture, errors; the side from those that tell
+    it."""
     first = next(iter(evaluations.values()))
+    sided = any(evaluation.predictions.sides.any() for evaluation in evaluations.values())
     coordinates = [f"{name}_{axis}".replace(" ", "_") for name in first.schema.names for axis in "xy"]
-    with open(file, "w", encoding="utf-8", newline="") as text:
-        writer = csv.writer(text)
-        writer.writerow(
-            ["detector", "id", "subject", "side", "side_found", "nme_percent", "iou", "score", "x0", "y0", "x1", "y1",
-             *coordinates]
-        )  # fmt: skip
-        for name, evaluation in evaluations.items():
-            for i, ear in enumerate(evaluation.ears):
-                boxes, scores, points, side = (column[i] for column in evaluation.predictions)
-                numbers = [evaluation.nme[i], evaluation.iou[i], scores, *boxes, *points.ravel()]
-                writer.writerow([name, ear.id, ear.subject, ear.side, side, *(f"{number:.3f}" for number in numbers)])
+    header = ["detector", "id", "subject", "side", *(["side_found"] * sided), "nme_percent", "iou", "score",
+              "x0", "y0", "x1", "y1", *coordinates]  # fmt: skip
+    rows = []
+    for name, evaluation in evaluations.items():
+        for i, ear in enumerate(evaluation.ears):
+            boxes, scores, points, side = (column[i] for column in evaluation.predictions)
+            numbers = [evaluation.nme[i], evaluation.iou[i], scores, *boxes, *points.ravel()]
+            texts = [name, ear.id, ear.subject, ear.side, *([side] * sided)]
+            rows.append([*texts, *(f"{number:.3f}" for number in numbers)])
+    write_csv(file, header, rows)

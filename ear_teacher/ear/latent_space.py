@@ -1,12 +1,10 @@
-"""What the codes of a VAE tell: which dimensions are in use, their principal components, new codes that are likely."""
+"""Statistics of the codes of a VAE: active units, principal components, a mixture of Gaussians to sample from."""
 
 from typing import NamedTuple
 
 import numpy as np
-from scipy.cluster.vq import kmeans2
-from scipy.special import logsumexp
 
-ACTIVE = 0.01  # Burda et al. 2016, "Importance Weighted Autoencoders": a unit is in use where Var[mu] is above it
+ACTIVE = 0.01  # Burda et al. 2016, "Importance Weighted Autoencoders": a unit is active where Var[mu] is above it
 STRUCTURE, BRIGHTNESS = "structure", "brightness or colour"
 MOSTLY = 0.5  # share of a change from which on brightness and colour make more of it than all else
 LEADING, MOST_GAUSSIANS = 8, 6  # components in which a mixture is fitted, and its size
@@ -58,8 +56,8 @@ def along(pca: PCA, component: int, sigmas: np.ndarray) -> np.ndarray:
 
 
 class Mixture(NamedTuple):
-    """Where codes lie: M Gaussians in the first L of a PCA's components, in units of their deviations: weights (M,),
-    means (M, L), covariances (M, L, L). Along the other components one Gaussian does, with the PCA's deviations."""
+    """Distribution of codes: M Gaussians in the first L components of a PCA, in units of their deviations, with weights
+    (M,), means (M, L), covariances (M, L, L); along the other components one Gaussian with the PCA's deviations."""
 
     pca: PCA
     weights: np.ndarray
@@ -92,6 +90,9 @@ def fit_mixture(pca: PCA, codes: np.ndarray, seed: int = 0) -> Mixture:
 def _fit(scores: np.ndarray, number: int, rng: np.random.Generator) -> tuple[float, tuple]:
     """(log-likelihood, (weights, means, covariances)) of scores (N, L) by expectation maximisation (Dempster, Laird &
     Rubin 1977), from a random start."""
+    from scipy.cluster.vq import kmeans2
+    from scipy.special import logsumexp
+
     length = scores.shape[1]
     _, nearest = kmeans2(scores, scores[rng.choice(len(scores), number, replace=False)], minit="matrix")
     share = 0.9 * np.eye(number)[nearest] + 0.1 / number  # (N, M), of each Gaussian in each code
@@ -114,7 +115,7 @@ def _fit(scores: np.ndarray, number: int, rng: np.random.Generator) -> tuple[flo
 
 
 def sample(mixture: Mixture, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` new codes (count, D)."""
+    """`count` new codes (count, D), drawn from the mixture."""
     scores = rng.standard_normal((count, len(mixture.pca.deviations)))
     length = mixture.means.shape[1]
     chosen = rng.choice(len(mixture.weights), count, p=mixture.weights)

@@ -1,4 +1,7 @@
-"""`L1 + 1.5·perceptual + 0.6·SSIM + 0.3·edge + 0.1·contrastive + 3.0·centre + 1e-6·KL`."""
+"""Losses of the VAE and of the detector.
+
+VAE: `L1 + 1.5·perceptual + 0.6·SSIM + 0.3·edge + 0.1·contrastive + 3.0·centre + 1e-6·KL`.
+"""
 
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.errors import UserError
+from core.losses.landmarks import WingLoss
 from core.losses.reconstruction import (
     CenterWeightedL1,
     EdgeLoss,
@@ -15,17 +19,19 @@ from core.losses.reconstruction import (
     contrastive_loss,
     kl_divergence,
 )
+from ear.detector import log_gaussians
 
-WEIGHTS = {  # name of the flag without `_weight` -> (the reference's weight, what it is for)
+WEIGHTS = {  # name of the flag without `_weight` -> (the reference's weight, help text)
     "l1": (1.0, "mean absolute difference of pixels"),
     "perceptual": (1.5, "difference of VGG16 features"),
     "ssim": (0.6, "1 − structural similarity"),
     "edge": (0.3, "difference of image gradients"),
-    "contrastive": (0.1, "pushes the codes of different ears apart"),
+    "contrastive": (0.1, "contrastive loss between the codes of different ears"),
     "center": (3.0, "mean absolute difference, weighted by a Gaussian at the centre"),
-    "kl": (1e-6, "divergence of the codes from a normal distribution, summed over dimensions"),
+    "kl": (1e-6, "KL divergence of the codes from N(0, 1), summed over dimensions"),
 }
 RANGE = (-1.0, 1.0)
+SIGMA = 0.04  # standard deviation of the target Gaussians, as a share of the window's side
 
 
 class EarVAELoss(nn.Module):
@@ -64,3 +70,56 @@ class EarVAELoss(nn.Module):
         }
         parts = {name: terms[name]() for name in self.weights}
         return sum(self.weights[name] * part for name, part in parts.items()), parts
+
+
+class DetectionLoss(nn.Module):
+    """`heatmap + wing + guess + box + side`, and its parts to log.
+
+    heatmap: Kullback-Leibler divergence of the maps' softmax from a Gaussian at the landmark. wing and guess: Wing loss
+    over ω of coordinates and of their guesses, in per cent of the window's side. box: 1 - GIoU (Rezatofighi et al.
+    2019) plus four times the mean distance of its sides, in shares of the window's side. side: binary cross-entropy,
+    left out with `sides` False, where no training ear has a known side. Landmarks that are unknown or outside the
+    window do not count.
+    """
+
+    def __init__(self, image_size: int, sides: bool = True):
+        super().__init__()
+        self.image_size, self.sides = image_size, sides
+        self.wing = WingLoss(omega=10.0, epsilon=2.0, normalise=True)
+
+    def forward(
+        self, prediction: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """`batch`: points (B, K, 2), NaN = unknown, and box (B, 4), in window px; left (B,), 1 or 0, NaN = unknown.
+        Returns (scalar, {part: scalar})."""
+        from torchvision.ops import generalized_box_iou_loss
+
+        box, percent = batch["box"], 100 / self.image_size
+        centre = (box[:, :2] + box[:, 2:]) / 2
+        target = torch.cat([batch["points"], centre[:, None]], dim=1)  # (B, K + 1, 2)
+        inside = ((target >= -0.5) & (target <= self.image_size - 0.5)).all(dim=-1)  # NaN compares false
+        found = torch.cat([prediction["points"], prediction["centre"][:, None]], dim=1)
+        parts = {
+            "heatmap": map_divergence(prediction["maps"], (target + 0.5) / self.image_size, inside),
+            "wing": self.wing(percent * found, percent * target, inside),
+            "guess": self.wing(percent * prediction["guess"], percent * target[:, :-1], inside[:, :-1]),
+            "box": generalized_box_iou_loss(prediction["box"], box, reduction="mean")
+            + 4 * F.l1_loss(prediction["box"], box) / self.image_size,
+        }
+        if self.sides:
+            parts["side"] = side_loss(prediction["left"], batch["left"])
+        return sum(parts.values()), parts
+
+
+def side_loss(logits: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    """Mean binary cross-entropy of logits (B,) against 1 or 0 (B,), where these are not NaN."""
+    known = ~left.isnan()
+    loss = F.binary_cross_entropy_with_logits(logits, left.nan_to_num(), reduction="none")
+    return torch.where(known, loss, 0.0).sum() / known.sum().clamp(min=1)
+
+
+def map_divergence(maps: torch.Tensor, points: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Mean KL divergence of softmax(maps) (B, K, M, M) from Gaussians at points (B, K, 2) in 0-1, if `known` (B, K)."""
+    target = log_gaussians(points.nan_to_num(), SIGMA, maps.shape[-1]).flatten(2).log_softmax(dim=-1)
+    divergence = F.kl_div(maps.flatten(2).log_softmax(dim=-1), target, reduction="none", log_target=True).sum(dim=-1)
+    return torch.where(known, divergence, 0.0).sum() / known.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Lists of ears: a .npy, a CSV, a folder of pictures or iBUG's folder of .pts files, checked before the first step.
+"""Manifests: a .npy, a CSV, a folder of pictures, with .pts files as of iBUG; checked before the first step.
 
 Points and boxes are in px of the picture as shown (EXIF orientation applied), x before y, pixel centres at integers: a
 picture spans [-0.5, width - 0.5]. A box is (x0, y0, x1, y1).
@@ -7,25 +7,28 @@ picture spans [-0.5, width - 0.5]. A box is (x0, y0, x1, y1).
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from core.args import ArgumentParser
 from core.errors import UserError
 from core.files import distinct
 from core.images import SUFFIXES, ImageError, picture_size
+from core.landmarks import Schema
 from core.processes import in_threads
-from core.validation import DataReport
-from ear.entries import BOX_COLUMNS, Entry, Fault, read_entries, subject_folders
+from core.splits import position, refuse_shared_patients
+from core.validation import DataReport, find_leaks
+from ear.entries import BOX_COLUMNS, BOX_FORMATS, Entry, Fault, read_entries, subject_folders
 
 SMALLEST_PICTURE, SMALLEST_BOX = 8, 2  # px a side
 MANY = 0.1  # of the boxes
 FAR = 0.25  # of the picture's longer side: a landmark further outside is a mistake, not a cut ear
 SIDES = {"l": "left", "left": "left", "r": "right", "right": "right", "": ""}
 LEFT_OUT = "left out"
-NO_PICTURE, NO_POINTS = "no such picture", "no landmarks"
+NO_PICTURE, NO_POINTS, NO_POINT_KNOWN = "no such picture", "no landmarks", "no landmark known"
 SMALL_BOX = f"box smaller than {SMALLEST_BOX} px"
 WAYS_OUT = {
     NO_PICTURE: "paths are relative to the manifest, or to the folder that --data_root names",
@@ -47,20 +50,26 @@ class Ear:
     subject_known: bool = True  # False: guessed from the path
 
 
+def add_reading_arguments(parser: ArgumentParser, box_format: str | None = "xyxy") -> None:
+    """Flags of `read_manifest`; a `box_format` of None stands for that of the training."""
+    of_training = "" if box_format else " (default: that of the training)"
+    parser.add_argument("--data_root", type=Path, help="base folder of relative image paths (default: the manifest's)")
+    parser.add_argument(
+        "--box_format", choices=BOX_FORMATS, default=box_format, help=f"box format of .npy manifests, px{of_training}"
+    )
+
+
 def read_manifest(
-    path: Path,
-    data_root: Path | None = None,
-    box_format: str = "xyxy",
-    report: DataReport | None = None,
-    landmarks: bool = False,
-) -> list[Ear]:
-    """The usable ears of a manifest, in its order; what is wrong with it is added to `report`.
+    path: Path, data_root: Path | None = None, box_format: str = "xyxy", report: DataReport | None = None,
+    landmarks: bool = False, schema: Schema | None = None,
+) -> list[Ear]:  # fmt: skip
+    """The usable ears of a manifest, in its order; its problems are added to `report`.
 
     `path` is one of
     - .npy: a dict of image_paths and, if known, bboxes, landmarks (N, K, 2), subjects, sides, one a picture;
     - .csv: column image, four box columns (x0,y0,x1,y1 or x,y,width,height or cx,cy,width,height: their names say
-      which), subject, side, landmarks as NAME_x and NAME_y: in the order of a known scheme where the names are its own,
-      else in the order of the table;
+      which), subject, side, landmarks as NAME_x and NAME_y in the order of `schema`, which defaults to a known scheme
+      with most of these names, or else to the table itself; landmarks of other names are listed, and not read;
     - a folder: every picture below it, with the landmarks of a .pts file of the same name.
     Paths are relative to `data_root`, or else to the manifest. `box_format` (of .npy): xyxy, xywh with the top-left
     corner, or cxcywh with the centre.
@@ -75,22 +84,21 @@ def read_manifest(
     if data_root and not Path(data_root).is_dir():
         raise UserError(f"--data_root {data_root}: no such folder")
     root = path if path.is_dir() else Path(data_root or path.parent)
-    entries = list(read_entries(path, box_format))
+    report = DataReport() if report is None else report
+    listed = len(report.problems)
+    entries = list(read_entries(path, box_format, schema, report))
     if not entries:
         contents = f"no picture ({', '.join(SUFFIXES)})" if path.is_dir() else "no ear"
         raise UserError(f"{path} holds {contents}; give a .npy, a .csv or a folder that does")
-    found = DataReport()
     boxes = [_or_fault(entry.numbers) for entry in entries]
     _refuse_misread_boxes(path, boxes, entries[0].box_format)
-    ears = _usable(entries, boxes, root, found, landmarks)
-    if report is not None:
-        report.problems += found.problems
+    ears = _usable(entries, boxes, root, report, landmarks)
     if not ears:
-        reasons = Counter(problem.reason for problem in found.problems if problem.action == LEFT_OUT)
-        reason, count = reasons.most_common(1)[0]
-        example = next(problem for problem in found.problems if problem.reason == reason)
+        left_out = [problem for problem in report.problems[listed:] if problem.action == LEFT_OUT]
+        reason, count = Counter(problem.reason for problem in left_out).most_common(1)[0]
+        example = next(problem for problem in left_out if problem.reason == reason)
         example = ": ".join(filter(None, (example.where, example.detail)))
-        way_out = WAYS_OUT.get(reason, "mend the manifest")
+        way_out = WAYS_OUT.get(reason, "correct the manifest")
         raise UserError(f"{path}: none of its {len(entries)} ears is usable; {count} × {reason} ({example}); {way_out}")
     return ears
 
@@ -216,7 +224,7 @@ def _checked_points(
         far = ~unknown & ((points < -margin) | (points > np.array(size) + margin)).any(axis=1)
     points[unknown | far] = np.nan
     if (unknown | far).all():
-        raise Fault("no landmark known")
+        raise Fault(NO_POINT_KNOWN)
     if unknown.any():
         report.add("landmarks not finite", where, "kept, these unknown", _listed(unknown))
     if far.any():
@@ -250,3 +258,40 @@ def side_in_name(image: Path) -> tuple[str, str]:
     """("left", "ear") of ear_L.png and the like; "" and the whole stem where the name says no side."""
     named = re.fullmatch(r"(.+)[_-](l|r|left|right)", image.stem, re.IGNORECASE)
     return (SIDES[named[2].lower()], named[1]) if named else ("", image.stem)
+
+
+# -------------------------------------------------------------------------------------------------------------- splits
+
+
+def split_by_subject(ears: Sequence[Ear], val_fraction: float, test_fraction: float) -> dict[str, list[Ear]]:
+    """train, val and test: all ears of a subject in one of them, which follows from the subject's name alone. The
+    fractions are of the subjects. Raises UserError if a split of a fraction above 0 gets none."""
+    if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
+        fractions = f"{val_fraction:g} for validation and {test_fraction:g} for the test"
+        raise UserError(f"{fractions} leave nothing to train on; they are shares from 0, below 1 together")
+    splits = {"train": [], "val": [], "test": []}
+    for ear in ears:
+        place = position(ear.subject)
+        split = "test" if place < test_fraction else "val" if place < test_fraction + val_fraction else "train"
+        splits[split].append(ear)
+    for split, fraction in (("train", 1), ("val", val_fraction), ("test", test_fraction)):
+        if fraction and not splits[split]:
+            subjects = len({ear.subject for ear in ears})
+            raise UserError(
+                f"{subjects} subjects are too few for {split}, whose share is drawn from their names; "
+                "name the subjects in the manifest, or give each part one of its own"
+            )
+    return splits
+
+
+def refuse_shared_subjects(splits: Mapping[str, Sequence[Ear]]) -> None:
+    """Raises UserError if an ear or a subject stands in two splits. Subjects that are guessed from names of files do
+    not count: 001.png of two folders need not show one person."""
+    leaks = find_leaks({split: {ear.id: (ear.image, ear.box) for ear in ears} for split, ears in splits.items()})
+    if leaks:
+        (image, _), places = next(iter(leaks.items()))
+        names = " and ".join(sorted({split for split, _ in places}))
+        raise UserError(f"{len(leaks)} ears stand in two splits, {image} for example ({names}): keep each in one")
+    refuse_shared_patients(
+        {split: {ear.id: ear.subject if ear.subject_known else None for ear in ears} for split, ears in splits.items()}
+    )

@@ -1,18 +1,27 @@
-"""Pictures of ears in rows and columns, and what the codes look like as curves."""
+"""Figures: grids of pictures, statistics of the codes, detections."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from core.figures import BLUE, GREY, RED, figure
+from core.landmarks import Schema
+from core.windows import cut, square_window, to_window
 from ear.latent_space import ACTIVE, BRIGHTNESS, STRUCTURE
+from ear.manifest import Ear
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIDE = 320  # px of a drawn window
+TRUTH, FOUND = "#06d6a0", "#ff4d5e"
+Shown = tuple[np.ndarray, Ear, np.ndarray, np.ndarray, str]  # picture, ear, box (4,), landmarks (K, 2), title
 
 
 def picture_grid(
     rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str] = (), inches: float = 1.15, heading: str = ""
-) -> Figure:
+) -> "Figure":
     """Rows of pictures, name -> (N, H, W, 3) uint8 or (N, H, W) in [0, 1] as heat maps, or a list of both, with a title
     above each column and a `heading` above all; `inches` is the side of one. Names may have several lines."""
     columns = max(len(pictures) for pictures in rows.values())
@@ -41,27 +50,27 @@ def reconstruction_grid(
     reconstructions: np.ndarray,
     titles: Sequence[str] = (),
     others: Mapping[str, np.ndarray] | None = None,
-) -> Figure:
-    """Pictures (N, H, W, 3) uint8, what the model makes of them, and four times the mean absolute difference; below
-    them what `others` make of them, by name."""
+) -> "Figure":
+    """Pictures (N, H, W, 3) uint8, their reconstructions, and four times the mean absolute difference; below them the
+    reconstructions of `others`, by name."""
     difference = np.abs(originals.astype(float) - reconstructions).mean(axis=-1) / 255
     rows = {"original": originals, "reconstruction": reconstructions, "difference × 4": np.clip(4 * difference, 0, 1)}
     return picture_grid({**rows, **(others or {})}, titles)
 
 
-def kl_bars(kl: np.ndarray, mu: np.ndarray) -> Figure:
-    """KL divergence of each dimension (D,), sorted; dimensions of mu (N, D) that hardly vary are grey."""
+def kl_bars(kl: np.ndarray, mu: np.ndarray) -> "Figure":
+    """KL divergence of each dimension (D,), sorted; inactive dimensions of mu (N, D) are grey."""
     order = np.argsort(-kl)
     active = mu.var(axis=0)[order] > ACTIVE
     fig = figure(7.0, 3.0)
     ax = fig.add_subplot(xlabel="dimension of the code, sorted", ylabel="KL [nats]", xlim=(-0.5, len(kl) - 0.5))
     ax.bar(range(len(kl)), kl[order], width=1.0, color=np.where(active, BLUE, GREY))
-    ax.set_title(f"{active.sum()} of {len(kl)} dimensions are in use (variance of mu above {ACTIVE})")
+    ax.set_title(f"{active.sum()} of {len(kl)} dimensions are active (variance of mu above {ACTIVE})")
     return fig
 
 
 class Eigenear(NamedTuple):
-    """A principal component, as it is shown: pictures (S, H, W, 3) uint8 at `sigmas` (S,), from -kσ to kσ with the mean
+    """A principal component to draw: pictures (S, H, W, 3) uint8 at `sigmas` (S,), from -kσ to kσ with the mean
     in the middle; `change` (H, W) from the first to the last, grey levels of 255, mean over the channels."""
 
     name: str
@@ -73,8 +82,8 @@ class Eigenear(NamedTuple):
     verdict: str
 
 
-def eigenear_strip(ear: Eigenear) -> Figure:
-    """One component from -kσ to kσ, and where the pixels change; the heading says what that is."""
+def eigenear_strip(ear: Eigenear) -> "Figure":
+    """One component from -kσ to kσ, and a map of the change; the heading names the verdict."""
     heading = (
         f"{ear.name}: {100 * ear.explained:.3g} % of the variance; changes {ear.verdict}\n"
         f"{100 * ear.brightness_share:.0f} % of the change is brightness or colour of the whole picture"
@@ -83,8 +92,8 @@ def eigenear_strip(ear: Eigenear) -> Figure:
     return picture_grid({"": [*ear.pictures, _heat(ear)]}, titles, heading=heading)
 
 
-def eigenear_grid(ears: Sequence[Eigenear]) -> Figure:
-    """A row a component: both ends, the mean between them, and where the pixels change, each map to its own maximum."""
+def eigenear_grid(ears: Sequence[Eigenear]) -> "Figure":
+    """A row a component: both ends, the mean between them, and a map of the change, scaled to its own maximum."""
     rows = {}
     places = [0, len(ears[0].sigmas) // 2, -1]
     for ear in ears:
@@ -93,10 +102,10 @@ def eigenear_grid(ears: Sequence[Eigenear]) -> Figure:
             f"brightness share {100 * ear.brightness_share:.0f} %\nchange up to {ear.change.max():.0f}"
         )
         rows[name] = [*ear.pictures[places], _heat(ear)]
-    return picture_grid(rows, [*map(_sigma, ears[0].sigmas[places]), "where it changes"])
+    return picture_grid(rows, [*map(_sigma, ears[0].sigmas[places]), "change"])
 
 
-def explained_variance(ears: Sequence[Eigenear]) -> Figure:
+def explained_variance(ears: Sequence[Eigenear]) -> "Figure":
     """Share of the variance of each component, coloured by its verdict, and the sum up to it."""
     shares = 100 * np.array([ear.explained for ear in ears])
     places = np.arange(1, len(ears) + 1)
@@ -105,12 +114,38 @@ def explained_variance(ears: Sequence[Eigenear]) -> Figure:
     for verdict, colour in ((STRUCTURE, BLUE), (BRIGHTNESS, GREY)):
         of_it = np.array([ear.verdict == verdict for ear in ears])
         ax.bar(places[of_it], shares[of_it], color=colour, label=verdict)
-    ax.plot(places, shares.cumsum(), color=RED, marker=".", label="sum so far")
+    ax.plot(places, shares.cumsum(), color=RED, marker=".", label="cumulative")
     first = min(5, len(ears))
     total = shares[:first].sum()
     ax.annotate(f"first {first}: {total:.0f} %", (first, total), (8, -16), textcoords="offset points")
     ax.set_xticks(places)
     ax.legend(loc="center right")
+    return fig
+
+
+def overlays(shown: Sequence[Shown], schema: Schema) -> "Figure":
+    """Windows that hold true box and landmarks (green) and those found (red), contours as lines, side by side."""
+    from matplotlib.patches import Rectangle
+
+    fig = figure(3.2 * len(shown), 3.75)
+    for column, (pixels, ear, box, points, title) in enumerate(shown):
+        corners = np.array([ear.box, box])
+        both = (*corners[:, :2].min(axis=0), *corners[:, 2:].max(axis=0))
+        window = square_window(both, 0.25)
+        ax = fig.add_subplot(1, len(shown), column + 1)
+        ax.imshow(cut(pixels, window, SIDE))
+        for colour, style, landmarks, frame in ((TRUTH, "-", ear.landmarks, ear.box), (FOUND, "--", points, box)):
+            places = to_window(landmarks, window, SIDE)
+            x0, y0, x1, y1 = to_window(np.reshape(frame, (2, 2)), window, SIDE).ravel()
+            ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, ls=style, lw=1.2))
+            for indices in schema.strips.values():
+                ax.plot(*places[list(indices)].T, color=colour, lw=1.0, alpha=0.8)
+            ax.scatter(*places.T, s=9, color=colour, zorder=3)
+        ax.set(xlim=(-0.5, SIDE - 0.5), ylim=(SIDE - 0.5, -0.5))
+        ax.set_axis_off()
+        ax.set_title(title, fontsize=9, loc="left")
+    handles = [Rectangle((0, 0), 1, 1, fill=False, ec=TRUTH), Rectangle((0, 0), 1, 1, fill=False, ec=FOUND, ls="--")]
+    fig.legend(handles, ["truth", "found"], loc="outside lower center", ncols=2, fontsize=9)
     return fig
 
 

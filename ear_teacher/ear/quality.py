@@ -1,10 +1,9 @@
-"""How near reconstructions are to their pictures, and how near a linear method comes with codes of the same size."""
+"""PSNR and SSIM of reconstructions, and the linear baseline: a pixel PCA with codes of the same length."""
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 
 def quality(prediction: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -12,6 +11,8 @@ def quality(prediction: torch.Tensor, target: torch.Tensor) -> dict[str, torch.T
 
     SSIM: Wang et al. 2004, 11×11 Gaussian of 1.5 px, mean over the channels.
     """
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
     prediction, target = ((x.float().clamp(-1, 1) + 1) / 2 for x in (prediction, target))
     psnr = peak_signal_noise_ratio(prediction, target, data_range=1.0, reduction="none", dim=(1, 2, 3))
     ssim = structural_similarity_index_measure(prediction, target, data_range=1.0, reduction="none")
@@ -25,7 +26,7 @@ class PixelPCA(NamedTuple):
     components: np.ndarray  # (K, H * W * 3), orthonormal
 
     def reconstruct(self, pictures: np.ndarray) -> np.ndarray:
-        """Pictures (N, H, W, 3) uint8 from their K coefficients alone, uint8."""
+        """Pictures (N, H, W, 3) uint8 from their K coefficients alone: like them."""
         difference = (pictures - self.mean).reshape(len(pictures), -1)
         made = (difference @ self.components.T) @ self.components
         return np.clip(made.reshape(pictures.shape) + self.mean, 0, 255).round().astype(np.uint8)

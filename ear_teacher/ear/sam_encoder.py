@@ -6,15 +6,16 @@ Transformer Backbones for Object Detection"). The model is transformers' own; we
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from timm.layers import resample_abs_pos_embed_nhwc
 from torch import nn
-from transformers import SamVisionConfig, SamVisionModel
-from transformers.utils import logging as transformers_logging
 
 from core.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from transformers import SamVisionModel
 
 SAM_MODEL = "facebook/sam-vit-base"
 SAM_CONFIGS = {
@@ -42,14 +43,9 @@ class SamEncoder(nn.Module):
     """
 
     def __init__(
-        self,
-        sam_config: str | dict = "base",
-        sam_model: str | Path | None = None,
-        sam_image_size: int = 1024,
-        freeze_layers: int = 6,
-        freeze_embeddings: bool = False,
-        gradient_checkpointing: bool = False,
-    ):
+        self, sam_config: str | dict = "base", sam_model: str | Path | None = None, sam_image_size: int = 1024,
+        freeze_layers: int = 6, freeze_embeddings: bool = False, gradient_checkpointing: bool = False,
+    ):  # fmt: skip
         super().__init__()
         model = _pretrained(sam_model) if sam_model else _random(sam_config)
         self.config = model.config.to_diff_dict() if sam_model else sam_config  # before it is resized
@@ -77,6 +73,8 @@ class SamEncoder(nn.Module):
 
         Relative positions are resampled by SAM itself, at every call. Raises UserError unless 16 divides the side.
         """
+        from timm.layers import resample_abs_pos_embed_nhwc
+
         vision, patch = self.vision, self.vision.config.patch_size
         if sam_image_size < patch or sam_image_size % patch:
             raise UserError(f"--sam_image_size {sam_image_size} is no multiple of {patch}, the side of SAM's patches")
@@ -95,14 +93,19 @@ class SamEncoder(nn.Module):
         return self.vision(images).last_hidden_state
 
 
-def _random(sam_config: str | dict) -> SamVisionModel:
+def _random(sam_config: str | dict) -> "SamVisionModel":
     """A SAM of random weights. transformers would draw them with a standard deviation of 1e-10: nothing would learn."""
+    from transformers import SamVisionConfig, SamVisionModel  # seconds: only where a SAM is built
+
     arguments = SAM_CONFIGS[sam_config] if isinstance(sam_config, str) else sam_config
     return SamVisionModel(SamVisionConfig.from_dict({"initializer_range": 0.02, **arguments}))
 
 
-def _pretrained(name: str | Path) -> SamVisionModel:
+def _pretrained(name: str | Path) -> "SamVisionModel":
     """The encoder of a SAM on the hub or in a folder. Raises UserError where it cannot be had, or is something else."""
+    from transformers import SamVisionModel
+    from transformers.utils import logging as transformers_logging
+
     offline = (
         "Offline: fetch config.json and model.safetensors of it elsewhere and name their folder with --sam_model "
         "FOLDER, or start from random weights with --sam_config base (or tiny)"

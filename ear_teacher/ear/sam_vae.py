@@ -1,8 +1,7 @@
 """EarVAE: a variational autoencoder of ear pictures on SAM's encoder.
 
 Kingma & Welling 2014, "Auto-Encoding Variational Bayes". SAM's features pass three convolutional layers and become a
-latent code; the decoder sees the code and nothing else, so that a code is a picture: eigenears, interpolation and
-sampling show what the model has learnt, and pixels cannot slip past.
+latent code. The decoder has no other input: eigenears, interpolation and sampling show what the code holds.
 """
 
 from itertools import pairwise
@@ -17,6 +16,7 @@ from core.errors import UserError
 from core.files import must_hold
 from ear.sam_encoder import SamEncoder
 
+KIND = "ear VAE"  # in config.json
 LAYERS = {"base": (256, 512, 512), "tiny": (64, 64, 96)}  # channels of the custom layers
 DECODER_WIDTHS = {"base": 512, "tiny": 64}  # channels at 4×4
 CODE_GRID = 4  # side of the map that becomes the code, and of the one that the code becomes
@@ -33,17 +33,10 @@ class EarVAE(nn.Module):
     """
 
     def __init__(
-        self,
-        sam_config: str | dict = "base",
-        sam_model: str | Path | None = None,
-        sam_image_size: int = 1024,
-        latent_dim: int = 1024,
-        image_size: int = 128,
-        freeze_layers: int = 6,
-        freeze_embeddings: bool = False,
-        gradient_checkpointing: bool = False,
-        size: str | None = None,
-    ):
+        self, sam_config: str | dict = "base", sam_model: str | Path | None = None, sam_image_size: int = 1024,
+        latent_dim: int = 1024, image_size: int = 128, freeze_layers: int = 6, freeze_embeddings: bool = False,
+        gradient_checkpointing: bool = False, size: str | None = None,
+    ):  # fmt: skip
         super().__init__()
         size = size or (sam_config if isinstance(sam_config, str) else "base")
         sam = SamEncoder(
@@ -84,13 +77,9 @@ class EarVAE(nn.Module):
     @classmethod
     def from_folder(cls, folder: Path) -> tuple["EarVAE", dict]:
         """(model in eval mode, config) of a training run or its `best/`. Raises UserError if it is another model's."""
-        state, config = load_model_folder(folder, "ear_teacher")
+        state, config = load_model_folder(folder, KIND)
         with fitting(folder):
-            if config["kind"] != "vae":
-                raise UserError(
-                    f"{folder} holds a {config['kind']}, not a VAE; give the best/ folder of a run of train.py"
-                )
-            must_hold(config, data=dict)
+            must_hold(config, data=dict, taught=dict)
             model = cls(**config["model"])
             model.load_state_dict(state)
             return model.eval(), config

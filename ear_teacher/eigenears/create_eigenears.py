@@ -1,15 +1,13 @@
-"""Draws eigenears: the principal components of a teacher's codes, decoded, and what each of them changes.
+"""Draws eigenears: the decoded principal components of a VAE's codes, with a verdict on what each of them changes.
 
     python ear_teacher/eigenears/create_eigenears.py --checkpoint runs/ear_teacher/best
     python ear_teacher/eigenears/create_eigenears.py --checkpoint BEST --manifest DATA/val_teacher.npy --output val
 
-The ears are those that the model was trained on, unless --manifest names others. Writes pc_1.png … pc_16.png,
-eigenears_grid.png, explained_variance.png and .csv (one row a component), samples.png, eigenears.json,
-data_report.json and report.html to --output. README.md, beside this file, says how to read them.
+The ears are the training ears of the model unless --manifest names others. Writes pc_1.png … pc_16.png,
+eigenears_grid.png, explained_variance.png and .csv (one row a component), samples.png, eigenears.json, data_report.json
+and report.html to --output. README.md beside this file explains them.
 """
 
-import csv
-import json
 import sys
 from pathlib import Path
 
@@ -23,17 +21,16 @@ from rich.console import Console
 from rich.table import Table
 
 from core import figures
-from core.args import ArgumentParser, positive_int, script
+from core.args import ArgumentParser, non_negative_int, positive, positive_int, script
 from core.console import make_console
 from core.devices import make_accelerator
 from core.environment import environment
 from core.errors import UserError
 from core.report import Report
-from core.results import evaluation_folder, plain
+from core.results import close, evaluation_folder, write_csv, write_json
 from core.validation import DataReport, leave_out_unreadable
 from ear.codes import encode_all, take_data_of_training
 from ear.crops import EarCrops, read_manifest, to_pixels
-from ear.entries import BOX_FORMATS
 from ear.latent_space import (
     PCA,
     STRUCTURE,
@@ -46,6 +43,7 @@ from ear.latent_space import (
     sample,
     verdict,
 )
+from ear.manifest import add_reading_arguments
 from ear.plots import Eigenear, eigenear_grid, eigenear_strip, explained_variance, picture_grid
 from ear.sam_vae import EarVAE
 
@@ -54,23 +52,20 @@ FIRST = 5  # components in the headline
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="best/ of a training run, or the run's folder")
-    parser.add_argument("--manifest", type=Path, help="ears: .npy, .csv or folder (default: those of the training)")
-    parser.add_argument("--data_root", type=Path, help="where the pictures' paths start (default: at their manifest)")
-    parser.add_argument("--box_format", choices=BOX_FORMATS, help="of the boxes, in px (default: xyxy)")
-    parser.add_argument("--components", type=positive_int, default=16, help="that are drawn, at most")
-    parser.add_argument("--steps", type=positive_int, default=7, help="pictures a component; odd: the mean is one")
-    parser.add_argument("--sigma", type=float, default=3.0, help="standard deviations from the mean to either end")
-    parser.add_argument("--samples", type=positive_int, default=16, help="new ears to draw")
-    parser.add_argument("--output", type=Path, help="folder of results (default: eigenears beside best/)")
-    parser.add_argument("--batch_size", type=positive_int, default=16, help="ears a process and step")
-    parser.add_argument("--num_workers", type=int, default=2, help="loader processes")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="model folder: best/ of a training run")
+    parser.add_argument("--manifest", type=Path, help="ears: .npy, .csv or folder (default: the training ears)")
+    add_reading_arguments(parser, box_format=None)
+    parser.add_argument("--components", type=positive_int, default=16, help="maximum number of components")
+    parser.add_argument("--steps", type=positive_int, default=7, help="pictures a component, an odd number")
+    parser.add_argument("--sigma", type=positive, default=3.0, help="standard deviations from the mean to either end")
+    parser.add_argument("--samples", type=positive_int, default=16, help="number of sampled ears")
+    parser.add_argument("--output", type=Path, help="output folder (default: eigenears/ beside best/)")
+    parser.add_argument("--batch_size", type=positive_int, default=16, help="batch size per process, in ears")
+    parser.add_argument("--num_workers", type=non_negative_int, default=2, help="data loader workers per process")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="random seed of the samples")
     args = parser.parse_args(argv)
     if args.steps < 3 or args.steps % 2 == 0:
         parser.error(f"--steps {args.steps}: give 3, 5, 7 …, so that the middle one is the mean ear")
-    if not args.sigma > 0:
-        parser.error(f"--sigma {args.sigma:g}: give more than 0")
     return args
 
 
@@ -82,8 +77,9 @@ def main(argv=None):
     args.output = args.output or evaluation_folder(args.checkpoint, "eigenears")
     take_data_of_training(args)
     data_report = DataReport()
-    ears = read_manifest(args.manifest, args.data_root, args.box_format or "xyxy", data_report)
-    ears = leave_out_unreadable({"ears": ears}, data_report)["ears"]
+    with data_report.written_to(args.output / "data_report.json", accelerator.is_main_process):
+        ears = read_manifest(args.manifest, args.data_root, args.box_format or "xyxy", data_report)
+        ears = leave_out_unreadable({"ears": ears}, data_report, accelerator)["ears"]
     crops = EarCrops(ears, model.image_size, **config["data"])
     mu = encode_all(accelerator, console, model, crops, args.batch_size, args.num_workers)["mu"]
     if accelerator.is_main_process:
@@ -93,15 +89,13 @@ def main(argv=None):
         if count < args.components:
             console.print(f"{len(ears)} ears have {count} components, fewer than --components {args.components}")
         eigenears = [decode_component(model, pca, number, args) for number in range(count)]
-        args.output.mkdir(parents=True, exist_ok=True)
         mixture = fit_mixture(pca, mu)
         pictures = write_figures(model, mixture, eigenears, mu, args)
         results = summarise(mixture, eigenears, mu, model, args)
         results["environment"] = environment(accelerator)
-        (args.output / "eigenears.json").write_text(json.dumps(plain(results), indent=1, ensure_ascii=False), "utf-8")
+        write_json(args.output / "eigenears.json", results)
         write_table(results["components"], args.output / "explained_variance.csv")
-        data_report.write(args.output / "data_report.json")
-        write_report(results, pictures, args)
+        write_report(results, pictures, data_report, args)
         print_summary(results, console)
         console.print(f"report: {args.output / 'report.html'}", style="bold")
     accelerator.end_training()
@@ -123,7 +117,7 @@ def decode(model: EarVAE, codes: np.ndarray) -> torch.Tensor:
 
 
 def decode_component(model: EarVAE, pca: PCA, number: int, args) -> Eigenear:
-    """What the component `number` (0 = the first) does to the mean ear. Its verdict is on the way from end to end."""
+    """Decoded pictures along the component `number` (0 = the first), and the verdict on its change from end to end."""
     sigmas = np.linspace(-args.sigma, args.sigma, args.steps)
     pictures = decode(model, along(pca, number, sigmas))
     low, high = pictures[0].numpy(), pictures[-1].numpy()
@@ -138,9 +132,9 @@ def write_figures(model: EarVAE, mixture: Mixture, eigenears: list[Eigenear], mu
     rng = np.random.default_rng(args.seed)
     some = mu[rng.permutation(len(mu))[: args.samples]]
     samples = {
-        "the model's picture\nof real ears": decode(model, some),
-        "drawn from the\nfitted mixture": decode(model, sample(mixture, args.samples, rng)),
-        "drawn from N(0, I)": decode(model, rng.standard_normal((args.samples, mu.shape[1]))),
+        "reconstructions\nof real ears": decode(model, some),
+        "samples of the\nfitted mixture": decode(model, sample(mixture, args.samples, rng)),
+        "samples of N(0, I)": decode(model, rng.standard_normal((args.samples, mu.shape[1]))),
     }
     samples = {name: to_pixels(pictures) for name, pictures in samples.items()}
     drawn = {
@@ -188,23 +182,12 @@ def summarise(mixture: Mixture, eigenears: list[Eigenear], mu: np.ndarray, model
 
 def write_table(rows: list[dict], file: Path) -> None:
     """One row a component; shares are of 1, `deviation` is in units of the code, `change` in grey levels of 255."""
-    with open(file, "w", encoding="utf-8", newline="") as text:
-        writer = csv.writer(text)
-        writer.writerow(rows[0])
-        for row in rows:
-            writer.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row.values())
+    cells = ([f"{x:.6g}" if isinstance(x, float) else x for x in row.values()] for row in rows)
+    write_csv(file, list(rows[0]), cells)
 
 
-def headline(results: dict) -> str:
-    first = results["first"]
-    return (
-        f"first {first['components']} components explain {100 * first['share']:.1f} % of the variance; "
-        f"{first['structure']} of them change structure"
-    )
-
-
-def write_report(results: dict, pictures: dict[str, Path], args) -> None:
-    """The page that a person reads: headline, all components, how much each explains, new ears."""
+def write_report(results: dict, pictures: dict[str, Path], data_report: DataReport, args) -> None:
+    """report.html: headline, all components, explained variance, sampled ears."""
     first, count = results["first"], len(results["components"])
     report = Report("Eigenears", f"{args.checkpoint}, {results['ears']} ears of {args.manifest}")
     report.cards(
@@ -212,62 +195,54 @@ def write_report(results: dict, pictures: dict[str, Path], args) -> None:
             (f"First {first['components']} components", f"{100 * first['share']:.1f} %", "of the codes' variance"),
             ("Change structure", f"{first['structure']} of {first['components']}", "not brightness or colour"),
             ("Components for 90 %", str(results["components_for_90_percent"]), "of the codes' variance"),
-            ("Units in use", f"{results['active_units']} of {results['latent_dim']}", "variance of mu above 0.01"),
+            ("Active units", f"{results['active_units']} of {results['latent_dim']}", "variance of mu above 0.01"),
         ]
     )
     report.text(
-        f"Each row goes along one principal component of the codes, from {args.sigma:g} standard deviations below the "
-        "mean ear to as many above it, and ends with a map of where the pixels change between the two, each map to its "
-        "own maximum (in levels of 255). "
+        f"Each row follows one principal component of the codes from −{args.sigma:g} to +{args.sigma:g} standard "
+        "deviations about the mean ear. The last column maps the change of the pixels between the two ends, scaled to "
+        "its own maximum (in levels of 255). "
         "A component changes brightness or colour if one gain and one offset a colour channel, the same over the whole "
         "picture, explain at least half of its squared change, and structure otherwise: shape, but also pose, hair and "
         "shadows."
     )
     if not first["structure"]:
-        report.text("None of the first components changes structure: the README beside the script says what to try.")
+        report.text("None of the first components changes structure; eigenears/README.md lists remedies.")
     report.section("All components")
     report.figures([(pictures["eigenears_grid"], f"The first {count} components")])
-    report.section("How much each explains")
-    report.figures([(pictures["explained_variance"], "Variance of the codes by component, coloured by the verdict")])
+    report.section("Explained variance")
+    report.figures([(pictures["explained_variance"], "Variance of the codes by component and verdict")])
     rows = [
         [row["component"], f"{row['deviation']:.3g}", f"{100 * row['share']:.1f} %", f"{100 * row['cumulative']:.1f} %",
          f"{100 * row['brightness_share']:.0f} %", row["verdict"], f"{row['change']:.1f}"]
         for row in results["components"]
     ]  # fmt: skip
-    header = [
-        "component",
-        "deviation",
-        "variance",
-        "sum so far",
-        "brightness, colour",
-        "changes",
-        "mean change, of 255",
-    ]
-    report.table(header, rows)
+    titles = "component", "deviation", "variance", "cumulative", "brightness, colour", "changes", "mean change of 255"
+    report.table(titles, rows)
     report.section(
-        "New ears",
-        f"Codes drawn from a mixture that was fitted to those of the ears (Gaussians in it: {results['gaussians']}), "
-        "decoded. The last row shows what a VAE's prior would give, which the codes of this one do not follow: its KL "
-        "term weighs next to nothing.",
+        "Sampled ears",
+        f"Decoded codes of a mixture of {results['gaussians']} Gaussians, fitted to the ears' codes. The last row "
+        "shows samples of the prior N(0, I), which the codes do not follow: the weight of the KL term is small.",
     )
-    report.figures([(pictures["samples"], "Real ears as the model sees them, and ears that nobody has")])
-    report.section("The first ones, step by step", "Further ones are in the files pc_N.png.")
+    report.figures([(pictures["samples"], "Reconstructed ears, and sampled ones")])
+    report.section("First components in steps", "Further components are in the files pc_N.png.")
     for number in range(1, first["components"] + 1):
         report.figures([(pictures[f"pc_{number}"], "")])
-    report.section("Machine")
-    report.details("Software and machine", json.dumps(results["environment"], indent=1))
-    report.text("For research. Not a medical device.", note=True)
-    report.write(args.output / "report.html")
+    close(report, args.output / "report.html", results["environment"], data_report.counts())
 
 
 def print_summary(results: dict, console: Console) -> None:
     """The first components and the headline on the terminal."""
-    table = Table("component", "variance", "sum so far", "brightness, colour", "changes", box=None)
+    table = Table("component", "variance", "cumulative", "brightness, colour", "changes", box=None)
     for row in results["components"][:FIRST]:
         shares = [f"{100 * row[name]:.1f} %" for name in ("share", "cumulative", "brightness_share")]
         table.add_row(f"PC {row['component']}", *shares, row["verdict"])
     console.print(table, crop=False)
-    console.print(headline(results))
+    first = results["first"]
+    console.print(
+        f"first {first['components']} components explain {100 * first['share']:.1f} % of the variance; "
+        f"{first['structure']} of them change structure"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a masked autoencoder must beat: hidden voxels filled from the training mean spectrum, and by interpolation.
+"""Baselines of the reconstruction: hidden voxels filled from the training mean spectrum, and by interpolation.
 
 Both keep visible voxels and see no hidden one. Cubes and reconstructions are (B, C, H, W) in raw units, on any device.
 """
@@ -16,12 +16,7 @@ def mean_spectrum(cube: Tensor, hidden: Tensor, mean: Tensor) -> Tensor:
 
 
 def interpolate(
-    cube: Tensor,
-    hidden: Tensor,
-    foreground: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    patch_size: Sequence[int] = (25, 5),
+    cube: Tensor, hidden: Tensor, foreground: Tensor, mean: Tensor, std: Tensor, patch_size: Sequence[int]
 ) -> Tensor:
     """`cube` with its hidden voxels (B, C, H, W) bool interpolated in the plane and across bands.
 

@@ -17,7 +17,7 @@ JITTER = 0.02  # largest change of each smooth wave over the bands
 
 class CubeDataset(Dataset):
     """An item is a dict of `cube` float32 (C, H, W) in the files' units, `foreground` bool (H, W), `noise` float32
-    (n_tokens,) in [0, 1), `index`, `id`.
+    (`n_tokens`,) in [0, 1), `index`, `id`.
 
     With `augment`, cubes are turned, and changed a little in brightness, spectrum and noise; this needs `statistics`.
     Augmentation and `noise` depend on (seed, epoch, index) alone. With `mask_seed`, `noise` depends on (mask_seed,
@@ -26,15 +26,9 @@ class CubeDataset(Dataset):
     """
 
     def __init__(
-        self,
-        cubes: Sequence[Cube],
-        key: str = H5_KEY,
-        n_tokens: int = 2400,
-        statistics: Statistics | None = None,
-        augment: bool = False,
-        seed: int = 0,
-        mask_seed: int | None = None,
-    ):
+        self, cubes: Sequence[Cube], key: str = H5_KEY, n_tokens: int = 0, statistics: Statistics | None = None,
+        augment: bool = False, seed: int = 0, mask_seed: int | None = None,
+    ):  # fmt: skip
         if augment and statistics is None:
             raise ValueError("augmentation needs the statistics: its noise is a share of each band's SD")
         self.cubes, self.key, self.n_tokens = list(cubes), key, n_tokens
@@ -46,6 +40,7 @@ class CubeDataset(Dataset):
         return len(self.cubes)
 
     def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch from which augmentation and masks follow."""
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict:
@@ -70,14 +65,9 @@ class CubeDataset(Dataset):
 
 
 def augment(
-    cube: np.ndarray,
-    inside: np.ndarray,
-    rng: np.random.Generator,
-    std: np.ndarray,
-    noise: float = NOISE,
-    brightness: float = BRIGHTNESS,
-    jitter: float = JITTER,
-) -> tuple[np.ndarray, np.ndarray]:
+    cube: np.ndarray, inside: np.ndarray, rng: np.random.Generator, std: np.ndarray,
+    noise: float = NOISE, brightness: float = BRIGHTNESS, jitter: float = JITTER,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """A changed copy of a cube float32 (C, H, W), and its foreground or mask (H, W) turned with it, both contiguous.
 
     One of the 8 flips and rotations by 90°; of these 4 where H and W differ, as a batch needs one shape. Each band is

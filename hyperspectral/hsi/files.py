@@ -21,7 +21,7 @@ from core.files import require_file
 from core.splits import position, refuse_shared_patients
 from core.tables import read_table
 from core.validation import DataReport
-from hsi.wavelengths import parse_wavelengths
+from hsi.wavelengths import DEFAULT, parse_wavelengths
 
 # Neither torch nor a module that imports it: every worker process of cubes.py would load it with this file.
 
@@ -37,7 +37,11 @@ Splits = Mapping[str, Sequence["Cube"]]
 
 
 class BadCube(UserError):
-    """A file that holds no usable cube. Its text is `file: kind of problem: particulars, and the way out`."""
+    """A file that holds no usable cube; `reason` is `kind of problem: particulars, and the way out`."""
+
+    def __init__(self, file: object, reason: str = ""):
+        super().__init__(f"{file}: {reason}" if reason else str(file))  # torch hands a worker's on as one text
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,10 @@ class Cube:
 
 
 def read_cubes(
-    csv_file: Path, valid_fraction: float = 0.1, test_fraction: float = 0.2
-) -> tuple[dict[str, list[Cube]], DataReport]:
-    """train, valid and test: the cubes of a CSV whose files exist, and a report of what is wrong with it.
+    csv_file: Path, report: DataReport | None = None, valid_fraction: float = 0.1, test_fraction: float = 0.2
+) -> dict[str, list[Cube]]:
+    """train, valid and test: the cubes of a CSV whose files exist. What is wrong with it, and which of its columns are
+    not used, is added to the `report`.
 
     Where the CSV names no patient, the first five characters of the file name are one. Where it names no split, a
     patient goes where another row puts the same patient, or else follows from the patient's name alone. Raises
@@ -69,9 +74,13 @@ def read_cubes(
     if min(valid_fraction, test_fraction) < 0 or valid_fraction + test_fraction >= 1:
         shares = f"--valid_fraction {valid_fraction:g} and --test_fraction {test_fraction:g}"
         raise UserError(f"{shares} leave nothing to train on; they are shares from 0, below 1 together")
-    csv_file, report = Path(csv_file), DataReport()
+    csv_file, report = Path(csv_file), report or DataReport()
     lines, files, cubes = {}, {}, []
-    for line, row in read_table(csv_file, ("ID", "hs_file"), WAY_OUT):
+    rows = read_table(csv_file, ("ID", "hs_file"), WAY_OUT)
+    for column in rows[0][1] if rows else ():
+        if column and column not in COLUMNS:
+            report.add("unknown column", csv_file, "not read", f"{column}; known are {', '.join(COLUMNS)}")
+    for line, row in rows:
         cells = {column: row.get(column, "").strip() for column in COLUMNS}
         name, where = cells["ID"], f"{csv_file}, line {line}"
         if not name:
@@ -96,7 +105,7 @@ def read_cubes(
         patient = cells["patient"] or file.name[:PATIENT_CHARACTERS]
         cubes.append(Cube(name, file, cells["label"], patient, split, **others))
     if not cubes:
-        example = f" ({report.problems[0].where}: {report.problems[0].reason})" if report.problems else ""
+        example = next((f" ({p.where}: {p.reason})" for p in report.problems if p.action == "case skipped"), "")
         raise UserError(f"{csv_file} names no file that exists{example}; paths are relative to the CSV")
 
     named = {cube.patient: cube.split for cube in cubes if cube.split}
@@ -106,10 +115,11 @@ def read_cubes(
         splits[split].append(replace(cube, split=split))
     refuse_shared_patients({split: {cube.id: cube.patient for cube in part} for split, part in splits.items()})
     report.cases = {split: len(part) for split, part in splits.items()}
-    return splits, report
+    return splits
 
 
 def absolute(csv_file: Path, path: str) -> Path:
+    """A path of the CSV, which is relative to it."""
     return Path(os.path.abspath(csv_file.parent / path))
 
 
@@ -121,24 +131,18 @@ def _missing(file: Path) -> str | None:
 
 def _drawn_split(patient: str, valid_fraction: float, test_fraction: float) -> str:
     place = position(patient)
-    if place < test_fraction:
-        return "test"
-    return "valid" if place < test_fraction + valid_fraction else "train"
+    return "test" if place < test_fraction else "valid" if place < test_fraction + valid_fraction else "train"
 
 
 def add_data_arguments(group) -> None:
     """The arguments by which `read_cubes`, `inspect` and `read_cube` find the data, for a parser or a group of one."""
-    group.add_argument("--csv_file", type=Path, required=True, help="table of the cubes; its paths start there")
+    group.add_argument("--csv_file", type=Path, required=True, help="table of the cubes; paths relative to it")
     group.add_argument("--h5_key", default=H5_KEY, help="data set with the cube in the HDF5 files")
-    group.add_argument(
-        "--wavelengths",
-        type=parse_wavelengths,
-        default="450:730:10,850",  # DEFAULT_WAVELENGTHS, as the help can show them
-        metavar="LIST",
-        help="nm of the bands: a list, ranges, or a file of them",
-    )
-    group.add_argument("--valid_fraction", type=float, default=0.1, help="of the patients, where the CSV has no split")
-    group.add_argument("--test_fraction", type=float, default=0.2, help="of the patients, where the CSV has no split")
+    text = "wavelengths of the bands in nm: a list, ranges, or a file of them"
+    group.add_argument("--wavelengths", type=parse_wavelengths, default=DEFAULT, metavar="LIST", help=text)
+    for split, share in (("valid", 0.1), ("test", 0.2)):
+        text = f"share of the patients in {split}, where the CSV names no split"
+        group.add_argument(f"--{split}_fraction", type=float, default=share, help=text)
 
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -158,9 +162,9 @@ def read_cube(file: Path, key: str = H5_KEY, bands: int | None = None) -> np.nda
     low, high = cube.min(), cube.max()  # both are NaN if one value is: the cheapest test of all values
     if not np.isfinite(low) or not np.isfinite(high):
         number = int((~np.isfinite(cube)).sum())
-        raise BadCube(f"{file}: NaN or infinite values: {number} of {cube.size}; mend it, or take it out of the CSV")
+        raise BadCube(file, f"NaN or infinite values: {number} of {cube.size}; mend it, or take it out of the CSV")
     if low == high:
-        raise BadCube(f"{file}: constant: every value is {low:g}; take it out of the CSV")
+        raise BadCube(file, f"constant: every value is {low:g}; take it out of the CSV")
     return cube
 
 
@@ -173,12 +177,12 @@ def open_dataset(file: Path, key: str) -> Iterator[h5py.Dataset]:
         with h5py.File(file, "r", locking=False) as store:
             dataset = store.get(key)
             if not isinstance(dataset, h5py.Dataset):
-                raise BadCube(f"{file}: no data set {key}: it holds {_contents(store)}; name the cube with --h5_key")
+                raise BadCube(file, f"no data set {key}: it holds {_contents(store)}; name the cube with --h5_key")
             yield dataset
     except FileNotFoundError:
-        raise BadCube(f"{file}: no such file") from None
+        raise BadCube(file, "no such file") from None
     except (OSError, RuntimeError) as error:
-        raise BadCube(f"{file}: no HDF5 file, or a damaged one: {first_line(error)}; copy it again") from error
+        raise BadCube(file, f"no HDF5 file, or a damaged one: {first_line(error)}; copy it again") from error
 
 
 def _contents(store: h5py.File) -> str:
@@ -196,23 +200,21 @@ def check_header(file: Path, dataset: h5py.Dataset, bands: int | None, size: tup
     """Raises BadCube unless a data set is of numbers (`bands`, *`size`), in so far as these are given."""
     shape = dataset.shape
     if dataset.dtype.kind not in "iuf":
-        raise BadCube(f"{file}: no numbers: {dataset.name} is of type {dataset.dtype}; name the cube with --h5_key")
+        raise BadCube(file, f"no numbers: {dataset.name} is of type {dataset.dtype}; name the cube with --h5_key")
     if shape is None or len(shape) != 3 or 0 in shape:
-        raise BadCube(f"{file}: no cube of bands, rows and columns: {dataset.name} has the shape {shape}; see --h5_key")
+        raise BadCube(file, f"no cube of bands, rows and columns: {dataset.name} has the shape {shape}; see --h5_key")
     if (gib := math.prod(shape) * max(dataset.dtype.itemsize, 4) / 2**30) > LARGEST:
-        raise BadCube(f"{file}: too large: {gib:.1f} GiB of {shape}, over {LARGEST}; cut it into smaller ones")
+        raise BadCube(file, f"too large: {gib:.1f} GiB of {shape}, over {LARGEST}; cut it into smaller ones")
     if bands is not None and shape[0] != bands:
         if shape[2] == bands:
             raise BadCube(
-                f"{file}: bands last: the shape {shape} is rows, columns, bands; store it transposed, bands first"
+                file, f"bands last: the shape {shape} is rows, columns, bands; store it transposed, bands first"
             )
-        raise BadCube(
-            f"{file}: other number of bands: {shape[0]}, not {bands}; name those of the cubes by --wavelengths"
-        )
+        raise BadCube(file, f"other number of bands: {shape[0]}, not {bands}; name those of the cubes by --wavelengths")
     if size is not None and shape[1:] != tuple(size):
         (height, width), wanted = shape[1:], "x".join(map(str, size))
         way_out = f"--img_size {height}" if height == width else f"cut or pad it to {wanted}"
-        raise BadCube(f"{file}: other size: {height}x{width} px, the model wants {wanted}: {way_out}")
+        raise BadCube(file, f"other size: {height}x{width} px, the model wants {wanted}: {way_out}")
 
 
 def inspect(
@@ -223,44 +225,37 @@ def inspect(
 
     Raises UserError, with the most frequent reason and the way out, if a split of some cubes would have none.
     """
-    usable = {}
-    for split, cubes in splits.items():
-        usable[split], errors = [], []
-        for cube in cubes:
-            try:
-                with open_dataset(cube.file, key) as dataset:
-                    check_header(cube.file, dataset, bands, size)
-                    slow = dataset.chunks and (dataset.compression or "in chunks")
-            except BadCube as error:
-                errors.append(error)
-                report_bad(report, cube, reason_of(error, cube.file))
-                continue
+    bad = {}
+    for cube in (cube for cubes in splits.values() for cube in cubes):
+        try:
+            with open_dataset(cube.file, key) as dataset:
+                check_header(cube.file, dataset, bands, size)
+                slow = dataset.chunks and (dataset.compression or "in chunks")
             if slow:
                 report.add("slow to read", cube.file, "kept", f"{slow}; cubes.py repack makes fast copies")
-            usable[split].append(cube)
+        except BadCube as error:
+            bad[cube.id] = error.reason
+    usable = leave_out(splits, bad, report)
+    for split, cubes in splits.items():
         if cubes and not usable[split]:
-            kinds = [reason_of(error, cube.file).partition(": ")[0] for cube, error in zip(cubes, errors, strict=True)]
+            kinds = [bad[cube.id].partition(": ")[0] for cube in cubes]
             kind, number = Counter(kinds).most_common(1)[0]
-            raise UserError(
-                f"no {split} cube can be used, {number} of {len(cubes)} for this: {errors[kinds.index(kind)]}"
-            )
-    report.cases = {split: len(part) for split, part in usable.items()}
+            first = cubes[kinds.index(kind)]
+            why = f"{number} of {len(cubes)} for this: {first.file}: {bad[first.id]}"
+            raise UserError(f"no {split} cube can be used, {why}")
     return usable
 
 
 def leave_out(
-    splits: Splits, unusable: Mapping[str, str], report: DataReport, needed: Sequence[str]
+    splits: Splits, unusable: Mapping[str, str], report: DataReport, needed: Sequence[str] = ()
 ) -> dict[str, list[Cube]]:
-    """The cubes of which no values are bad. `unusable`: ID -> what is wrong, added to the `report`.
+    """The cubes that are not among the `unusable`: ID -> what is wrong, which is added to the `report`.
 
     Raises UserError if a `needed` split has none.
     """
-    usable = {}
-    for split, cubes in splits.items():
-        usable[split] = [cube for cube in cubes if cube.id not in unusable]
-        for cube in cubes:
-            if cube.id in unusable:
-                report_bad(report, cube, unusable[cube.id])
+    usable = {split: [cube for cube in cubes if cube.id not in unusable] for split, cubes in splits.items()}
+    for cube in (cube for cubes in splits.values() for cube in cubes if cube.id in unusable):
+        report_bad(report, cube, unusable[cube.id])
     report.cases = {split: len(part) for split, part in usable.items()}
     for split in needed:
         if not usable.get(split):
@@ -269,13 +264,8 @@ def leave_out(
     return usable
 
 
-def reason_of(error: BadCube, file: Path) -> str:
-    """What is wrong, without the file: `kind: particulars`."""
-    return str(error).removeprefix(f"{file}: ")
-
-
 def report_bad(report: DataReport, cube: Cube, reason: str) -> None:
-    """Adds a cube that cannot be used; `reason` as of `reason_of` and `Statistics.unusable`."""
+    """Adds a cube that cannot be used; `reason` as of `BadCube` and `Statistics.unusable`."""
     kind, _, particulars = reason.partition(": ")
     report.add(kind, f"{cube.id}, {cube.file}", "case skipped", particulars)
 

@@ -29,27 +29,15 @@ class MAESpectralLoss(nn.Module):
     """
 
     def __init__(
-        self,
-        mean: Sequence[float],
-        std: Sequence[float],
-        low: float,
-        high: float,
-        mse_weight: float = 1.0,
-        sam_weight: float = 0.1,
-        variance_weight: float = 0.01,
-        range_penalty_weight: float = 0.001,
-        loss_on: str = "masked",
-        norm_pix_loss: bool = False,
-    ):
+        self, mean: Sequence[float], std: Sequence[float], low: float, high: float,
+        mse_weight: float = 1.0, sam_weight: float = 0.1, variance_weight: float = 0.01,
+        range_penalty_weight: float = 0.001, loss_on: str = "masked", norm_pix_loss: bool = False,
+    ):  # fmt: skip
         super().__init__()
         if loss_on not in LOSS_ON:
             raise ValueError(f"loss_on is {loss_on}, not {' or '.join(LOSS_ON)}")
-        self.weights = {
-            "mse": mse_weight,
-            "sam": sam_weight,
-            "variance": variance_weight,
-            "range": range_penalty_weight,
-        }
+        self.weights = {"mse": mse_weight, "sam": sam_weight, "variance": variance_weight}
+        self.weights["range"] = range_penalty_weight
         self.on_all, self.norm_pix_loss = loss_on == "all", norm_pix_loss
         unit = high - low
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32) / unit)

@@ -13,17 +13,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, build_sincos2d_pos_embed, to_2tuple
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from core.checkpoints import fitting, load_model_folder
 from core.errors import UserError
 from core.files import must_hold
 
+KIND = "masked autoencoder"  # of the model, in config.json
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 DECODERS = ("full", "cross")
 
+# The reference's sizes; flags of train.py name others.
+IMG_SIZE, PATCH_SIZE, BANDS = 500, (25, 5), 30  # px of a side; px and bands of a token; bands of a cube
 _SIZES = {  # encoder layers, heads, width; decoder layers, heads, width
     "mae_tiny": (12, 3, 192, 8, 3, 96),
     "mae_small": (12, 6, 384, 8, 6, 192),
@@ -63,29 +64,15 @@ class MAESpectral(nn.Module):
     """
 
     def __init__(
-        self,
-        img_size: int | Sequence[int] = 500,
-        patch_size: Sequence[int] = (25, 5),
-        in_chans: int = 30,
-        embed_dim: int = 512,
-        encoder_depth: int = 16,
-        encoder_num_heads: int = 16,
-        decoder_embed_dim: int = 256,
-        decoder_depth: int = 8,
-        decoder_num_heads: int = 8,
-        mask_ratio: float = 0.8,
-        decoder: str = "full",
-        decode_ratio: float = 0.25,
-        norm_pix_loss: bool = False,
-    ):
+        self, img_size: int | Sequence[int] = IMG_SIZE, patch_size: Sequence[int] = PATCH_SIZE, in_chans: int = BANDS,
+        embed_dim: int = 512, encoder_depth: int = 16, encoder_num_heads: int = 16,
+        decoder_embed_dim: int = 256, decoder_depth: int = 8, decoder_num_heads: int = 8,
+        mask_ratio: float = 0.8, decoder: str = "full", decode_ratio: float = 0.25, norm_pix_loss: bool = False,
+    ):  # fmt: skip
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        self.img_size, (self.patch, self.patch_bands) = to_2tuple(img_size), patch_size
-        self.arguments = {"img_size": self.img_size, "patch_size": tuple(patch_size), "in_chans": in_chans}
-        self.arguments |= {"embed_dim": embed_dim, "encoder_depth": encoder_depth}
-        self.arguments |= {"encoder_num_heads": encoder_num_heads, "decoder_embed_dim": decoder_embed_dim}
-        self.arguments |= {"decoder_depth": decoder_depth, "decoder_num_heads": decoder_num_heads}
-        self.arguments |= {"mask_ratio": mask_ratio, "decoder": decoder, "decode_ratio": decode_ratio}
-        self.arguments |= {"norm_pix_loss": norm_pix_loss}
+        self.img_size, (self.patch, self.patch_bands) = _pair(img_size), patch_size
+        self.arguments = arguments | {"img_size": self.img_size, "patch_size": tuple(patch_size)}
         _check(self.arguments)
         self.grid = (in_chans // self.patch_bands, self.img_size[0] // self.patch, self.img_size[1] // self.patch)
         self.n_columns = self.grid[1] * self.grid[2]
@@ -96,8 +83,8 @@ class MAESpectral(nn.Module):
         self.norm_pix_loss = norm_pix_loss
         values = self.patch_bands * self.patch**2
         self.encoder = Encoder(values, embed_dim, encoder_depth, encoder_num_heads, self.grid)
-        make_decoder = FullDecoder if decoder == "full" else CrossDecoder
-        self.decoder = make_decoder(values, embed_dim, decoder_embed_dim, decoder_depth, decoder_num_heads, self.grid)
+        kind = FullDecoder if decoder == "full" else CrossDecoder
+        self.decoder = kind(values, embed_dim, decoder_embed_dim, decoder_depth, decoder_num_heads, self.grid)
         self.register_buffer("mean", torch.zeros(in_chans))
         self.register_buffer("std", torch.ones(in_chans))
         self.apply(_initialise)
@@ -194,18 +181,17 @@ class MAESpectral(nn.Module):
         """(model in eval mode, config) of a `best/` folder, for other sizes and bands of cubes where they are given.
 
         Position embeddings, band means and standard deviations are then resized (`resized`). `changes` are other
-        arguments of the model. The config's model and wavelengths are those of the model returned. Raises UserError
-        if it is another project's model, or if sizes do not fit.
+        arguments of the model; None changes nothing. The config's model and wavelengths are those of the model
+        returned. Raises UserError if it is a model of another kind, or if sizes do not fit.
         """
-        state, config = load_model_folder(folder, "hyperspectral")
+        state, config = load_model_folder(folder, KIND)
         with fitting(folder):
-            must_hold(config, wavelengths=list, h5_key=str, unit=str, statistics=dict, split_fractions=list)
+            must_hold(config, wavelengths=list, h5_key=str, unit=str, split_fractions=list)
+            must_hold(config, statistics=dict, taught=dict)
             old = config["wavelengths"]
             wavelengths = list(wavelengths or old)
-            arguments = config["model"] | {"in_chans": len(wavelengths)} | changes
-            if img_size is not None:
-                arguments["img_size"] = to_2tuple(img_size)
-            model = cls(**arguments)
+            changes |= {"in_chans": len(wavelengths), "img_size": img_size}
+            model = cls(**config["model"] | {name: value for name, value in changes.items() if value is not None})
             model.load_state_dict(resized(state, config["model"], old, model, wavelengths))
             return model.eval(), config | {"model": model.arguments, "wavelengths": wavelengths}
 
@@ -218,7 +204,7 @@ def resized(
     Positions in the plane are resampled bicubically; those of spectral groups linearly by the mean wavelength of each
     group, as are mean and standard deviation of the bands; beyond the ends the nearest is taken.
     """
-    size, (patch, bands) = to_2tuple(arguments["img_size"]), arguments["patch_size"]
+    size, (patch, bands) = _pair(arguments["img_size"]), arguments["patch_size"]
     grid = (size[0] // patch, size[1] // patch)
     centres = [np.reshape(nm, (-1, n)).mean(axis=1) for nm, n in ((old, bands), (new, model.patch_bands))]
     state = dict(state)
@@ -246,6 +232,8 @@ class Positions(nn.Module):
 
     def __init__(self, dim: int, grid: tuple[int, int, int]):
         super().__init__()
+        from timm.layers import build_sincos2d_pos_embed
+
         groups, *plane = grid
         self.plane = nn.Parameter(build_sincos2d_pos_embed(plane, dim)[None])  # (1, h·w, D)
         angle = torch.arange(groups)[:, None] / 10_000 ** (torch.arange(dim // 2) / (dim // 2))
@@ -263,7 +251,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.embed = nn.Linear(values, dim)
         self.positions = Positions(dim, grid)
-        self.blocks = nn.ModuleList(Block(dim, heads, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
+        self.blocks = nn.ModuleList(_block(dim, heads) for _ in range(depth))
         self.norm = LayerNorm(dim)
 
     def forward(self, tokens: Tensor, which: Tensor | None = None) -> Tensor:
@@ -274,15 +262,24 @@ class Encoder(nn.Module):
         return self.norm(x)
 
 
+def _block(dim: int, heads: int) -> nn.Module:
+    """A transformer block: (B, N, D) to (B, N, D)."""
+    from timm.models.vision_transformer import Block
+
+    return Block(dim, heads, qkv_bias=True, norm_layer=LayerNorm)
+
+
 class FullDecoder(nn.Module):
     """Features (B, K, D) of the visible tokens (B, K) to all N tokens (B, N, P): self-attention among all of them."""
+
+    make_block = staticmethod(_block)
 
     def __init__(self, values: int, width: int, dim: int, depth: int, heads: int, grid: tuple[int, int, int]):
         super().__init__()
         self.embed = nn.Linear(width, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.positions = Positions(dim, grid)
-        self.blocks = nn.ModuleList(Block(dim, heads, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth))
+        self.blocks = nn.ModuleList(self.make_block(dim, heads) for _ in range(depth))
         self.norm = LayerNorm(dim)
         self.head = nn.Linear(dim, values)
 
@@ -296,37 +293,13 @@ class FullDecoder(nn.Module):
         return self.head(self.norm(x))
 
 
-class CrossDecoder(nn.Module):
-    """Features (B, K, D) of the visible tokens (B, K) to the tokens of some columns (B, J): (B, S·J, P).
-
-    Every decoded token asks the visible ones and no other: its cost is that of the columns asked for.
-    """
-
-    def __init__(self, values: int, width: int, dim: int, depth: int, heads: int, grid: tuple[int, int, int]):
-        super().__init__()
-        self.embed = nn.Linear(width, dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.positions = Positions(dim, grid)
-        self.blocks = nn.ModuleList(CrossBlock(dim, heads) for _ in range(depth))
-        self.norm = LayerNorm(dim)
-        self.head = nn.Linear(dim, values)
-
-    def forward(self, encoded: Tensor, visible: Tensor, columns: Tensor) -> Tensor:
-        positions = self.positions().expand(len(encoded), -1, -1)
-        memory = self.embed(encoded) + _take(positions, visible)
-        groups, places = self.positions.spectrum.shape[1], self.positions.plane.shape[1]
-        tokens = torch.arange(groups, device=columns.device)[:, None] * places + columns[:, None]  # (B, S, J)
-        x = self.mask_token + _take(positions, tokens.flatten(1))
-        for block in self.blocks:
-            x = block(x, memory)
-        return self.head(self.norm(x))
-
-
 class CrossBlock(nn.Module):
     """A transformer block in which tokens (B, Q, D) attend to a memory (B, K, D), not to each other."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
+        from timm.layers import Mlp
+
         self.heads = heads
         self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
         self.query, self.key_value, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
@@ -341,6 +314,29 @@ class CrossBlock(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, tokens, D / heads)
+
+
+class CrossDecoder(FullDecoder):
+    """Features (B, K, D) of the visible tokens (B, K) to the tokens of some columns (B, J): (B, S·J, P).
+
+    Every decoded token asks the visible ones and no other: its cost is that of the columns asked for.
+    """
+
+    make_block = CrossBlock
+
+    def forward(self, encoded: Tensor, visible: Tensor, columns: Tensor) -> Tensor:
+        positions = self.positions().expand(len(encoded), -1, -1)
+        memory = self.embed(encoded) + _take(positions, visible)
+        groups, places = self.positions.spectrum.shape[1], self.positions.plane.shape[1]
+        tokens = torch.arange(groups, device=columns.device)[:, None] * places + columns[:, None]  # (B, S, J)
+        x = self.mask_token + _take(positions, tokens.flatten(1))
+        for block in self.blocks:
+            x = block(x, memory)
+        return self.head(self.norm(x))
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _take(x: Tensor, which: Tensor) -> Tensor:
@@ -363,7 +359,7 @@ def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
-    elif isinstance(module, FullDecoder | CrossDecoder):
+    elif isinstance(module, FullDecoder):
         nn.init.normal_(module.mask_token, std=0.02)
 
 

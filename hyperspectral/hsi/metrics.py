@@ -1,9 +1,8 @@
-"""How close reconstructed cubes come to the true ones: MSE, PSNR, spectral angle, SSIM, band mean, MSE of each band."""
+"""Reconstruction errors of cubes: MSE, PSNR, spectral angle, SSIM, error of the band mean, MSE of each band."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from core.losses.precision import full_precision
 from core.losses.shapes import check_same_shape
@@ -35,6 +34,8 @@ def measure(
     A measure without voxels is NaN; without any error `psnr` is inf. Raises ValueError for shapes that do not fit and a
     range that is not positive.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     check_same_shape(reconstruction, cube)
     if hidden.shape != cube.shape or foreground.shape != cube[:, 0].shape:
         shapes = f"hidden {tuple(hidden.shape)} and foreground {tuple(foreground.shape)}"

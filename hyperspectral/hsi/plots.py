@@ -4,28 +4,27 @@ import gc
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib import patheffects
-from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from scipy import ndimage
 
 from core import figures
 from core.figures import BLUE, GREEN, GREY, RED
 from core.files import distinct_names
 from core.images import ImageError, read_image
-from hsi.wavelengths import to_rgb, white_level
+from hsi.files import Cube
+from hsi.wavelengths import CONTRAST, colours, to_rgb, white_level
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
 
 HIDDEN = "#d9dde3"  # the shade of hidden bands, and of pixels without a value
 WHITE = np.full((1, 1, 3), 255, np.uint8)
-OUTLINE = [patheffects.withStroke(linewidth=2.2, foreground="#000000cc")]
 
 
 class Shown(NamedTuple):
-    """A cube and what became of it, for the pictures: float (C, H, W), `hidden` bool (C, H, W), `foreground` (H, W)."""
+    """A cube and its reconstruction, float (C, H, W), with `hidden` bool (C, H, W) and `foreground` bool (H, W)."""
 
     name: str
     cube: np.ndarray
@@ -35,38 +34,31 @@ class Shown(NamedTuple):
     photo: Path | None = None
 
 
+def shown_of(
+    cubes: Sequence[Cube], batch: dict, result: "Tensor", hidden: "Tensor", count: int, photos: bool = True
+) -> list[Shown]:
+    """The first `count` cubes of a batch of `CubeDataset`, whose cubes are `cubes`, with their reconstructions and
+    masks (B, C, H, W)."""
+    arrays = [x[:count].cpu().numpy() for x in (batch["cube"], result, hidden, batch["foreground"])]
+    chosen = [cubes[index] for index in batch["index"][:count]]
+    return [Shown(c.id, *one, c.rgb_file if photos else None) for c, *one in zip(chosen, *arrays, strict=True)]
+
+
 def write_figures(
-    folder: Path,
-    shown: Sequence[Shown],
-    curves: Mapping[str, np.ndarray],
-    wavelengths: Sequence[float],
-    unit: str,
-    suffix: str = "png",
-    dpi: int = 130,
-) -> list[tuple[Path, str]]:
-    """All pictures of some cubes and of the errors (C,) of the whole set: (file, caption) of each."""
-    # A figure refers to itself: Python looks for it only after many more objects, and it holds whole pictures.
+    folder: Path, shown: Sequence[Shown], curves: Mapping[str, np.ndarray], wavelengths: Sequence[float], unit: str,
+    suffix: str = "png", dpi: int = 130,
+) -> list[tuple[Path, str]]:  # fmt: skip
+    """Draws some cubes, and the errors (C,) by band of the whole set, into files: (file, caption) of each."""
+    # A figure refers to itself: Python collects it only after many more objects, and it holds whole pictures.
     gc.collect()
-    photos = [_photo(case.photo) for case in shown] if any(case.photo for case in shown) else None
-    cubes, results, hidden = (
-        np.stack([getattr(case, name) for case in shown]) for name in ("cube", "result", "hidden")
-    )
-    pictures = {
-        "reconstructions": (
-            reconstructions(cubes, results, hidden, wavelengths, [case.name for case in shown], photos, unit),
-            "Cubes, what the model saw of them, what it made of that, and where it errs",
-        ),
-        "error_by_wavelength": (
-            error_by_wavelength(curves, wavelengths, unit),
-            "Mean squared error of hidden voxels at each wavelength",
-        ),
-    }
+    text = f"Cubes ({colours(wavelengths)}), visible voxels, reconstructions and errors"
+    pictures = {"reconstructions": (reconstructions(shown, wavelengths, unit), text)}
+    text = "Mean squared error of hidden voxels at each wavelength"
+    pictures["error_by_wavelength"] = error_by_wavelength(curves, wavelengths, unit), text
     for case, name in zip(shown[:2], distinct_names(case.name for case in shown), strict=False):
         points = typical_points(case.cube, case.foreground, wavelengths)
-        pictures[f"spectra_{name}"] = (
-            spectra(case.cube, case.result, case.hidden, wavelengths, points, case.name, unit),
-            f"Spectra of {case.name} at four pixels, as they are and as the model has them",
-        )
+        text = f"Measured and reconstructed spectra of {case.name} at four pixels"
+        pictures[f"spectra_{name}"] = spectra(case, wavelengths, points, unit), text
     return [(figures.save(fig, folder / f"{name}.{suffix}", dpi), text) for name, (fig, text) in pictures.items()]
 
 
@@ -78,23 +70,24 @@ def _photo(file: Path | None) -> np.ndarray:
         return WHITE
 
 
-def reconstructions(
-    cubes: np.ndarray,
-    results: np.ndarray,
-    hidden: np.ndarray,
-    wavelengths: Sequence[float],
-    names: Sequence[str],
-    photos: Sequence[np.ndarray] | None = None,
-    unit: str = "reflectance",
-) -> Figure:
-    """A row a case: photo (if given), cube, masked input and reconstruction in colour, and a map of the error.
+def reconstructions(shown: Sequence[Shown], wavelengths: Sequence[float], unit: str) -> "Figure":
+    """A row a case: photo (if any has one), cube, masked input and reconstruction in colour, and a map of the error.
 
-    `cubes`, `results` float (K, C, H, W); `hidden` bool, the same shape; `photos` (h, w, 3) uint8. The masked input has
-    the light of its unmasked bands alone: red where only red ones are left, black where only infrared is, and grey
-    where all are hidden. The error is the root mean square over the hidden bands of a pixel, on one scale for all rows.
+    The masked input has the light of its unmasked bands alone: red where only red ones are left, black where only
+    infrared is, and grey where all are hidden. The error is the root mean square over the hidden bands of a pixel, on
+    one scale for all rows.
     """
-    share = 100 * (1 - hidden.mean())
-    titles = ["Cube as RGB", f"Input: {share:.0f} % of voxels (grey: none)", "Reconstruction", "RMSE over hidden bands"]
+    cubes, results, hidden = (
+        np.stack([getattr(case, name) for case in shown]) for name in ("cube", "result", "hidden")
+    )
+    photos = [_photo(case.photo) for case in shown] if any(case.photo for case in shown) else None
+    share, coloured = 100 * (1 - hidden.mean()), colours(wavelengths).partition(",")[0]
+    titles = [
+        f"Cube {coloured}",
+        f"Input: {share:.0f} % of voxels (grey: none)",
+        "Reconstruction",
+        "RMSE, hidden bands",
+    ]
     titles = ["Photo", *titles] if photos is not None else titles
     counts = hidden.sum(axis=1)
     squares = (np.where(hidden, results - cubes, 0) ** 2).sum(axis=1)
@@ -108,14 +101,14 @@ def reconstructions(
         white = white_level(cubes[k], wavelengths)
         masked = np.where(hidden[k], 0, cubes[k])
         pictures = [to_rgb(cube, wavelengths, white) for cube in (cubes[k], masked, results[k])]
-        pictures[1][hidden[k].all(axis=0)] = np.rint(255 * np.array(to_rgba(HIDDEN)[:3]))
+        pictures[1][hidden[k].all(axis=0)] = list(bytes.fromhex(HIDDEN[1:]))
         for ax, picture in zip(row, [photos[k], *pictures] if photos is not None else pictures, strict=False):
             ax.imshow(picture)
         image = row[-1].imshow(errors[k], cmap="magma", vmin=0, vmax=top)
         for ax in row:
             ax.set(xticks=(), yticks=(), facecolor=HIDDEN)
             ax.spines[:].set_visible(False)
-        row[0].set_ylabel(names[k], fontsize=9)
+        row[0].set_ylabel(shown[k].name, fontsize=9)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=9)
     shape = {"shrink": 0.9, "aspect": 22 * len(cubes), "pad": 0.03, "extend": "max", "extendfrac": 0.03}
@@ -123,7 +116,7 @@ def reconstructions(
     return fig
 
 
-def error_by_wavelength(curves: Mapping[str, np.ndarray], wavelengths: Sequence[float], unit: str) -> Figure:
+def error_by_wavelength(curves: Mapping[str, np.ndarray], wavelengths: Sequence[float], unit: str) -> "Figure":
     """Mean squared errors (C,) in squared units of the cube, on a log scale over nm; the first curve, the model's, in
     blue. The axis on the right reads the same curves as root mean square. Lines stop where bands are missing."""
     fig = figures.figure(7.4, 4.0)
@@ -135,36 +128,30 @@ def error_by_wavelength(curves: Mapping[str, np.ndarray], wavelengths: Sequence[
     return fig
 
 
-def spectra(
-    cube: np.ndarray,
-    result: np.ndarray,
-    hidden: np.ndarray,
-    wavelengths: Sequence[float],
-    points: Sequence[tuple[int, int, str]],
-    name: str,
-    unit: str,
-) -> Figure:
-    """Input against output spectra at `points` (row, column, title), and where they lie in the picture.
+def spectra(case: Shown, wavelengths: Sequence[float], points: Sequence[tuple[int, int, str]], unit: str) -> "Figure":
+    """Input against output spectra at `points` (row, column, title), and where they lie in the picture; bands hidden
+    at a point are shaded."""
+    from matplotlib.patches import Patch
+    from matplotlib.patheffects import withStroke
 
-    `cube`, `result` float (C, H, W); `hidden` bool, the same shape: bands hidden at a point are shaded.
-    """
+    outline = [withStroke(linewidth=2.2, foreground="#000000cc")]
     rows, columns = min(2, len(points)), -(-len(points) // 2)
     fig = figures.figure(4.2 + 3.2 * columns, 4.6)
     grid = fig.add_gridspec(rows, columns + 1, width_ratios=(1.25, *[1] * columns))
-    place = fig.add_subplot(grid[:, 0], title=name, xticks=(), yticks=())
-    place.imshow(to_rgb(cube, wavelengths))
+    place = fig.add_subplot(grid[:, 0], title=case.name, xticks=(), yticks=())
+    place.imshow(to_rgb(case.cube, wavelengths))
     place.spines[:].set_visible(False)
     left, right = _band_edges(wavelengths)
     for i, (row, column, title) in enumerate(points):
-        place.plot(column, row, "o", ms=9, mfc="none", mec="white", mew=1.4, path_effects=OUTLINE)
-        style = {"color": "white", "weight": "bold", "path_effects": OUTLINE}
+        place.plot(column, row, "o", ms=9, mfc="none", mec="white", mew=1.4, path_effects=outline)
+        style = {"color": "white", "weight": "bold", "path_effects": outline}
         place.annotate(str(i + 1), (column, row), (6, 5), textcoords="offset points", **style)
         ax = fig.add_subplot(grid[i // columns, 1 + i % columns])
         ax.set_title(f"{i + 1}  {title}", fontsize=9)
-        for band in np.flatnonzero(hidden[:, row, column]):
+        for band in np.flatnonzero(case.hidden[:, row, column]):
             ax.axvspan(left[band], right[band], color=HIDDEN, lw=0)
-        (before,) = ax.plot(*_with_gaps(wavelengths, cube[:, row, column]), color=GREY, lw=2.6, marker="o", ms=4)
-        (after,) = ax.plot(*_with_gaps(wavelengths, result[:, row, column]), color=BLUE, lw=1.2, marker="o", ms=2)
+        (before,) = ax.plot(*_with_gaps(wavelengths, case.cube[:, row, column]), color=GREY, lw=2.6, marker="o", ms=4)
+        (after,) = ax.plot(*_with_gaps(wavelengths, case.result[:, row, column]), color=BLUE, lw=1.2, marker="o", ms=2)
         ax.set(xlim=(left[0], right[-1]), ylim=(min(0, ax.get_ylim()[0]), None))
         ax.set_xlabel("wavelength [nm]" if i + columns >= len(points) else "")
         ax.set_ylabel(unit if i % columns == 0 else "")
@@ -176,13 +163,14 @@ def spectra(
 def typical_points(
     cube: np.ndarray, foreground: np.ndarray, wavelengths: Sequence[float], count: int = 4
 ) -> list[tuple[int, int, str]]:
-    """`count` pixels (row, column, title) of a cube (C, H, W) that are worth a look, inside the foreground (H, W).
+    """`count` pixels (row, column, title) of a cube (C, H, W) inside the foreground (H, W), of different brightness.
 
-    They are chosen at the band nearest to 570 nm, where blood absorbs most: the darkest against its surroundings, a
-    vessel mostly, then even steps from percentile 1 to 99, which is mostly the optic disc. The band is smoothed, the
-    rim left out, and nothing is random.
+    Chosen at the band nearest to `CONTRAST`: the darkest pixel against its surroundings, then even steps from
+    percentile 1 to 99. The band is smoothed, the rim left out, and nothing is random.
     """
-    band, side = int(np.abs(np.asarray(wavelengths) - 570).argmin()), min(foreground.shape)
+    from scipy import ndimage
+
+    band, side = int(np.abs(np.asarray(wavelengths) - CONTRAST).argmin()), min(foreground.shape)
     size = max(3, side // 100)
     smooth = ndimage.uniform_filter(np.where(foreground, cube[band], 0).astype(np.float64), size)
     inner = ndimage.minimum_filter(foreground, 4 * size + 1, mode="constant", cval=0)

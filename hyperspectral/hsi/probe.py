@@ -1,30 +1,33 @@
-"""What features are worth: a linear classifier, exactly solved, or a segmentation head, on a spectral encoder."""
+"""Models and data of a spectral probe: a linear classifier, solved exactly, or a segmentation head, on an encoder.
 
-from collections.abc import Sequence
+The script probe.py fits, evaluates and stores one; probe_report.py writes its results.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.optimize import minimize
-from scipy.special import log_softmax
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from core.checkpoints import fitting, load_model_folder
 from core.errors import UserError, first_line
+from core.files import must_hold
+from core.processes import shared
 from core.seeding import sample_rng
 from core.splits import position
 from core.validation import DataReport
-from hsi.dataset import augment
-from hsi.files import H5_KEY, BadCube, Cube, read_cube, reason_of, report_bad
+from hsi.dataset import CubeDataset, augment
+from hsi.files import H5_KEY, BadCube, Cube, Splits, leave_out, read_cube
 from hsi.mae_spectral import MAESpectral, resized
 
-PROJECT = "hyperspectral_probe"
+KIND = "spectral probe"  # of the model, in config.json
 STRENGTHS = tuple(10.0**k for k in range(-4, 2))  # of the penalty on weights, from which cross-validation chooses
 FOLDS = 5
 IGNORED = 255  # the class of mask pixels that do not count, as usual in segmentation data
+COLOURS = ("#000000", "#e9c46a", "#d1495b", "#4cc9f0", "#70e000", "#9d4edd", "#f77f00", "#ffffff")  # of classes
 
 
 # ------------------------------------------------------------------------------------------------ a linear classifier
@@ -73,6 +76,9 @@ class LinearProbe(nn.Module):
     def solve(cls, x: np.ndarray, y: np.ndarray, classes: int, strength: float) -> "LinearProbe":
         """The classifier, in float64, of least mean cross-entropy plus `strength/2 Σw²` for features x (N, D) and class
         numbers y (N,)."""
+        from scipy.optimize import minimize
+        from scipy.special import log_softmax
+
         mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
         std = np.where(std > 1e-6 * np.abs(mean), std, 1.0)  # rounding errors of float32 say nothing
         x = np.hstack([(x - mean) / std, np.ones((len(x), 1))])  # (N, D + 1), the last for the biases
@@ -123,12 +129,14 @@ class SegmentationHead(nn.Module):
 class ProbeModel(nn.Module):
     """Cubes (B, C, H, W) in raw units to logits: (B, classes), or with `segment` (B, classes, H, W).
 
-    A classification is linear in the pooled features. The encoder takes no gradient while it is frozen.
+    A classification is linear in the pooled features. The encoder takes no gradient while it is frozen. `taught` are
+    the numbers and names of the classes that had training cases; of a model in eval mode others have the logit −∞.
     """
 
     def __init__(self, mae: MAESpectral, classes: int, segment: bool):
         super().__init__()
-        mae.decoder = nn.Identity()  # only the encoder is asked
+        self.taught: dict[int, str] = {}  # empty: all
+        mae.decoder = nn.Identity()  # only the encoder is used
         width = mae.encoder.embed.out_features
         bands, groups = len(mae.mean), mae.grid[0]
         self.mae, self.segment = mae, segment
@@ -136,7 +144,11 @@ class ProbeModel(nn.Module):
 
     def forward(self, cube: Tensor) -> Tensor:
         features = self.mae.encode(cube)
-        return self.head(features.grid, self.mae.normalize(cube)) if self.segment else self.head(features.pooled)
+        logits = self.head(features.grid, self.mae.normalize(cube)) if self.segment else self.head(features.pooled)
+        if self.taught and not self.training:
+            untaught = [k for k in range(logits.shape[1]) if k not in self.taught]
+            logits[:, untaught] = -torch.inf
+        return logits
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that are places, not weights."""
@@ -154,11 +166,14 @@ class ProbeModel(nn.Module):
 
         Raises UserError if it is something else, or if the size does not fit.
         """
-        state, config = load_model_folder(folder, PROJECT)
+        state, config = load_model_folder(folder, KIND)
         with fitting(folder):
+            must_hold(config, wavelengths=list, classes=list, task=str, taught=dict)
             mae = MAESpectral(**config["model"] | ({"img_size": img_size} if img_size else {}))
             model = cls(mae, len(config["classes"]), config["task"] == "segment")
             model.load_state_dict(resized(state, config["model"], config["wavelengths"], mae, config["wavelengths"]))
+            counts = config["taught"]["classes"]
+            model.taught = {k: name for k, name in enumerate(config["classes"]) if counts[name]}
             return model.eval(), config
 
 
@@ -187,7 +202,7 @@ def dice(predicted: Tensor, masks: Tensor, classes: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- data
 
 
-class LabelledDataset(Dataset):
+class LabelledDataset(CubeDataset):
     """An item is a dict of `cube` float32 (C, H, W) in the files' units, `target`, `index`, `id`.
 
     `target` is the number of the cube's label in `classes`, or where that is None its mask, int64 (H, W). With `std`
@@ -195,21 +210,11 @@ class LabelledDataset(Dataset):
     """
 
     def __init__(
-        self,
-        cubes: Sequence[Cube],
-        key: str = H5_KEY,
-        classes: Sequence[str] | None = None,
-        std: np.ndarray | None = None,
-        seed: int = 0,
-    ):
-        self.cubes, self.key, self.classes, self.std = list(cubes), key, classes, std
-        self.seed, self.epoch = seed, 0
-
-    def __len__(self) -> int:
-        return len(self.cubes)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self, cubes: Sequence[Cube], key: str = H5_KEY, classes: Sequence[str] | None = None,
+        std: np.ndarray | None = None, seed: int = 0,
+    ):  # fmt: skip
+        super().__init__(cubes, key, seed=seed)
+        self.classes, self.std = classes, std
 
     def __getitem__(self, index: int) -> dict:
         cube = self.cubes[index]
@@ -221,42 +226,63 @@ class LabelledDataset(Dataset):
         return {"cube": torch.from_numpy(pixels), "target": target, "index": index, "id": cube.id}
 
 
-def with_labels(splits: dict[str, list[Cube]], report: DataReport) -> tuple[dict[str, list[Cube]], list[str]]:
-    """(cubes that have a label which occurs in train, these labels in alphabetical order).
+def with_labels(splits: Splits, report: DataReport) -> tuple[dict[str, list[Cube]], dict[str, int]]:
+    """(cubes that have a label which occurs in train; label -> number of train cubes, in alphabetical order).
 
     The others are added to the `report`. Raises UserError for fewer than two labels.
     """
-    classes = sorted({cube.label for cube in splits["train"]} - {""})
+    labels = [cube.label for cube in splits["train"] if cube.label]
+    classes = {label: labels.count(label) for label in sorted(set(labels))}
+    bad = {
+        cube.id: f"label not in train: {cube.label}; train has {', '.join(classes)}" if cube.label else "no label"
+        for cube in (cube for part in splits.values() for cube in part if cube.label not in classes)
+    }
+    usable = leave_out(splits, bad, report)
     if len(classes) < 2:
-        found = f"only {classes[0]!r}" if classes else "none"
+        found = f"only {labels[0]!r}" if classes else "none"
         raise UserError(f"a classification needs two labels among the train cubes, there is {found}: fill column label")
-    for cube in (cube for part in splits.values() for cube in part):
-        if cube.label not in classes:
-            report_bad(report, cube, f"label not in train: {cube.label}" if cube.label else "no label")
-    return {split: [cube for cube in part if cube.label in classes] for split, part in splits.items()}, classes
+    return usable, classes
+
+
+def read_classes(splits: Splits, size: tuple[int, int], accelerator=None) -> dict[str, set[int] | str]:
+    """ID -> the classes in the cube's mask, which must be of `size` (H, W), or what is wrong with it.
+
+    Every mask is read once; the processes of an accelerate.Accelerator share them, and all get all results.
+    """
+
+    def classes_of(cube: Cube) -> set[int] | str:
+        try:
+            if cube.mask_file is None:
+                return "no mask: fill column mask_file"
+            mask = read_mask(cube.mask_file, size)
+        except BadCube as error:
+            return error.reason
+        found = set(np.flatnonzero(np.bincount(mask[mask != IGNORED])).tolist())
+        return found or f"mask without classes: all pixels are {IGNORED}, which is unknown"
+
+    cubes = [cube for part in splits.values() for cube in part]
+    results = shared(accelerator, classes_of, cubes) if accelerator else map(classes_of, cubes)
+    return {cube.id: result for cube, result in zip(cubes, results, strict=True)}
 
 
 def with_masks(
-    splits: dict[str, list[Cube]], size: tuple[int, int], names: Sequence[str], report: DataReport
-) -> tuple[dict[str, list[Cube]], list[str]]:
-    """(cubes that have a mask of `size` and of classes that occur in train, the classes' names).
+    splits: Splits, found: Mapping[str, set[int] | str], names: Sequence[str], report: DataReport
+) -> tuple[dict[str, list[Cube]], dict[str, int]]:
+    """(cubes that have a mask of classes which occur in train; name of class 0, 1, … -> number of train cubes with it).
 
-    Reads all masks. The names are `names`, or the numbers where there are none. The other cubes are added to the
-    `report`. Raises UserError if the masks of train that can be used have fewer than two classes, or if `names` are
-    not as many, or two of them alike.
+    `found` as of `read_classes`. The names are `names`, or the numbers where there are none. The other cubes are added
+    to the `report`. Raises UserError if the masks of train that can be used have fewer than two classes, or if `names`
+    are too few, or two of them alike.
     """
-    found = {}  # ID -> classes in its mask
-    for cube in (cube for part in splits.values() for cube in part):
-        try:
-            if cube.mask_file is None:
-                raise BadCube(f"{cube.file}: no mask: fill column mask_file")
-            mask = read_mask(cube.mask_file, size)
-            if (mask == IGNORED).all():
-                raise BadCube(f"{cube.mask_file}: mask without classes: all pixels are {IGNORED}, which is unknown")
-            found[cube.id] = set(np.flatnonzero(np.bincount(mask[mask != IGNORED])).tolist())
-        except BadCube as error:
-            report_bad(report, cube, reason_of(error, cube.mask_file or cube.file))
-    classes = set().union(*(found[cube.id] for cube in splits["train"] if cube.id in found))
+    in_train = [classes for cube in splits["train"] if isinstance(classes := found[cube.id], set)]
+    classes, bad = set().union(*in_train), {}
+    for name, result in found.items():
+        if isinstance(result, str):
+            bad[name] = result
+        elif unknown := result - classes:
+            unknown, known = (", ".join(map(str, sorted(numbers))) for numbers in (unknown, classes))
+            bad[name] = f"class not in train: {unknown}; train has {known}"
+    usable = leave_out(splits, bad, report)
     if len(classes) < 2:
         seen = f"have class {classes.pop()} alone" if classes else "cannot be used"
         raise UserError(
@@ -264,15 +290,12 @@ def with_masks(
             f"{IGNORED} is no class, but unknown"
         )
     count = 1 + max(classes)
-    if names and len(names) != count:
+    if names and len(names) < count:
         raise UserError(f"--class_names are {len(names)}, but the masks of train have the classes 0 to {count - 1}")
     if len(set(names)) < len(names):
         raise UserError(f"--class_names {' '.join(names)}: two are alike")
-    for cube in (cube for part in splits.values() for cube in part):
-        if unknown := found.get(cube.id, set()) - classes:
-            report_bad(report, cube, f"class not in train: {', '.join(map(str, sorted(unknown)))}")
-    usable = {split: [c for c in part if found.get(c.id, {-1}) <= classes] for split, part in splits.items()}
-    return usable, list(names) or [str(k) for k in range(count)]
+    names = names or [str(k) for k in range(count)]
+    return usable, {name: sum(k in classes for classes in in_train) for k, name in enumerate(names)}
 
 
 def read_mask(file: Path, size: tuple[int, int]) -> np.ndarray:
@@ -280,10 +303,22 @@ def read_mask(file: Path, size: tuple[int, int]) -> np.ndarray:
     try:
         with Image.open(file) as image:
             if image.mode not in ("L", "P", "1"):
-                raise BadCube(f"{file}: no mask: {image.mode} pixels; store class numbers in one channel of 8 bits")
+                raise BadCube(file, f"no mask: {image.mode} pixels; store class numbers in one channel of 8 bits")
             mask = np.array(image, np.uint8)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, of damaged files
-        raise BadCube(f"{file}: no mask that can be read: {first_line(error)}") from error
+        raise BadCube(file, f"no mask that can be read: {first_line(error)}") from error
     if mask.shape != tuple(size):
-        raise BadCube(f"{file}: mask of another size: {mask.shape[0]}x{mask.shape[1]} px, not {size[0]}x{size[1]}")
+        raise BadCube(file, f"mask of another size: {mask.shape[0]}x{mask.shape[1]} px, not {size[0]}x{size[1]}")
     return mask
+
+
+def palette(classes: int) -> list[int]:
+    """Red, green and blue (0 to 255) of each class, one after the other, as PNG palettes have them."""
+    return [part for k in range(classes) for part in bytes.fromhex(COLOURS[k % len(COLOURS)][1:])]
+
+
+def mask_picture(mask: np.ndarray, classes: int) -> Image.Image:
+    """Class numbers (H, W) as a picture that viewers show in the classes' colours, and readers as the numbers."""
+    image = Image.fromarray(mask.astype(np.uint8))
+    image.putpalette(palette(classes))
+    return image

@@ -1,8 +1,5 @@
 """Copies of cubes that read faster: in one piece and not compressed; and a CSV of them."""
 
-import csv
-import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +7,10 @@ from pathlib import Path
 import h5py
 
 from core.errors import UserError
-from core.files import whole_file
+from core.files import read_json, whole_file
+from core.results import write_json
 from core.tables import read_table
-from hsi.files import WAY_OUT, BadCube, Cube, absolute, check_header, open_dataset, reason_of
+from hsi.files import WAY_OUT, BadCube, Cube, absolute, check_header, open_dataset
 
 REPACKED = "repack.json"  # marks a folder as written by repack
 
@@ -32,7 +30,7 @@ def repack_cube(source: Path, target: Path, key: str, dtype: str, overwrite: boo
             check_header(source, dataset, None, None)
             values = dataset[...]
     except BadCube as error:
-        return reason_of(error, source)
+        return error.reason
 
     with whole_file(target) as unfinished, h5py.File(unfinished, "w") as store:
         store.create_dataset(key, data=values if dtype == "keep" else values.astype(dtype, copy=False))
@@ -70,32 +68,29 @@ def claim(output: Path, settings: dict, overwrite: bool) -> None:
         raise UserError(f"--output {output} is a file; name a folder")
     mark = output / REPACKED
     try:
-        found = json.loads(mark.read_text(encoding="utf-8"))
+        found = read_json(mark)
     except (FileNotFoundError, ValueError):
         if output.exists() and any(output.iterdir()):
             raise UserError(f"--output {output} holds files of another origin; name an empty or new folder") from None
     else:
         if found != settings and not overwrite:
             raise UserError(f"--output {output} was made with other settings ({found}): name another, or --overwrite")
-    with whole_file(mark) as unfinished:
-        unfinished.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    write_json(mark, settings)
 
 
-def repacked_csv(csv_file: Path, output: Path, targets: Mapping[str, Path]) -> str:
-    """The CSV with the rows of `targets` and all its columns; its paths lead from `output`."""
-    text = io.StringIO(newline="")
-    rows = [row for _, row in read_table(csv_file, ("ID", "hs_file"), WAY_OUT)]
-    writer = csv.DictWriter(text, [column for column in rows[0] if column is not None], extrasaction="ignore")
-    writer.writeheader()
-    for row in rows:
+def repacked_table(csv_file: Path, output: Path, targets: Mapping[str, Path]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) of the CSV: the rows of `targets` and all columns; the paths lead from `output`."""
+    table, rows = [row for _, row in read_table(csv_file, ("ID", "hs_file"), WAY_OUT)], []
+    columns = [column for column in table[0] if column is not None]
+    for row in table:
         if (name := row["ID"].strip()) not in targets:
             continue
         row["hs_file"] = targets[name].relative_to(output).as_posix()
         for column in ("rgb_file", "mask_file"):
             if path := row.get(column, "").strip():
                 row[column] = _path_from(output, absolute(csv_file, path))
-        writer.writerow(row)
-    return text.getvalue()
+        rows.append([row[column] for column in columns])
+    return columns, rows
 
 
 def _path_from(folder: Path, file: Path) -> str:

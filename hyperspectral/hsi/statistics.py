@@ -1,6 +1,5 @@
 """Statistics of the training split: mean and standard deviation of every band, range of values; and of which data."""
 
-import json
 import zlib
 from collections import Counter
 from collections.abc import Mapping
@@ -12,9 +11,11 @@ from rich.console import Console
 
 from core.console import make_console, progress
 from core.errors import UserError, first_line
-from core.files import must_hold, read_json, whole_file
+from core.files import must_hold, read_json
 from core.processes import in_processes
-from hsi.files import H5_KEY, BadCube, Cube, Splits, foreground, read_cube, reason_of
+from core.results import write_json
+from core.validation import DataReport
+from hsi.files import H5_KEY, BadCube, Cube, Splits, foreground, read_cube, report_bad
 
 SAMPLE = 1_000_000  # values of a cube whose percentiles are taken: all 7.5 million take ten times as long
 
@@ -37,27 +38,19 @@ class Statistics:
     fingerprint: dict[str, str]  # ID of every cube that was read, of all splits -> split, size, checksum
     unusable: dict[str, str]  # ID of any split -> what is wrong with its file or values
 
-    def to_json(self) -> dict:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: dict) -> "Statistics":
-        """The inverse of `to_json`. Raises ValueError, KeyError or TypeError for other content."""
-        must_hold(content, mean=list, std=list, fingerprint=dict, unusable=dict)
-        values = {name: tuple(map(float, content[name])) for name in ("mean", "std")}
-        if len(values["mean"]) != len(values["std"]) or not all(value > 0 for value in values["std"]):
-            raise ValueError("mean and std do not fit")
-        return cls(**content | values)
-
     def save(self, file: Path) -> None:
-        with whole_file(file) as unfinished:
-            unfinished.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        """Writes them as JSON."""
+        write_json(file, asdict(self))
 
     @classmethod
     def load(cls, file: Path) -> "Statistics":
-        """Raises UserError if the file is missing or holds something else."""
+        """The inverse of `save`. Raises UserError if the file is missing or holds something else."""
         try:
-            return cls.from_json(read_json(file))
+            must_hold(content := read_json(file), mean=list, std=list, fingerprint=dict, unusable=dict)
+            values = {name: tuple(map(float, content[name])) for name in ("mean", "std")}
+            if len(values["mean"]) != len(values["std"]) or not all(value > 0 for value in values["std"]):
+                raise ValueError("mean and std do not fit")
+            return cls(**content | values)
         except FileNotFoundError:
             raise UserError(f"{file}: no such file; {_stats_command(file)}") from None
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -70,7 +63,8 @@ def statistics_file(csv_file: Path) -> Path:
 
 
 def _stats_command(file: Path) -> str:
-    return f"make it by: python hyperspectral/cubes.py stats --csv_file DATA.csv --output {file}"
+    project = Path(__file__).resolve().parents[1].name
+    return f"make it by: python {project}/cubes.py stats --csv_file DATA.csv --output {file}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,7 @@ def measure(file: Path, key: str) -> Measured | str:
     try:
         cube = read_cube(file, key)
     except BadCube as error:
-        return reason_of(error, file)
+        return error.reason
     inside = foreground(cube)
     pixels = int(inside.sum())
     if not pixels:
@@ -106,45 +100,52 @@ def measure(file: Path, key: str) -> Measured | str:
     return Measured(cube.shape, pixels, mean, squares, float(low), float(high))
 
 
-def measure_all(splits: Splits, key: str, workers: int, console: Console) -> dict[str, Measured | str]:
-    """ID -> what `measure` says, for all cubes of all splits, by several processes. One cube in memory a process."""
+def measure_all(splits: Splits, key: str, workers: int, console: Console, accelerator=None) -> dict:
+    """ID -> what `measure` says, for all cubes of all splits, by `workers` processes with one cube in memory each.
+
+    The processes of an accelerate.Accelerator share the cubes, and all get all results.
+    """
     cubes = [cube for part in splits.values() for cube in part]
-    jobs, results = [(cube.file, key) for cube in cubes], {}
-    with progress(console, "reading", len(cubes)) as advance:
-        for cube, result in zip(cubes, in_processes(measure, jobs, workers), strict=True):
-            results[cube.id] = result
+    rank, count = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    jobs, shares = [(cube.file, key) for cube in cubes[rank::count]], [[]]
+    with progress(console, "reading", len(jobs)) as advance:
+        for result in in_processes(measure, jobs, workers):
+            shares[0].append(result)
             advance()
-    return results
+    if count > 1:
+        from accelerate.utils import gather_object
+
+        shares = gather_object(shares)
+    return {cube.id: shares[place % count][place // count] for place, cube in enumerate(cubes)}
 
 
-def unusable_cubes(splits: Splits, key: str, workers: int, console: Console) -> dict[str, str]:
-    """ID -> what is wrong, for all cubes of all splits whose values cannot be used."""
-    measured = measure_all(splits, key, workers, console)
+def unusable(measured: Mapping[str, Measured | str]) -> dict[str, str]:
+    """ID -> what is wrong, of the cubes that cannot be used. `measured` as of `measure_all`."""
     return {name: result for name, result in measured.items() if isinstance(result, str)}
 
 
 def compute_statistics(
-    splits: Splits, key: str = H5_KEY, workers: int = 1, console: Console | None = None
-) -> Statistics:
+    splits: Splits, key: str = H5_KEY, workers: int = 1, console: Console | None = None, accelerator=None,
+    report: DataReport | None = None,
+) -> Statistics:  # fmt: skip
     """Reads all cubes once. Mean, SD and range are of train alone; what cannot be used is listed for all splits.
 
     `splits` as `read_cubes` gives them: cubes with another number of bands than most are listed as unusable, too.
-    Raises UserError if no cube of train can be used, or if a band does not vary over it.
+    Cubes are merged by the pairwise update of Chan, Golub and LeVeque (1979). Raises UserError if a band does not vary
+    over train, or if no cube of train can be used; the `report` then says why.
     """
-    return merge(splits, key, measure_all(splits, key, workers, console or make_console(quiet=True)))
-
-
-def merge(splits: Splits, key: str, measured: Mapping[str, Measured | str]) -> Statistics:
-    """Statistics from what `measure_all` found, by the pairwise update of Chan, Golub and LeVeque (1979)."""
+    measured = measure_all(splits, key, workers, console or make_console(quiet=True), accelerator)
     good = [result for cube in splits["train"] if isinstance(result := measured[cube.id], Measured)]
     if not good:
+        for cube in splits["train"] if report else ():
+            report_bad(report, cube, measured[cube.id])
         first = next((f" ({cube.file}: {measured[cube.id]})" for cube in splits["train"]), "")
         raise UserError(f"none of {len(splits['train'])} train cubes can be used{first}: statistics are of train")
     bands = Counter(result.shape[0] for result in good).most_common(1)[0][0]
-    unusable = {name: result for name, result in measured.items() if isinstance(result, str)}
+    bad = unusable(measured)
     for name, result in measured.items():
         if isinstance(result, Measured) and result.shape[0] != bands:
-            unusable[name] = f"other number of bands: {result.shape[0]}, most have {bands}"
+            bad[name] = f"other number of bands: {result.shape[0]}, most have {bands}"
     good = [result for result in good if result.shape[0] == bands]
 
     pixels, mean, squares = 0, np.zeros(bands), np.zeros(bands)
@@ -162,7 +163,7 @@ def merge(splits: Splits, key: str, measured: Mapping[str, Measured | str]) -> S
     fingerprint = {cube.id: fingerprint_of(cube) for part in splits.values() for cube in part}
     low, high = min(result.low for result in good), max(result.high for result in good)
     mean, std = tuple(mean.tolist()), tuple(np.sqrt(squares / pixels).tolist())
-    return Statistics(mean, std, low, high, len(good), pixels, key, fingerprint, unusable)
+    return Statistics(mean, std, low, high, len(good), pixels, key, fingerprint, bad)
 
 
 def constant_bands(pixels: int, mean: np.ndarray, squares: np.ndarray) -> np.ndarray:

@@ -11,7 +11,10 @@ import numpy as np
 
 from core.errors import UserError
 
+# The reference's camera; --wavelengths names the bands of another.
+DEFAULT = "450:730:10,850"  # as on a command line
 DEFAULT_WAVELENGTHS: tuple[float, ...] = (*(float(nm) for nm in range(450, 731, 10)), 850.0)
+CONTRAST = 570.0  # nm of the band, or the nearest to it, by which pixels are chosen for plots of their spectra
 SHORTEST, LONGEST = 200.0, 20_000.0  # what optical sensors record, in nm
 
 # ------------------------------------------------------------------------------------------------------ command line
@@ -73,7 +76,8 @@ def _check(values: tuple[float, ...], source: str) -> None:
 
 # ------------------------------------------------------------------------------------------------------------- colour
 
-VISIBLE = (380.0, 730.0)
+VISIBLE = (380.0, 730.0)  # nm
+PRIMARIES = (610.0, 550.0, 460.0)  # nm shown as red, green and blue where the bands do not cover the visible range
 XYZ_TO_SRGB = np.array([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]])
 D65 = np.array([0.9505, 1.0, 1.0890])  # the white of sRGB (IEC 61966-2-1)
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # of linear sRGB
@@ -106,8 +110,8 @@ def rgb_weights(wavelengths: Sequence[float]) -> np.ndarray:
 
     Where visible bands (380-730 nm) lie in each of blue, green and red, they are integrated by the trapezoid rule over
     the CIE 1931 colour-matching functions, scaled so that a flat spectrum has the white of sRGB whatever the bands
-    leave out. Otherwise the visible bands nearest to 610, 550 and 460 nm are taken for red, green and blue; and without
-    a visible band the mean of all bands is shown as grey.
+    leave out. Otherwise the visible bands nearest to `PRIMARIES` are taken for red, green and blue; and without a
+    visible band the mean of all bands is shown as grey. `colours` says which it is.
     """
     nm = np.asarray(wavelengths, dtype=float)
     visible = np.flatnonzero((nm >= VISIBLE[0]) & (nm <= VISIBLE[1]))
@@ -121,9 +125,20 @@ def rgb_weights(wavelengths: Sequence[float]) -> np.ndarray:
         xyz = colour_matching(seen) * widths
         weights[:, visible] = XYZ_TO_SRGB @ (D65[:, None] * xyz / xyz.sum(axis=1, keepdims=True))
         return weights / weights.sum(axis=1, keepdims=True)  # the rounded matrix takes D65 to 1 within 1e-4 only
-    nearest = visible[np.abs(seen - np.array([[610], [550], [460]])).argmin(axis=1)]
+    nearest = visible[np.abs(seen - np.array(PRIMARIES)[:, None]).argmin(axis=1)]
     weights[range(3), nearest] = 1
     return weights
+
+
+def colours(wavelengths: Sequence[float]) -> str:
+    """How `to_rgb` shows cubes of these bands (nm), for captions."""
+    taken = [np.flatnonzero(row) for row in rgb_weights(wavelengths)]
+    if not any(VISIBLE[0] <= nm <= VISIBLE[1] for nm in wavelengths):
+        return "in grey, the mean of all bands, as none is visible"
+    if all(len(bands) == 1 for bands in taken):
+        red, green, blue = (f"{wavelengths[bands[0]]:g}" for bands in taken)
+        return f"in false colour, with the bands at {red}, {green} and {blue} nm as red, green and blue"
+    return "in true colour"
 
 
 def colour_matching(nm: np.ndarray) -> np.ndarray:

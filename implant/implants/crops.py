@@ -4,10 +4,10 @@ Points and boxes are in px, x before y, with pixel centres at integers.
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version at import otherwise
-import albumentations
 import cv2
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from core.seeding import sample_rng
 from core.windows import Window, cut, square_window
 from implants.records import TARGETS, Record
 
+if TYPE_CHECKING:
+    import albumentations
+
 cv2.setNumThreads(0)  # the loader's processes fill the cores already
 
 ZOOM, SHIFT = 0.1, 0.05  # of the window's side: how far augmentation moves it
@@ -25,9 +28,12 @@ UNKNOWN = -1  # class of a case whose field says nothing, or nothing that traini
 USUAL_MM, USUAL_PX = 0.1, 224  # mm a pixel and px a side: what the scale features count from
 
 
-def augmentation() -> albumentations.Compose:
+def augmentation() -> "albumentations.Compose":
     """What differs between radiographs of one implant, except its size: that is for the window to change, which the
     scale features follow."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version at import otherwise
+    import albumentations  # here, so that a script's --help does not wait for it
+
     return albumentations.Compose(
         [
             albumentations.HorizontalFlip(p=0.5),
@@ -44,26 +50,21 @@ class ImplantCrops(Dataset):
     """Square windows around the boxes of `records`, with `margin` in shares of the box's longer side, `size` px a side.
 
     Each is a dict: `image` float32 (1, size, size) in [0, 1]; `scale` float32 (F,), see `scale_features`; `target`
-    float32 (2,), length and diameter in mm, NaN = unknown; `index`; `id`; and for each of `labels` (field or "company",
+    float32 (T,), the `targets` in mm, NaN = unknown; `index`; `id`; and for each of `labels` (field or "company",
     "model" -> names of its classes) `label_<field>`, the number of its class or -1. With `augment`, a sample depends on
     (seed, epoch, index) alone; with `views`, on (seed, epoch modulo views, index): so many different ones there are.
+    Raises core.images.ImageError where a picture cannot be read.
     """
 
     def __init__(
-        self,
-        records: Sequence[Record],
-        size: int,
-        margin: float = 0.1,
-        modalities: Sequence[str] = (),
-        labels: dict[str, Sequence[str]] | None = None,
-        augment: bool = False,
-        views: int | None = None,
-        seed: int = 0,
-    ):
+        self, records: Sequence[Record], size: int, margin: float = 0.1, modalities: Sequence[str] = (),
+        labels: dict[str, Sequence[str]] | None = None, augment: bool = False, views: int | None = None, seed: int = 0,
+        targets: Sequence[str] = TARGETS,
+    ):  # fmt: skip
         self.records, self.size, self.margin = records, size, margin
         self.modalities, self.labels = modalities, labels or {}
         self.augmentation = augmentation() if augment else None
-        self.views, self.seed, self.epoch = views, seed, 0
+        self.views, self.seed, self.targets, self.epoch = views, seed, targets, 0
 
     def __len__(self) -> int:
         return len(self.records)
@@ -87,7 +88,7 @@ class ImplantCrops(Dataset):
         item = {
             "image": torch.from_numpy(crop.copy())[None].float() / 255,
             "scale": torch.tensor(scale_features(record, window[2], self.size, self.modalities)).float(),
-            "target": torch.tensor([getattr(record, target) for target in TARGETS]).float(),
+            "target": torch.tensor([getattr(record, target) for target in self.targets]).float(),
             "index": index,
             "id": record.id,
         }
@@ -127,6 +128,11 @@ def class_of(record: Record, field: str, names: Sequence[str]) -> int:
     return names.index(value) if value in names else UNKNOWN
 
 
+def count_classes(records: Sequence[Record], field: str) -> dict[str, int]:
+    """The classes of a field, in alphabetical order, with the number of their records."""
+    return dict(sorted(Counter(value for record in records if (value := value_of(record, field))).items()))
+
+
 def classes_of(records: Sequence[Record], field: str) -> list[str]:
     """The classes of a field, in alphabetical order."""
-    return sorted({value for record in records if (value := value_of(record, field))})
+    return list(count_classes(records, field))

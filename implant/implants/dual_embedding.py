@@ -14,7 +14,7 @@ from core.checkpoints import fitting, load_model_folder
 from core.errors import UserError
 from core.files import must_hold
 from core.unfreezing import Part, UnfreezingSchedule, frozen_context, set_frozen
-from implants.records import TARGETS
+from implants.records import LIMITS, TARGETS
 from implants.vit import ImplantClassifier, ImplantVit, load_classifier
 
 EMBEDDINGS = {"dual": ("company", "model"), "company": ("company",), "model": ("model",), "none": ()}
@@ -25,8 +25,8 @@ LOG_VARIANCE_RANGE = (-8.0, 6.0)  # of standardised targets: neither a loss of m
 class DualEmbeddingRegressor(nn.Module):
     """Batches of `ImplantCrops` (`image` (B, 1 or 3, S, S) in [0, 1], `scale` (B, F)) to a dict:
 
-    - `mm` (B, 2), length and diameter in mm; `standard` (B, 2), the same standardised as in training
-    - with `uncertainty` `log_variance` (B, 2) of the standardised targets
+    - `mm` (B, T), the `targets` in mm; `standard` (B, T), the same standardised as in training
+    - with `uncertainty` `log_variance` (B, T) of the standardised targets
     - `attention`: name of a weighting -> (B, number of branches), adding up to 1; of "cross" (B, branches, tokens)
     - `auxiliary`: field -> logits (B, number of its classes)
 
@@ -36,22 +36,20 @@ class DualEmbeddingRegressor(nn.Module):
     """
 
     def __init__(
-        self,
-        visual: Mapping[str, object],
-        company: Mapping[str, object] | None = None,
-        model: Mapping[str, object] | None = None,
-        attention_type: str = "triple",
-        embedding_dim: int = 256,
-        scale_features: int = 0,
-        auxiliary: Mapping[str, Sequence[str]] | None = None,
-        uncertainty: bool = False,
-        dropout: float = 0.2,
-    ):
+        self, visual: Mapping[str, object], company: Mapping[str, object] | None = None,
+        model: Mapping[str, object] | None = None, attention_type: str = "triple", embedding_dim: int = 256,
+        scale_features: int = 0, auxiliary: Mapping[str, Sequence[str]] | None = None, uncertainty: bool = False,
+        dropout: float = 0.2, targets: Sequence[str] = TARGETS,
+    ):  # fmt: skip
         super().__init__()
+        if not targets or not set(targets) <= set(TARGETS):
+            raise ValueError(f"targets {targets} are not among {', '.join(TARGETS)}")
+        self.targets = tuple(targets)
         self.arguments = {
             "visual": visual, "company": company, "model": model, "attention_type": attention_type,
             "embedding_dim": embedding_dim, "scale_features": scale_features, "auxiliary": auxiliary,
             "uncertainty": uncertainty, "dropout": dropout,
+            "targets": self.targets,
         }  # fmt: skip
         self.encoders = nn.ModuleDict({"visual": ImplantVit(**visual)})
         widths = {"visual": self.encoders["visual"].width}
@@ -68,21 +66,21 @@ class DualEmbeddingRegressor(nn.Module):
             nn.Linear(embedding_dim, embedding_dim), nn.GELU(), nn.Dropout(dropout),
         )  # fmt: skip
         self.uncertainty = uncertainty
-        self.head = nn.Linear(embedding_dim, len(TARGETS) * (1 + uncertainty))
+        self.head = nn.Linear(embedding_dim, len(targets) * (1 + uncertainty))
         self.auxiliary = nn.ModuleDict(
             {field: nn.Linear(embedding_dim, len(names)) for field, names in (auxiliary or {}).items()}
         )
-        self.register_buffer("target_mean", torch.zeros(len(TARGETS)))
-        self.register_buffer("target_std", torch.ones(len(TARGETS)))
+        self.register_buffer("target_mean", torch.zeros(len(targets)))
+        self.register_buffer("target_std", torch.ones(len(targets)))
 
     def standardise(self, targets: Tensor) -> None:
-        """Takes mean and standard deviation of the training split's targets (N, 2), mm."""
+        """Takes mean and standard deviation of the training split's targets (N, T), mm."""
         self.target_mean.copy_(targets.mean(dim=0))
         self.target_std.copy_(targets.std(dim=0).clamp(min=1e-3))
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """Features by branch: `visual` (B, width), `company` and `model` (B, their embedding's length), and for
-        cross-attention `tokens` (B, N, width)."""
+        """Features by branch of images (B, 1 or 3, S, S): `visual` (B, width), `company` and `model` (B, length of
+        their embedding), and for cross-attention `tokens` (B, N, width)."""
         features = {}
         for name, encoder in self.encoders.items():
             with frozen_context(encoder):
@@ -98,7 +96,7 @@ class DualEmbeddingRegressor(nn.Module):
         if self.scale:
             fused = torch.cat([fused, self.scale(batch["scale"]), batch["scale"]], dim=1)
         hidden = self.hidden(fused)
-        standard, *log_variance = self.head(hidden).float().split(len(TARGETS), dim=1)
+        standard, *log_variance = self.head(hidden).float().split(len(self.targets), dim=1)
         result = {"standard": standard, "mm": standard * self.target_std + self.target_mean, "attention": attention}
         result["auxiliary"] = {field: head(hidden).float() for field, head in self.auxiliary.items()}
         if self.uncertainty:
@@ -106,9 +104,9 @@ class DualEmbeddingRegressor(nn.Module):
         return result
 
     def name_classes(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """For "company" and "model", where there are such encoders: the numbers (B,) of the likeliest classes, from
-        what `encode` gave."""
-        named = {name: encoder for name, encoder in self.encoders.items() if name != "visual"}
+        """For "company" and "model", where there are such encoders with classes: the numbers (B,) of the likeliest
+        ones, from what `encode` gave."""
+        named = {name: encoder for name, encoder in self.encoders.items() if name != "visual" and encoder.classes}
         return {name: encoder.head(features[name]).argmax(dim=1) for name, encoder in named.items()}
 
     def unfreezing(self, half: int, full: int) -> UnfreezingSchedule:
@@ -124,13 +122,11 @@ class DualEmbeddingRegressor(nn.Module):
     @classmethod
     def from_folder(cls, folder: Path) -> tuple["DualEmbeddingRegressor", dict]:
         """(model in eval mode, config) of a run of train.py or its best/. Raises UserError for another model's."""
-        state, config = load_model_folder(folder, "implant")
+        state, config = load_model_folder(folder, "implant regressor")
         with fitting(folder):
-            if config["kind"] != "regressor":
-                raise UserError(
-                    f"{folder} holds a {config['kind']}, not a regressor; give the best/ folder of a run of train.py"
-                )
-            must_hold(config, image_size=int, margin=int | float, modalities=list | None, train_sizes=list)
+            config = {"limits": LIMITS} | config
+            must_hold(config, image_size=int, margin=int | float, modalities=list | None, train_sizes=list,
+                      taught=dict, limits=dict)  # fmt: skip
             model = cls(**config["model"])
             model.load_state_dict(state)
             return model.eval(), config
@@ -141,7 +137,7 @@ def load_visual(path: Path, image_size: int) -> ImplantVit:
 
     Raises UserError for something else, and for a regressor at another size.
     """
-    if Path(path).is_dir() and load_model_folder(path, "implant")[1]["kind"] == "regressor":
+    if Path(path).is_dir() and load_model_folder(path)[1].get("kind") == "implant regressor":
         vit = DualEmbeddingRegressor.from_folder(path)[0].encoders["visual"]
         if vit.arguments["image_size"] != image_size:
             raise UserError(

@@ -1,17 +1,16 @@
-"""What the regressor is trained by: standardised length and diameter, and classes of other fields beside them."""
+"""Loss of the regressor: standardised length and diameter, and classes of other fields beside them."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from implants.crops import UNKNOWN
-from implants.records import TARGETS
 
 BETA = 0.5  # Seitzer et al.: between likelihood (0), which neglects hard cases, and squared error (1)
 
 
 class DimensionLoss(nn.Module):
-    """`length + diameter + weight · auxiliary`, and its parts to log.
+    """`length + diameter + weight · auxiliary`, of the targets that the model has, and its parts to log.
 
     Huber loss (δ = 1) of standardised targets; where the model gives log-variances, β-NLL (Seitzer et al. 2022, "On the
     Pitfalls of Heteroscedastic Uncertainty Estimation"): the Gaussian's negative log-likelihood, weighted by the
@@ -30,7 +29,7 @@ class DimensionLoss(nn.Module):
             losses = beta_nll(prediction["standard"], prediction["log_variance"], target)
         else:
             losses = F.huber_loss(prediction["standard"], target, reduction="none")
-        parts = dict(zip(TARGETS, losses.mean(dim=0), strict=True))
+        parts = dict(zip(model.targets, losses.mean(dim=0), strict=True))
         loss = sum(parts.values())
         if prediction["auxiliary"]:
             terms = [class_loss(logits, batch[f"label_{field}"]) for field, logits in prediction["auxiliary"].items()]
@@ -40,7 +39,7 @@ class DimensionLoss(nn.Module):
 
 
 def beta_nll(mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
-    """β-NLL element by element, without its constant."""
+    """β-NLL element by element, without its constant; all (B, T)."""
     likelihood = 0.5 * (log_variance + (target - mean) ** 2 / log_variance.exp())
     return log_variance.detach().exp() ** BETA * likelihood
 

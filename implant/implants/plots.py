@@ -1,31 +1,31 @@
-"""Figures of predicted lengths and diameters: against the truth, their intervals, and what the models look at."""
+"""Figures of predicted lengths and diameters: against the truth, their intervals, and attention."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
 from core.figures import BLUE, GREEN, GREY, RED, figure
 from core.uncertainty import Interval
 from implants.evaluation import CLOSE, Evaluation, on_sale
-from implants.records import TARGETS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK = "#222222"
 BRANCHES = (BLUE, "#e09f3e", GREEN, RED, GREY)
 
 
-def predicted_against_true(evaluation: Evaluation, seen: set[tuple[str, str]]) -> Figure:
+def predicted_against_true(evaluation: Evaluation, seen: set[tuple[str, str]]) -> "Figure":
     """A panel a target: a dot a case, on grid lines at the sizes on sale; triangles for companies and models that were
     not trained together (not in `seen`). The line is a prediction without error, the band ± 0.5 mm. Many cases are of
     one size, so they are moved sideways a little: unseen combinations right of the line, the others left."""
-    fig = _wide(5.4)
-    unseen = _unseen(evaluation, seen)
-    for t, target in enumerate(TARGETS):
+    fig, unseen, panels = _wide(5.4), _unseen(evaluation, seen), len(evaluation.targets)
+    for t, target in enumerate(evaluation.targets):
         x, y = evaluation.truth[:, t], evaluation.predictions.mean[:, t]
         ends = np.array(_limits(np.concatenate([x, y])))
-        ax = fig.add_subplot(1, 2, t + 1, xlabel="true [mm]", ylabel="predicted [mm]", aspect="equal")
+        ax = fig.add_subplot(1, panels, t + 1, xlabel="true [mm]", ylabel="predicted [mm]", aspect="equal")
         ax.set(xlim=ends, ylim=ends, title=f"{target.capitalize()}: MAE {np.abs(y - x).mean():.2f} mm")
         ax.grid(visible=False)
         for size in on_sale(evaluation.catalogue, target):
@@ -39,18 +39,17 @@ def predicted_against_true(evaluation: Evaluation, seen: set[tuple[str, str]]) -
     return fig
 
 
-def residuals(evaluation: Evaluation, seen: set[tuple[str, str]]) -> Figure:
+def residuals(evaluation: Evaluation, seen: set[tuple[str, str]]) -> "Figure":
     """A panel a target: error over truth, with bias and 95 % limits of agreement, bias ± 1.96 standard deviations
     (Bland & Altman 1986; over the truth, as it is known, not over the mean of both)."""
-    fig = _wide(4.2)
-    unseen = _unseen(evaluation, seen)
-    for t, target in enumerate(TARGETS):
+    fig, unseen = _wide(4.2), _unseen(evaluation, seen)
+    for t, target in enumerate(evaluation.targets):
         truth, error = evaluation.truth[:, t], evaluation.errors[:, t]
         bias, spread = error.mean(), 1.96 * error.std()
         low, high = bias - spread, bias + spread
         ends = _limits(truth)
         reach = 1.12 * max(np.abs(error).max(), abs(bias) + spread, CLOSE)
-        ax = fig.add_subplot(1, 2, t + 1, xlabel="true [mm]", ylabel="predicted − true [mm]")
+        ax = fig.add_subplot(1, len(evaluation.targets), t + 1, xlabel="true [mm]", ylabel="predicted − true [mm]")
         ax.set(xlim=ends, ylim=(-reach, reach))
         title = f"{target.capitalize()}: bias {bias:+.2f}, limits {low:+.2f} to {high:+.2f} mm"
         ax.set_title(title.replace("-", "−"))
@@ -63,12 +62,12 @@ def residuals(evaluation: Evaluation, seen: set[tuple[str, str]]) -> Figure:
     return fig
 
 
-def interval_plot(evaluation: Evaluation, level: float, most: int = 60) -> Figure:
+def interval_plot(evaluation: Evaluation, level: float, most: int = 60) -> "Figure":
     """A panel a target: interval and prediction of each case as distance from the truth, narrow intervals first, in
     red where the truth lies outside. Of more than `most` cases as many are shown, evenly over the widths. Of an
     infinite interval the prediction alone is drawn."""
-    fig = figure(9.6, 6.4)
-    for t, target in enumerate(TARGETS):
+    fig, panels = figure(9.6, 3.2 * len(evaluation.targets)), len(evaluation.targets)
+    for t, target in enumerate(evaluation.targets):
         low, high, middle = (
             values[:, t] - evaluation.truth[:, t]
             for values in (evaluation.predictions.low, evaluation.predictions.high, evaluation.predictions.mean)
@@ -77,7 +76,7 @@ def interval_plot(evaluation: Evaluation, level: float, most: int = 60) -> Figur
         order = np.argsort(high - low, kind="stable")
         if count > most:
             order = order[np.linspace(0, count - 1, most).round().astype(int)]
-        ax = fig.add_subplot(2, 1, t + 1, ylabel="distance from truth [mm]", xlim=(-1, len(order)))
+        ax = fig.add_subplot(panels, 1, t + 1, ylabel="distance from truth [mm]", xlim=(-1, len(order)))
         shown = f"; {most} of {count} cases shown" if count > most else ""
         ax.set_title(f"{target.capitalize()}: {100 * covered.mean():.0f} % covered, {100 * level:g} % aimed at{shown}")
         for holds, colour, label in ((True, BLUE, "covers the truth"), (False, RED, "misses it")):
@@ -92,9 +91,11 @@ def interval_plot(evaluation: Evaluation, level: float, most: int = 60) -> Figur
     return fig
 
 
-def attention_bars(attention: Mapping[str, Mapping[str, float]]) -> Figure:
+def attention_bars(attention: Mapping[str, Mapping[str, float]]) -> "Figure":
     """A bar a company, parted by the mean weight of each branch. `attention`: company -> branch -> weight, the weights
     of a company summing to 1."""
+    from matplotlib.colors import to_rgb
+
     fig = figure(8.0, 1.5 + 0.34 * len(attention))
     ax = fig.add_subplot(xlabel="mean attention weight", xlim=(0, 1), ylim=(len(attention) - 0.4, -0.6))
     branches = list(next(iter(attention.values())))
@@ -113,11 +114,13 @@ def attention_bars(attention: Mapping[str, Mapping[str, float]]) -> Figure:
     return fig
 
 
-def ablation_bars(results: Mapping[str, Sequence[Interval]], baseline: Sequence[float]) -> Figure:
-    """MAE of each run with its 95 % interval, a panel a target. `results`: name -> intervals of length and diameter in
-    mm; `baseline`: the MAE of the training median for both."""
+def ablation_bars(
+    results: Mapping[str, Sequence[Interval]], baseline: Sequence[float], targets: Sequence[str]
+) -> "Figure":
+    """MAE of each run with its 95 % interval, a panel a target. `results`: name -> intervals of the targets in mm;
+    `baseline`: the MAE of the training median for each."""
     fig = _wide(1.6 + 0.36 * len(results))
-    for ax, t in zip(fig.subplots(1, 2, sharey=True), range(2), strict=True):
+    for t, ax in enumerate(fig.subplots(1, len(targets), sharey=True, squeeze=False)[0]):
         estimates, low, high = np.array([intervals[t] for intervals in results.values()]).T
         places = range(len(results))
         ax.barh(places, estimates, color=[BLUE, *[GREY] * (len(results) - 1)], alpha=0.85, height=0.7)
@@ -129,7 +132,7 @@ def ablation_bars(results: Mapping[str, Sequence[Interval]], baseline: Sequence[
             ax.annotate(f"{estimate:.2f}", (end, place), (5, 0), textcoords="offset points", va="center", fontsize=9,
                         bbox=behind)  # fmt: skip
         ax.axvline(baseline[t], color=RED, lw=1.4, ls="--", label="training median")
-        ax.set(title=TARGETS[t].capitalize(), xlabel="MAE [mm]", xlim=(0, 1.15 * max(ends.max(), baseline[t])))
+        ax.set(title=targets[t].capitalize(), xlabel="MAE [mm]", xlim=(0, 1.15 * max(ends.max(), baseline[t])))
         ax.set_ylim(len(results) - 0.4, -0.6)
         ax.set_yticks(places, results)
         ax.tick_params(axis="y", length=0)
@@ -138,8 +141,8 @@ def ablation_bars(results: Mapping[str, Sequence[Interval]], baseline: Sequence[
     return fig
 
 
-def _wide(height: float) -> Figure:
-    """Room for two panels side by side, `height` in inches."""
+def _wide(height: float) -> "Figure":
+    """Room for a panel a target side by side, `height` in inches."""
     fig = figure(9.8, height)
     fig.get_layout_engine().set(w_pad=0.1)
     return fig
@@ -154,7 +157,7 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return values.min() - margin, values.max() + margin
 
 
-def _dots(ax: Axes, x: np.ndarray, y: np.ndarray, unseen: np.ndarray, ends: Sequence[float]) -> None:
+def _dots(ax: "Axes", x: np.ndarray, y: np.ndarray, unseen: np.ndarray, ends: Sequence[float]) -> None:
     """Cases of seen combinations as dots, on top of them those of unseen ones as triangles, if there are any."""
     sideways = np.random.default_rng(0).uniform(0, 0.018, len(x)) * np.where(unseen, 1, -1)
     x = x + (sideways if unseen.any() else sideways + 0.009) * (ends[1] - ends[0])
@@ -165,14 +168,14 @@ def _dots(ax: Axes, x: np.ndarray, y: np.ndarray, unseen: np.ndarray, ends: Sequ
         ax.plot(x[unseen], y[unseen], "^", label="case of an unseen company–model combination", **style)
 
 
-def _legend(fig: Figure, ax: Axes) -> None:
+def _legend(fig: "Figure", ax: "Axes") -> None:
     """Below the panels; dots are in full colour there, as they are where many lie on each other."""
     legend = fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     for handle in legend.get_lines():
         handle.set_alpha(1)
 
 
-def attention_maps(crops: Sequence[np.ndarray], weights: np.ndarray, names: Sequence[str]) -> Figure:
+def attention_maps(crops: Sequence[np.ndarray], weights: np.ndarray, names: Sequence[str]) -> "Figure":
     """Crops (S, S) in [0, 1] in the upper row, below where each of `names` looks: `weights` (N, names, tokens), from
     none (dark) to the most of a crop (bright)."""
     side = round(weights.shape[2] ** 0.5)
@@ -191,7 +194,7 @@ def attention_maps(crops: Sequence[np.ndarray], weights: np.ndarray, names: Sequ
     return fig
 
 
-def overview(crops: Sequence[np.ndarray], titles: Sequence[str], columns: int = 6) -> Figure:
+def overview(crops: Sequence[np.ndarray], titles: Sequence[str], columns: int = 6) -> "Figure":
     """Crops (S, S) in [0, 1] with what was found written above."""
     columns = min(columns, len(crops))
     rows = -(-len(crops) // columns)

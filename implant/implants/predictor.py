@@ -23,7 +23,7 @@ from core.seeding import seed_batch
 from core.uncertainty import dropout_on
 from implants.crops import ImplantCrops
 from implants.dual_embedding import DualEmbeddingRegressor
-from implants.evaluation import Predictions
+from implants.evaluation import Predictions, calibrate, with_intervals
 from implants.records import Record
 
 Model = tuple[DualEmbeddingRegressor, dict]  # and its config
@@ -46,35 +46,35 @@ def load_models(folders: Sequence[Path]) -> list[Model]:
     return models
 
 
-@torch.no_grad()
 def predict_all(
-    accelerator: Accelerator,
-    console: Console,
-    name: str,
-    models: Sequence[Model],
-    records: Sequence[Record],
-    batch_size: int = 16,
-    num_workers: int = 0,
-    mc_dropout: int = 0,
-) -> Answer:
-    """The answer of the `models` together for `records`, which the processes share. `mc_dropout`: passes with dropout
-    in place of one without."""
+    args, accelerator: Accelerator, console: Console, name: str, models: Sequence[Model], records: Sequence[Record],
+    calibration: Sequence[Record] | None = None,
+) -> Answer:  # fmt: skip
+    """The answer of the `models` together for `records`, which the processes share; with conformal intervals where
+    there are `calibration` records. `args`: those of `implants.arguments.add_inference_arguments`, and `batch_size` and
+    `num_workers`."""
     tables = []
-    with progress(console, name, len(models) * -(-len(records) // (batch_size * accelerator.num_processes))) as advance:
+    steps = -(-len(records) // (args.batch_size * accelerator.num_processes))
+    with progress(console, name, len(models) * steps) as advance, torch.no_grad():
         for model, config in models:
             model.to(accelerator.device).eval()
             crops = ImplantCrops(records, config["image_size"], config["margin"], config["modalities"])
-            loader = accelerator.prepare_data_loader(DataLoader(crops, batch_size, num_workers=num_workers))
+            loader = DataLoader(crops, args.batch_size, num_workers=args.num_workers)
             cases = Cases(accelerator, len(records))
-            for number, batch in enumerate(loader):
-                cases.add(batch["index"], **one_batch(model, batch, mc_dropout, number))
+            for number, batch in enumerate(accelerator.prepare_data_loader(loader)):
+                cases.add(batch["index"], **one_batch(model, batch, args.mc_dropout, number))
                 advance()
             tables.append(cases.table())
-    return combine([model for model, _ in models], tables)
+    answer = combine([model for model, _ in models], tables)
+    if not calibration:
+        return answer
+    known = predict_all(args, accelerator, console, f"{name}, calibration", models, calibration).predictions
+    factors = calibrate(calibration, known, args.level)
+    return answer._replace(predictions=with_intervals(answer.predictions, factors))
 
 
 def one_batch(model: DualEmbeddingRegressor, batch: dict, mc_dropout: int, number: int) -> dict[str, torch.Tensor]:
-    """`means` and `variances` (B, passes, 2) in mm and mm², attention weights, and the numbers of the classes."""
+    """`means` and `variances` (B, passes, T) in mm and mm², attention weights, and the numbers of the classes."""
     features = model.encode(batch["image"])  # once: dropout is in the head alone
     means, variances = [], []
     with dropout_on(model) if mc_dropout else nullcontext():
@@ -94,7 +94,7 @@ def one_batch(model: DualEmbeddingRegressor, batch: dict, mc_dropout: int, numbe
 def combine(models: Sequence[DualEmbeddingRegressor], tables: Sequence[dict[str, torch.Tensor]]) -> Answer:
     """One answer of the tables of all models. Classes, attention and auxiliary fields are those of the first model."""
     first, table = models[0], {name: column.numpy() for name, column in tables[0].items()}
-    means = np.concatenate([table["means"].numpy().astype(float) for table in tables], axis=1)  # (N, passes, 2)
+    means = np.concatenate([table["means"].numpy().astype(float) for table in tables], axis=1)  # (N, passes, T)
     variances = np.concatenate([table["variances"].numpy().astype(float) for table in tables], axis=1)
     own = np.zeros_like(means) if np.isnan(variances).any() else variances
     sigma = np.sqrt(own.mean(axis=1) + means.var(axis=1))
@@ -109,4 +109,5 @@ def combine(models: Sequence[DualEmbeddingRegressor], tables: Sequence[dict[str,
     fields = first.arguments["auxiliary"] or {}
     auxiliary = {field: np.array(names)[table[f"auxiliary {field}"]] for field, names in fields.items()}
     attention = {name.removeprefix("attention "): w for name, w in table.items() if name.startswith("attention ")}
-    return Answer(Predictions(means.mean(axis=1), sigma, unknown, unknown, **named), attention, auxiliary)
+    predictions = Predictions(means.mean(axis=1), sigma, unknown, unknown, **named, targets=first.targets)
+    return Answer(predictions, attention, auxiliary)

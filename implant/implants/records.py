@@ -32,7 +32,7 @@ SMALLEST_SIDE = 4  # px, of a picture and of a box
 MANY = 0.1  # of the boxes
 SOURCES = ("source_image", "original_image", "augmented_from")
 LONGEST_PATH = 4096  # characters: no system has longer ones, and patterns are slow on what is no path
-KNOWN = {"image", "company", "model", *TARGETS, "patient_id", "bbox", "pixel_spacing", "modality", *SOURCES}
+EXPECTED = ("image", "company", "model", *TARGETS, "patient_id", "bbox", "pixel_spacing", "modality", *SOURCES)
 NO_NAME = ("", "nan", "none", "null")  # the latter are what tables become on their way through other programs
 # _aug, _aug3, -aug-1, _augmented_2_7 at the end of a name, once or several times
 COPY = re.compile(r"([_-]aug(ment(ed|ation)?)?([_-]?\d+([_-]\d+)*)?)+$", re.IGNORECASE)
@@ -74,12 +74,11 @@ class Fault(Exception):
 
 
 def load_records(
-    path: Path,
-    data_root: Path | None = None,
-    needs: Sequence[str] = ("company", "model", *TARGETS),
-    limits: Mapping[str, tuple[float, float]] = LIMITS,
-) -> tuple[list[Record], list[Problem]]:
-    """The usable records of a JSON file, in its order, and what is wrong with it.
+    path: Path, data_root: Path | None = None, needs: Sequence[str] = ("company", "model", *TARGETS),
+    limits: Mapping[str, tuple[float, float]] = LIMITS, fields: Sequence[str] = (), report: DataReport | None = None,
+    drop_absent: bool = False,
+) -> tuple[list[Record], list[Problem]]:  # fmt: skip
+    """The usable records of a JSON file, in its order, and what is wrong with it, which is added to `report`, too.
 
     The file is a list of objects, or an object with one under "records", "data" or "annotations":
     {image, company, model, length, diameter, patient_id?, bbox?, pixel_spacing?, modality?, source_image?, …}. Paths
@@ -88,24 +87,34 @@ def load_records(
     `original_image` or `augmented_from`, or by a name that ends in _aug or the like.
 
     A record is skipped if something in `needs` is unknown, no number, or outside `limits` (name -> lowest and highest,
-    mm), if its picture or box cannot be used, or if it comes twice. What is not in `needs` may be "" or NaN. Only
-    headers of pictures are read, of DICOM nothing, so that a box in one is not compared with its size. Raises UserError
-    for a file that cannot be meant so, and if no record is usable.
+    mm), if its picture or box cannot be used, or if it comes twice. What is not in `needs` may be "" or NaN; with
+    `drop_absent` what none of the records gives is not needed, unless that is all of it. Keys that are neither those
+    above nor among the `fields` to be used are counted. Only headers of pictures are read, of DICOM nothing, so that a
+    box in one is not compared with its size. Raises UserError for a file that cannot be meant so, and if no record is
+    usable.
     """
-    path = Path(path)
+    path, found = Path(path), DataReport() if report is None else report
+    earlier = len(found.problems)
     if data_root and not Path(data_root).is_dir():
         raise UserError(f"--data_root {data_root}: no such folder")
     limits = {**LIMITS, **limits}
     readers = {"company": (_label, ""), "model": (_label, "")}
     readers |= {name: (partial(_dimension, limits=limits[name]), math.nan) for name in TARGETS}
     entries = _read_entries(path)
+    _tell_unknown_keys(path, entries, fields, found)
+    if drop_absent:
+        given = [name for name in needs if any(_is_given(entry, name, readers[name][0]) for entry in entries)] or needs
+        for name in (name for name in needs if name not in given):
+            found.add(f"no usable {name} in any record", path, f"{name} left out")
+        needs = given
     root = Path(os.path.abspath(data_root or path.parent))
     names = [_image_name(entry) for entry in entries]
     images = {name: Path(os.path.abspath(root / name)) for name in set(names)}
-    sizes = _sizes(list(dict.fromkeys(images.values())))
+    pictures = list(dict.fromkeys(images.values()))
+    sizes = dict(zip(pictures, in_threads(_size, pictures), strict=True))
     stems = {name: _below(without_suffix(image), root) for name, image in images.items()}
 
-    records, seen, found = [], {}, DataReport()
+    records, seen = [], {}
     for i, (entry, name) in enumerate(zip(entries, names, strict=True)):
         where = f"{path}, entry {i}" + (f", {' '.join(name.split())}" if name else "")
         try:
@@ -123,10 +132,12 @@ def load_records(
         for reason, action, detail in kept:
             found.add(reason, where, action, detail)
 
-    _refuse_misread_boxes(path, entries, found.problems)
+    problems = found.problems[earlier:]
+    _refuse_misread_boxes(path, entries, problems)
     if not records:
-        reason, count = Counter(problem.reason for problem in found.problems).most_common(1)[0]
-        example = next(problem for problem in found.problems if problem.reason == reason)
+        skipped = [problem for problem in problems if problem.action == SKIPPED]
+        reason, count = Counter(problem.reason for problem in skipped).most_common(1)[0]
+        example = next(problem for problem in skipped if problem.reason == reason)
         example = " ".join(": ".join(filter(None, (example.where, example.detail))).split())  # paths can hold line ends
         way_out = WAYS_OUT.get(reason, WAY_OUT)
         raise UserError(
@@ -134,12 +145,15 @@ def load_records(
         )
     _tell_spellings(path, records, found)
     ids = distinct(record.id for record in records)
-    return [replace(record, id=name) for record, name in zip(records, ids, strict=True)], found.problems
+    records = [replace(record, id=name) for record, name in zip(records, ids, strict=True)]
+    return records, found.problems[earlier:]
 
 
-def refuse_leaks(splits: Mapping[str, Sequence[Record]]) -> None:
+def refuse_leaks(splits: Mapping[str, Sequence[Record]], report: DataReport | None = None) -> None:
     """`splits`: split -> its records as `load_records` gives them. Raises UserError if a picture (the same file, or one
-    of the same content), an augmented copy and its original or two copies of one, or a patient stand in two splits."""
+    of the same content), an augmented copy and its original or two copies of one, or a patient stand in two splits;
+    all of them are added to `report`."""
+    report = report or DataReport()
     contents = content_keys({record.image: None for records in splits.values() for record in records})
     pictures = {
         split: {record.image: contents[record.image] or record.image for record in records}
@@ -153,19 +167,21 @@ def refuse_leaks(splits: Mapping[str, Sequence[Record]]) -> None:
     )
     leaks = [(places, "the same picture") for places in same.values()]
     leaks += [(places, "made of one picture") for places in made.values()]
-    if leaks:
-        examples = []
-        for places, kind in leaks[:4]:
-            first = dict(places)  # one of each split
-            examples.append(" and ".join(f"{first[split]} in {split}" for split in splits if split in first))
-            examples[-1] += f" ({kind})"
+    patients = {split: {str(r.image): r.patient for r in records if r.patient} for split, records in splits.items()}
+    leaks += [(places, f"patient {patient}") for patient, places in find_leaks(patients).items()]
+    examples = []
+    for places, kind in leaks:
+        first = dict(places)  # one of each split
+        where = " and ".join(f"{first[split]} in {split}" for split in splits if split in first)
+        report.add("in two splits", where, "refused", kind)
+        examples += [f"{where} ({kind})"] if not kind.startswith("patient ") else []
+    if examples:
+        shown = "; ".join(examples[:4]) + ("; …" if len(examples) > 4 else "")
         raise UserError(
-            f"{len(leaks)} pictures stand in two splits, themselves or as augmented copies: {'; '.join(examples)}"
-            f"{'; …' if len(leaks) > 4 else ''}; keep each picture and all of its copies in one"
+            f"{len(examples)} pictures stand in two splits, themselves or as augmented copies: {shown}; keep each "
+            "picture and all of its copies in one"
         )
-    refuse_shared_patients(
-        {split: {str(r.image): r.patient for r in records if r.patient} for split, records in splits.items()}
-    )
+    refuse_shared_patients(patients)
 
 
 def _originals(records: Sequence[Record]) -> dict[Path, str]:
@@ -239,12 +255,8 @@ def _below(path: Path, root: Path) -> str:
     return path.relative_to(root if path.is_relative_to(root) else path.anchor).as_posix()
 
 
-def _sizes(images: list[Path]) -> dict[Path, tuple[int, int] | Fault | None]:
-    """(width, height) of each picture as shown, from its header alone; None for DICOM."""
-    return dict(zip(images, in_threads(_size, images), strict=True))
-
-
 def _size(image: Path) -> tuple[int, int] | Fault | None:
+    """(width, height) of a picture as shown, from its header alone; None for DICOM."""
     if not os.path.isfile(image):  # a pipe would keep us waiting
         return Fault(NO_PICTURE, image)
     try:
@@ -262,14 +274,9 @@ def _size(image: Path) -> tuple[int, int] | Fault | None:
 
 
 def _record(
-    entry: dict,
-    stem: str,
-    image: Path,
-    size: tuple[int, int] | Fault | None,
-    root: Path,
-    needs: Sequence[str],
+    entry: dict, stem: str, image: Path, size: tuple[int, int] | Fault | None, root: Path, needs: Sequence[str],
     readers: Mapping[str, tuple[Callable[[object, str], str | float], str | float]],
-) -> tuple[Record, list[tuple[str, str, str]]]:
+) -> tuple[Record, list[tuple[str, str, str]]]:  # fmt: skip
     """The record, its id not yet numbered, and what is wrong with it although it is kept: reason, action, detail.
 
     `readers`: name -> what reads its value, and what stands for an unknown one that is not in `needs`. Raises Fault.
@@ -297,16 +304,11 @@ def _record(
     if cut:
         kept.append(("bbox partly outside the picture", "kept, bbox cut", cut))
     record = Record(
-        id=stem,
-        image=image,
-        **values,
-        patient=known(_name, "patient_id", "kept without patient") or None,
-        bbox=bbox,
+        id=stem, image=image, **values, patient=known(_name, "patient_id", "kept without patient") or None, bbox=bbox,
         mm_per_px=known(_mm_per_px, "pixel_spacing", "kept without spacing"),
-        modality=known(_name, "modality", "kept without modality") or "",
-        origin=_origin(entry, stem, root),
+        modality=known(_name, "modality", "kept without modality") or "", origin=_origin(entry, stem, root),
         fields=_other_fields(entry),
-    )
+    )  # fmt: skip
     return record, kept
 
 
@@ -419,11 +421,29 @@ def _origin(entry: dict, stem: str, root: Path) -> str:
 
 def _other_fields(entry: dict) -> dict[str, str]:
     """All other fields that are given, as texts; lists and objects are none."""
-    given = {key: value for key, value in entry.items() if key not in KNOWN and not _absent(value)}
+    given = {key: value for key, value in entry.items() if key not in EXPECTED and not _absent(value)}
     return {_clean(key): _clean(str(value)) for key, value in given.items() if not isinstance(value, list | dict)}
 
 
 # -------------------------------------------------------------------------------------------------------- all together
+
+
+def _is_given(entry: object, name: str, read: Callable[[object, str], object]) -> bool:
+    try:
+        return isinstance(entry, dict) and bool(read(entry.get(name), name))
+    except Fault:
+        return False
+
+
+def _tell_unknown_keys(path: Path, entries: list, fields: Sequence[str], report: DataReport) -> None:
+    known = {*EXPECTED, *fields}
+    counts = Counter(
+        _clean(key) for entry in entries if isinstance(entry, dict)
+        for key, value in entry.items() if key not in known and not _absent(value)
+    )  # fmt: skip
+    for key, count in counts.items():
+        expected = ", ".join((*EXPECTED, *fields))
+        report.add("unknown key in the records", path, "not used", f"{key} ({count} records); expected: {expected}")
 
 
 def _refuse_misread_boxes(path: Path, entries: list, problems: list[Problem]) -> None:

@@ -1,42 +1,91 @@
-"""The records of a training run: read, checked against each other, and told; and what a model remembers of them."""
+"""The records of a training or an evaluation: read, checked against each other, and told; and what a model remembers of
+them."""
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from core.run import Run
+from accelerate import Accelerator
+
 from core.validation import DataReport, leave_out_unreadable
-from implants.records import TARGETS, Record, load_records, refuse_leaks
+from implants.crops import value_of
+from implants.records import LIMITS, Record, load_records, refuse_leaks
 
 
-def read_splits(run: Run, args, needs: Sequence[str]) -> dict[str, list[Record]]:
-    """train and val, from `--train_json` and `--val_json`; all problems are printed and in data_report.json.
+def read_splits(
+    files: Mapping[str, Path | None], data_root: Path | None, report: DataReport, accelerator: Accelerator,
+    needs: Sequence[str], limits: Mapping[str, tuple[float, float]] = LIMITS, fields: Sequence[str] = (),
+) -> dict[str, list[Record]]:  # fmt: skip
+    """The usable records of each split's file (None = no such split); all problems are added to `report`.
 
-    Raises UserError for a file without a usable record, and for records of one that must not stand in the other.
+    `needs`, `limits`, `fields` as of `load_records`; what no record of a split "train" gives, the others need not have.
+    Raises UserError for a file without a usable record, and for records of one that must not stand in another.
     """
-    report, splits = DataReport(), {}
-    for split, file in (("train", args.train_json), ("val", args.val_json)):
-        splits[split], problems = load_records(file, args.data_root, needs)
-        report.problems += problems
-    refuse_leaks(splits)
-    splits = leave_out_unreadable(splits, report)
-    report.print(run.console, run.folder / "data_report.json")
-    if run.is_main:
-        report.write(run.folder / "data_report.json")
-    return splits
+    splits = {}
+    for split, file in files.items():
+        if file:
+            training = split == "train"
+            splits[split], _ = load_records(file, data_root, needs, limits, fields, report, drop_absent=training)
+            if training:
+                needs = [name for name in needs if is_known(splits[split][0], name)]
+    refuse_leaks(splits, report)
+    return leave_out_broken(splits, report, accelerator)
 
 
-def size_table(records: Sequence[Record]) -> list[list]:
-    """[company, model, length, diameter, number of records], each once: sizes, medians and combinations of a training
-    split follow from it, so that it travels with the model."""
-    counts = Counter((record.company, record.model, *(getattr(record, name) for name in TARGETS)) for record in records)
+def leave_out_broken(
+    splits: Mapping[str, list[Record]], report: DataReport, accelerator: Accelerator
+) -> dict[str, list[Record]]:
+    """The records whose picture can be decoded. Each picture is decoded once, however many boxes and processes there
+    are. Raises UserError for a split without any."""
+    pictures = {
+        split: list({record.image: record for record in reversed(records)}.values())[::-1]
+        for split, records in splits.items()
+    }
+    kept = {}
+    for split, readable in leave_out_unreadable(pictures, report, accelerator).items():
+        images = {record.image for record in readable}
+        kept[split] = [record for record in splits[split] if record.image in images]
+        report.cases[split] = len(kept[split])
+    return kept
+
+
+def is_known(record: Record, name: str) -> bool:
+    """Whether a record says its `name`: company, model, length or diameter."""
+    value = getattr(record, name)
+    return bool(value) and value == value  # NaN is not itself
+
+
+def needed(train: Sequence[Record], targets: Sequence[str]) -> list[str]:
+    """What records must say to be measured on: company and model if training knew them, and the targets."""
+    return [name for name in ("company", "model") if any(is_known(record, name) for record in train)] + [*targets]
+
+
+def tell_unseen(
+    report: DataReport, file: Path, records: Sequence[Record], known: Mapping[str, Collection[str]]
+) -> None:
+    """Adds to `report` what the records of `file` say that training has not seen. `known`: field -> its classes; of a
+    field that training did not know nothing is said."""
+    for field, names in known.items():
+        counts = Counter(value_of(record, field) for record in records)
+        unseen = ", ".join(f"{name} ({n})" for name, n in sorted(counts.items()) if name and name not in names)
+        if unseen and names:
+            report.add(f"{field} unseen in training", file, "kept", f"{unseen}; training has {', '.join(names)}")
+
+
+def size_table(records: Sequence[Record], targets: Sequence[str]) -> list[list]:
+    """[company, model, *sizes in mm of the `targets`, number of records], each once: sizes, medians and combinations of
+    a training split follow from it, so that it travels with the model."""
+    counts = Counter((record.company, record.model, *(getattr(record, name) for name in targets)) for record in records)
     return [[*row, count] for row, count in sorted(counts.items())]
 
 
-def records_of(table: Sequence[Sequence]) -> list[Record]:
+def records_of(table: Sequence[Sequence], targets: Sequence[str]) -> list[Record]:
     """The records of a `size_table`, without pictures."""
+    unknown = dict.fromkeys(("length", "diameter"), math.nan)
     return [
-        Record("", Path(), company, model, length, diameter, None, None, None, "", "", {})
-        for company, model, length, diameter, count in table
+        Record("", Path(), company, model, **unknown | dict(zip(targets, sizes, strict=True)), patient=None, bbox=None,
+               mm_per_px=None, modality="", origin="", fields={})
+        for company, model, *sizes, count in table
         for _ in range(count)
-    ]
+    ]  # fmt: skip

@@ -94,6 +94,16 @@ def flags(parameters: Mapping[str, int | float | str]) -> list[str]:
     return [text for name, value in parameters.items() for text in (f"--{name}", *str(value).split())]
 
 
+def number_or_text(text: str) -> int | float | str:
+    """What a text means that is a number or not."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
 # ------------------------------------------------------------------------------------------------------------ studies
 
 
@@ -175,16 +185,9 @@ def interrupted(trial: FrozenTrial) -> bool:
 
 
 def search(
-    study: optuna.Study,
-    space: Space,
-    attempt: Callable[[int, int, dict, Callable[[int, float], bool]], float],
-    *,
-    trials: int,
-    parallel: int,
-    seed: int,
-    stop: threading.Event,
-    told: Callable[[FrozenTrial], None],
-) -> None:
+    study: optuna.Study, space: Space, attempt: Callable[[int, int, dict, Callable[[int, float], bool]], float], *,
+    trials: int, parallel: int, seed: int, stop: threading.Event, told: Callable[[FrozenTrial], None],
+) -> None:  # fmt: skip
     """Tries parameters until `trials` trials are finished, `parallel` at a time, or `stop` is set.
 
     `attempt(worker, number, parameters, report)` gives a trial's value or raises TrialFailed, optuna.TrialPruned or
@@ -258,13 +261,9 @@ def _ask(study: optuna.Study, space: Space, seed: int) -> optuna.Trial:
 
 
 def follow(
-    command: list[str],
-    folder: Path,
-    metric: str,
-    report: Callable[[int, float], bool],
-    stop: threading.Event,
+    command: list[str], folder: Path, metric: str, report: Callable[[int, float], bool], stop: threading.Event,
     environment: Mapping[str, str] | None = None,
-) -> list[float]:
+) -> list[float]:  # fmt: skip
     """Runs a Python script (`command`: its path and arguments) that writes metrics.jsonl into `folder`, and returns the
     `metric` of each epoch that has one. Its output goes to stdout.log and stderr.log there.
 

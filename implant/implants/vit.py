@@ -8,15 +8,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import timm
 import torch
-from timm.layers import resample_abs_pos_embed
-from timm.models.levit import Stem16
 from torch import Tensor, nn
 
 from core.backbones import timm_backbone
 from core.checkpoints import fitting, load_model_folder, load_weights
 from core.errors import UserError
+from core.files import must_hold
 from core.unfreezing import Part
 
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}  # of features; all have 12 blocks of 16-px patches
@@ -32,16 +30,14 @@ class ImplantVit(nn.Module):
     """
 
     def __init__(
-        self,
-        size: str = "base",
-        image_size: int = 224,
-        conv_stem: bool = False,
-        pretrained: bool = False,
+        self, size: str = "base", image_size: int = 224, conv_stem: bool = False, pretrained: bool = False,
         weights: Path | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__()
         if conv_stem and (pretrained or weights):
             raise UserError("ImageNet weights are for patches: leave out --conv_stem, or add --no-pretrained")
+        import timm  # here, so that a script's --help does not wait for it
+
         if image_size < PATCH or image_size % PATCH:
             raise UserError(f"--image_size {image_size} is no multiple of {PATCH}, the side of the patches")
         name = f"vit_{size}_patch16_224"
@@ -69,6 +65,8 @@ class ConvStem(nn.Module):
     """In place of timm's `PatchEmbed`, with its arguments: (B, 3, S, S) to (B, (S / 16)², width)."""
 
     def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_):
+        from timm.models.levit import Stem16
+
         super().__init__()
         self.grid_size = (img_size // patch_size,) * 2
         self.num_patches = self.grid_size[0] ** 2
@@ -81,36 +79,31 @@ class ConvStem(nn.Module):
 class ImplantClassifier(nn.Module):
     """Pictures (B, 3, S, S) in [0, 1] to logits (B, number of classes), by way of an embedding (B, embedding_dim).
 
-    `classes` are their names, `dropout` is before the head; for the others see `ImplantVit`.
+    `classes` are their names, `dropout` is before the head; for the others see `ImplantVit`. The attribute `taught`
+    holds the number of training cases by class, where it is known.
     """
 
     def __init__(
-        self,
-        size: str = "base",
-        classes: Sequence[str] = (),
-        embedding_dim: int = 256,
-        image_size: int = 224,
-        dropout: float = 0.1,
-        conv_stem: bool = False,
-        pretrained: bool = False,
-        weights: Path | None = None,
-    ):
+        self, size: str = "base", classes: Sequence[str] = (), embedding_dim: int = 256, image_size: int = 224,
+        dropout: float = 0.1, conv_stem: bool = False, pretrained: bool = False, weights: Path | None = None,
+    ):  # fmt: skip
         super().__init__()
         self.backbone = ImplantVit(size, image_size, conv_stem, pretrained, weights)
         self.embedding = nn.Linear(self.backbone.width, embedding_dim)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(embedding_dim, len(classes))
-        self.classes, self.embedding_dim = list(classes), embedding_dim
+        self.classes, self.embedding_dim, self.taught = list(classes), embedding_dim, {}
         self.arguments = {
             "size": size, "classes": self.classes, "embedding_dim": embedding_dim, "image_size": image_size,
             "dropout": dropout, "conv_stem": conv_stem,
         }  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, S, S) to logits (B, number of classes)."""
         return self.head(self.dropout(self.embed(images)))
 
     def embed(self, images: Tensor) -> Tensor:
-        """(B, embedding_dim)."""
+        """Pictures (B, 3, S, S) to embeddings (B, embedding_dim)."""
         return self.embedding(self.backbone(images)[0])
 
 
@@ -119,18 +112,20 @@ def load_classifier(path: Path, image_size: int) -> ImplantClassifier:
 
     Such a file holds the weights of a ViT, of a linear layer on its features (the embedding) and, if it is there, of a
     linear layer on that (the head); what they are called does not matter, they are known by their shapes. Its classes
-    have numbers for names. Positions are resampled to `image_size`. Raises UserError for a file or folder that holds
-    something else.
+    have numbers for names, and `taught` stays empty. Positions are resampled to `image_size`. Raises UserError for a
+    file or folder that holds something else.
     """
-    if Path(path).is_dir():
-        state, config = load_model_folder(path, "implant")
-        if config.get("kind") != "classifier":
-            raise UserError(f"{path} holds a {config.get('kind')}, not a classifier; give a run of train_classifier.py")
-        arguments = config.get("model")
+    from timm.layers import resample_abs_pos_embed
+
+    path, config = Path(path), {"taught": {}}
+    if path.is_dir():
+        state, config = load_model_folder(path, "implant classifier")
     else:
-        state, arguments = _known_by_shape(load_weights(path), path)
-    with fitting(Path(path)):
-        model = ImplantClassifier(**arguments | {"image_size": image_size})
+        state, config["model"] = _known_by_shape(load_weights(path), path)
+    with fitting(path):
+        must_hold(config, model=dict, taught=dict)
+        model = ImplantClassifier(**config["model"] | {"image_size": image_size})
+        model.taught = next(iter(config["taught"].values()), {})
         positions = "backbone.vit.pos_embed"
         grid = model.backbone.vit.patch_embed.grid_size
         state[positions] = resample_abs_pos_embed(state[positions], grid, num_prefix_tokens=1)

@@ -4,7 +4,7 @@ import pytest
 
 from attempts import Attempts
 from conftest import PROJECTS
-from small_trainings import SmallTraining
+from projects import SmallTraining
 
 QUICK = "ear_teacher"  # does all that this folder tests in the least time
 

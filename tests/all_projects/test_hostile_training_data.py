@@ -6,27 +6,7 @@ from pathlib import Path
 
 import hostile
 from attempts import Attempts, refusal
-from hsi.files import H5_KEY
-from small_trainings import COMMANDS, SmallTraining
-
-ANNOTATIONS = "Aariz/train/Annotations"
-FILES = {  # of a project's data -> the kind of what can be wrong with it
-    "cephalometric": {
-        "Aariz/cephalogram_machine_mappings.csv": "table",
-        f"{ANNOTATIONS}/Cephalometric Landmarks/Senior Orthodontists/*0001.json": "json",
-        f"{ANNOTATIONS}/CVM Stages/*0001.json": "json",
-        "Aariz/train/Cephalograms/*0001.*": "any",
-    },
-    "ct_multilabel": {"slices/manifest.csv": "table", "slices/settings.json": "json", "slices/train/*.h5": "any"},
-    "ear_teacher": {"train_teacher.npy": "npy", "images/*": "any"},
-    "hyperspectral": {"dataset.csv": "table", "dataset_stats.json": "json", "cubes/*_R.h5": "cube"},
-    "implant": {"train.json": "json", "images/*": "any"},
-}
-USED = {
-    "cephalometric": {"tenth", "NUL"},  # a table that lacks cases: it is they who are listed
-    "hyperspectral": {"cube, one pixel"},  # a cube all the same
-}
-MEASURING = 1  # place of hyperspectral's statistics in its preparation: they read the cubes first
+from projects import SmallTraining, words
 
 
 def spoilt(kind: str, good: Path, folder: Path, marker: Path) -> dict[str, Path]:
@@ -38,7 +18,7 @@ def spoilt(kind: str, good: Path, folder: Path, marker: Path) -> dict[str, Path]
     if kind == "npy":
         return hostile.npys(folder, good, marker)
     if kind == "cube":
-        return hostile.cubes(folder, good, H5_KEY)
+        return hostile.cubes(folder, good)
     folder.mkdir(parents=True)
     return hostile.spoil(good, folder)
 
@@ -58,18 +38,20 @@ def exchange(file: Path, other: Path) -> None:
 
 def test_training_on_hostile_data(small: SmallTraining, attempts: Attempts):
     """Each time a copy of the data, with one file exchanged, and an epoch if it comes to that."""
-    commands, number, used = COMMANDS[small.project], 0, set()
-    for pattern, kind in FILES[small.project].items():
+    number, used = 0, set()
+    for pattern, kind in small.hostile["training"].items():
         place = sorted(small.data.glob(pattern))[0].relative_to(small.data)
         found = spoilt(kind, small.data / place, attempts.inputs / str(number), attempts.marker)
-        line = commands.prepare[MEASURING] if kind == "cube" else f"{commands.train} --epochs 1"
+        reading, more = small.tests["train"], ["--epochs", "1"]
+        if kind in small.hostile.get("prepared_from", ()):  # a step of the preparation reads it first
+            reading, more = small.tests["prepare"][small.hostile["prepared_from"][kind]], []
         lines, places = [], []
         for file in found.values():
             data, out = (attempts.folder / name / str(number) for name in ("data", "runs"))
             shutil.copytree(small.data, data, copy_function=os.link)
             exchange(data / place, file)
-            script, *arguments = line.format(data=data, out=out).split()
-            lines.append(arguments)
+            script, *arguments = words(reading, data=data, out=out)
+            lines.append([*arguments, *more])
             places.append((data, out / "data_report.json"))
             number += 1
         outcomes = attempts(f"{small.project}/{script}", lines)
@@ -81,4 +63,4 @@ def test_training_on_hostile_data(small: SmallTraining, attempts: Attempts):
             if place.stem not in told:
                 used.add(name)
     print(f"{small.project}: {number} times one hostile file")
-    assert used == USED.get(small.project, set())
+    assert used == set(small.hostile.get("tolerated", ()))

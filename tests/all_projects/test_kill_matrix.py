@@ -17,12 +17,11 @@ from files import logged, read_json
 from launch import Launched, run
 
 KILLING = ROOT / "tests" / "killing.py"
-MORE = {"hyperspectral": ["--valid_interval", 1]}  # its default leaves two of three epochs without a validation
 
 
 def command(small, folder, *more, struck=()):
     """What to launch: train.py, `struck` by a blow at a place for the n-th time (see killing.py)."""
-    script, *arguments = small.training(folder, *MORE.get(small.project, ()), *more)
+    script, *arguments = small.training(folder, *more)
     return [KILLING, *struck, ROOT / script, *arguments] if struck else [script, *arguments]
 
 

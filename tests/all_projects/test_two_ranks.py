@@ -1,12 +1,14 @@
 """Two processes are one with a batch of twice the size, on numbers of cases that do not fill their batches."""
 
+import shutil
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from conftest import ROOT
 from files import logged, read_csv, read_json
-from launch import AGREEING, run
+from launch import AGREEING, COUNTING, run
 
 # What a rank computes from its own share of a batch alone, or draws for itself, no flag can make equal everywhere:
 # batch norm (on GPUs `Run` takes SyncBatchNorm, which CPUs lack), dropout, the noise of a VAE, means over known labels.
@@ -25,23 +27,15 @@ core.losses.classification.UNKNOWN = math.nan  # -1 is a label like others
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-# What flags can: no landmark leaves the picture, no CutMix within a batch, no comparison of a batch's ears. Beside: the
-# epochs, through all unfreezing; a number of volumes to validate on that four does not divide; no norm of one number.
-EQUAL = {
-    "cephalometric": "--epochs 1 --no-augment",
-    "ct_multilabel": "--epochs 3 --cutmix_prob 0 --tune_fraction 0.2 --use_attention se",
-    "ear_teacher": "--epochs 1 --contrastive_weight 0",
-    "hyperspectral": "--epochs 1 --decoder cross --decode_ratio 0.5",
-    "implant": "--epochs 3 --cache_features --cache_views 2",
-}
-AT_ONCE = {"ear_teacher": 3}  # cases that a rank takes; 2 of the others
-SLICES = {"ct_multilabel": 4}  # of a case, where --batch_size counts them
+# What flags can, project.json has: no landmark leaves the picture, no CutMix within a batch, no comparison of a
+# batch's ears. Beside: the epochs, through all unfreezing; a number of volumes to validate on that four does not
+# divide; no norm of one number.
 RATE = 1e-4  # of learning: how far an update moves a weight
 
 
-def share(project):
-    """The batch of one of two ranks."""
-    return AT_ONCE.get(project, 2) * SLICES.get(project, 1)
+def share(small):
+    """The batch of one of two ranks, in what --batch_size counts."""
+    return small.tests["two_processes"]["cases"] * small.tests["two_processes"]["samples_a_case"]
 
 
 def test_two_ranks_equal_one_with_twice_the_batch(small, tmp_path):
@@ -49,7 +43,13 @@ def test_two_ranks_equal_one_with_twice_the_batch(small, tmp_path):
     are wrong move weights by a whole update."""
     (tmp_path / "runner.py").write_text(SHARED_NOWHERE)
     for ranks in (1, 2):
-        flags = (*EQUAL[small.project].split(), "--lr", RATE, "--batch_size", 2 // ranks * share(small.project))
+        flags = (
+            *small.tests["two_processes"]["flags"].split(),
+            "--lr",
+            RATE,
+            "--batch_size",
+            2 // ranks * share(small),
+        )
         script, *arguments = small.training(tmp_path / str(ranks), *flags)
         done = run(AGREEING, tmp_path / "runner.py", ROOT / script, *arguments, processes=ranks)
         assert done.returncode == 0, done.stderr
@@ -57,7 +57,7 @@ def test_two_ranks_equal_one_with_twice_the_batch(small, tmp_path):
     one, two = tmp_path / "1", tmp_path / "2"
     cases = read_json(two / "data_report.json")["cases"]
     validated = next(cases[name] for name in ("tune", "val", "valid") if name in cases)
-    assert validated % (2 * AT_ONCE.get(small.project, 2))
+    assert validated % (2 * small.tests["two_processes"]["cases"])
     for ours, theirs in zip(logged(two), logged(one), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)
     ours, theirs = (load_file(folder / "last" / "model.safetensors") for folder in (two, one))
@@ -70,7 +70,7 @@ def test_two_ranks_equal_one_with_twice_the_batch(small, tmp_path):
 def trained_by_two(small, tmp_path_factory):
     """A run with all that is random or a rank's own, through all unfreezing, whose ranks agree."""
     folder = tmp_path_factory.mktemp("two")
-    script, *arguments = small.training(folder, "--batch_size", share(small.project))
+    script, *arguments = small.training(folder, "--batch_size", share(small))
     done = run(AGREEING, ROOT / script, *arguments, processes=2)
     assert done.returncode == 0, done.stderr
     assert "weights agree: True (2)" in done.stdout
@@ -107,3 +107,22 @@ def test_two_ranks_evaluate_as_one(small, trained_by_two, tmp_path):
                 assert float(ours[name]) == pytest.approx(float(text), rel=1e-4, abs=1e-4, nan_ok=True), name
             except ValueError:
                 assert ours[name] == text
+
+
+def test_two_ranks_read_each_file_once_between_them(small, tmp_path):
+    """Before the first step: pictures decoded, cubes read, none twice; pictures are shared evenly."""
+    counts, reader = tmp_path / "counts", small.tests["two_processes"]["reads"]
+    counts.mkdir()
+    data = shutil.copytree(small.data, tmp_path / "data")  # without what a run before has cached
+    for cached in small.tests["two_processes"].get("cached", ()):
+        for path in data.glob(cached):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    script, *arguments = small.training(tmp_path / "run", data=data)
+    done = run(COUNTING, reader, counts, ROOT / script, *arguments, processes=2)
+    assert done.returncode == 0, done.stderr
+    ranks = [file.read_text().splitlines() for file in sorted(counts.iterdir())]
+    files = [file for rank in ranks for file in rank]
+    assert len(files) == len(set(files)), "read twice"
+    if small.tests["two_processes"]["shared"]:
+        assert len(files) == sum(read_json(tmp_path / "run" / "data_report.json")["cases"].values())
+        assert min(map(len, ranks)) >= len(files) // 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ceph.landmarks import LANDMARK_TITLES, LANDMARKS
+from ceph.anatomy import SCHEMA, TITLES
 from ceph_training import train
 from launch import run
 
@@ -44,9 +44,9 @@ class Tree:
         return self.root / split / f"Cephalograms/{identity}.{suffix}"
 
     def add(self, split: str, identity: str, points=None, stage: int = 3, pixel_size="0.1", size=(120, 160)) -> None:
-        """A picture of (width, height) noise; points (29, 2), the senior's 1 px right of the junior's."""
+        """A picture of (width, height) noise; points (K, 2), the senior's 1 px right of the junior's."""
         if points is None:
-            points = self.rng.uniform(20, 100, (len(LANDMARKS), 2))
+            points = self.rng.uniform(20, 100, (len(SCHEMA.names), 2))
         image = self.image_file(split, identity)
         image.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(self.rng.integers(0, 255, size[::-1], dtype=np.uint8)).save(image)
@@ -55,7 +55,7 @@ class Tree:
             file.parent.mkdir(parents=True, exist_ok=True)
             landmarks = [
                 {"landmark_id": "x", "title": title, "symbol": symbol, "value": {"x": x + shift, "y": y}}
-                for (symbol, title), (x, y) in zip(LANDMARK_TITLES.items(), np.asarray(points).tolist(), strict=True)
+                for (symbol, title), (x, y) in zip(TITLES.items(), np.asarray(points).tolist(), strict=True)
             ]
             file.write_text(json.dumps({"ceph_id": identity, "landmarks": landmarks}))
         stages = self.root / split / "Annotations/CVM Stages"

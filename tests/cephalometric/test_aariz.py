@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from ceph.aariz import read_aariz
-from ceph.dataset import FrameCache, leave_out_unreadable
-from ceph.landmarks import LANDMARKS
+from ceph.anatomy import SCHEMA, anatomy_of
+from ceph.dataset import FrameCache
+from ceph_training import decoded, read_tree
 from core.errors import UserError
+from core.landmarks import make_schema
 from core.windows import Letterbox
 
 POINTS = np.stack([np.linspace(20, 100, 29), np.linspace(30, 140, 29)], axis=1)
@@ -21,7 +22,7 @@ def problems(report):
 
 
 def read(tree, **options):
-    cases, report = read_aariz(tree.root, **options)
+    cases, report = read_tree(tree.root, **options)
     return {case.id: case for found in cases.values() for case in found}, report
 
 
@@ -84,7 +85,7 @@ def test_order_in_the_file_does_not_matter(tree):
 def test_a_bad_landmark_is_left_out_and_the_case_stays(tree, value, reason):
     tree.edit("train", "a", "Senior", "S", **value)
     cases, report = read(tree)
-    row = LANDMARKS.index("S")
+    row = SCHEMA.names.index("S")
     assert np.isnan(cases["a"].points[row]).all()
     assert np.isfinite(np.delete(cases["a"].points, row, axis=0)).all()
     assert problems(report) == {(reason, "landmark left out")}
@@ -135,7 +136,7 @@ def test_missing_halves_are_listed(tree):
     for reader in ("Junior", "Senior"):
         tree.landmark_file("train", "b", reader).write_text("{")
     tree.landmark_file("train", "c", "Junior").write_text("[1, 2]")
-    for symbol in LANDMARKS:
+    for symbol in SCHEMA.names:
         tree.edit("test", "g", "Junior", symbol)
     cases, report = read(tree)
     assert sorted(cases) == ["c", "e", "f"]
@@ -157,7 +158,7 @@ def test_a_picture_in_two_splits_stays_in_the_later_one(tree):
     tree.add("train", "f")  # an id of the test split
     shutil.copy(tree.image_file("test", "g"), tree.image_file("train", "b"))  # a content of the test split
     shutil.copy(tree.image_file("test", "f"), tree.image_file("valid", "d"))
-    cases, report = read_aariz(tree.root)
+    cases, report = read_tree(tree.root)
     assert [case.id for case in cases["train"]] == ["a", "c"]
     assert [case.id for case in cases["valid"]] == ["e"]
     assert [case.id for case in cases["test"]] == ["f", "g"]
@@ -211,22 +212,22 @@ def test_broken_pictures_are_found_before_training(tree, tmp_path):
         file = tree.image_file(name, identity)
         file.write_bytes(file.read_bytes()[:2000])  # the header is whole
     tree.image_file("test", "f").write_bytes(b"no picture")
-    cases, report = read_aariz(tree.root)
-    leave_out_unreadable(cases, FrameCache(tmp_path / "cache", (64, 64)), report)
+    cases, report = read_tree(tree.root)
+    cases = decoded(cases, report, tmp_path / "cache")
     assert {split: [case.id for case in found] for split, found in cases.items()} == {
         "train": ["b", "c"], "valid": ["e"], "test": ["g"],
     }  # fmt: skip
     assert report.cases == {"train": 2, "valid": 1, "test": 1}
-    assert problems(report) == {("picture unreadable", "case left out")}
+    assert problems(report) == {("picture unreadable", "left out")}
     assert len(report.problems) == 3
 
 
 def test_sizes_come_from_headers_and_are_checked_when_decoded(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda *_: pytest.fail("decoded"))
-    cases, report = read_aariz(tree.root)
+    cases, report = read_tree(tree.root)
     monkeypatch.undo()
     cases["train"][0].size = (160, 120)  # as if the orientation stood after the pixels
-    leave_out_unreadable(cases, FrameCache(tmp_path / "cache", (64, 64)), report)
+    cases = decoded(cases, report, tmp_path / "cache")
     assert [case.id for case in cases["train"]] == ["b", "c"]
     assert "160×120 by its header, 120×160 as shown" in report.problems[0].detail
 
@@ -235,29 +236,79 @@ def test_a_split_without_a_readable_picture_is_one_line(tree, tmp_path):
     for identity in "de":
         file = tree.image_file("valid", identity)
         file.write_bytes(file.read_bytes()[:2000])
-    cases, report = read_aariz(tree.root)
-    with pytest.raises(UserError, match=r"no readable picture in valid/.*d\.png"):
-        leave_out_unreadable(cases, FrameCache(tmp_path / "cache", (64, 64)), report)
+    cases, report = read_tree(tree.root)
+    with pytest.raises(UserError, match=r"no readable picture in valid .*d\.png"):
+        decoded(cases, report, tmp_path / "cache")
 
 
 def test_no_tree_at_all(tmp_path, tree):
     with pytest.raises(UserError, match="no such folder"):
-        read_aariz(tmp_path / "nowhere")
+        read_tree(tmp_path / "nowhere", "aariz")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="none of train"):
-        read_aariz(tmp_path / "empty")
+        read_tree(tmp_path / "empty", "aariz")
     for identity in "de":
         for reader in ("Junior", "Senior"):
             tree.landmark_file("valid", identity, reader).unlink()
     with pytest.raises(UserError, match=r"no usable case in valid/ \(2 × picture without annotation\)"):
-        read_aariz(tree.root)
-    assert read_aariz(tree.root, splits=("train",))[0]["train"]
+        read_tree(tree.root)
+    assert read_tree(tree.root, splits=("train",))[0]["train"]
+
+
+def test_unknown_landmarks_are_named_and_counted(tree):
+    for identity in "ab":
+        for reader in ("Junior", "Senior"):
+            file = tree.landmark_file("train", identity, reader)
+            content = json.loads(file.read_text())
+            content["landmarks"].append({"symbol": "Mine", "value": {"x": 30, "y": 30}})
+            if identity == "a":
+                next(entry for entry in content["landmarks"] if entry["symbol"] == "Go")["symbol"] = "Gonion"
+            file.write_text(json.dumps(content))
+    cases, report = read(tree)
+    unknown = [p for p in report.problems if p.reason == "unknown landmark"]
+    assert [p.detail.split(";")[0] for p in unknown] == ["Gonion, in 2 files", "Mine, in 4 files"]
+    assert all("expected are those of aariz29: A, ANS, B, Me," in p.detail and p.action == "not used" for p in unknown)
+    assert [p.detail for p in report.problems if p.reason == "landmark missing"] == ["Go", "Go"]
+    assert np.isnan(cases["a"].points).any(axis=1).sum() == 1
+
+
+HAND = anatomy_of(make_schema({"name": "hand", "names": ["P1", "P2", "P3"], "flip": [1, 0, 2]}, ""))
+
+
+def test_a_tree_of_other_landmarks_names_them_and_the_way_out(tree):
+    with pytest.raises(UserError) as refused:
+        read_tree(tree.root, anatomy=HAND)
+    text = str(refused.value)
+    assert "found A, ANS, Ar, B," in text
+    assert text.endswith("of hand: P1, P2, P3; to train on others, give train.py --landmarks FILE.json")
+
+
+@pytest.mark.parametrize("readers", [("Junior", "Senior"), ("",)])
+def test_trees_of_other_subjects(tmp_path, readers):
+    """Neutral names of folders, one reader or two, stages not looked for."""
+    for number, split in enumerate(("train", "valid", "test")):
+        for shift, reader in enumerate(readers):
+            folder = tmp_path / split / "Annotations/Landmarks" / reader
+            folder.mkdir(parents=True)
+            places = {"P3": (5 + shift, 6), "P1": (1, 2), "P2": (3, 4)}
+            landmarks = [{"symbol": s, "value": {"x": x, "y": y}} for s, (x, y) in places.items()]
+            (folder / f"{split}.json").write_text(json.dumps({"landmarks": landmarks}))
+        (tmp_path / split / "Images").mkdir()
+        Image.new("L", (30 + number, 30)).save(tmp_path / split / f"Images/{split}.png")
+    rows = "".join(f"{split},M,0.5\n" for split in ("train", "valid", "test"))
+    (tmp_path / "machines.csv").write_text(f"id,machine,pixel_size\n{rows}")
+    cases, report = read_tree(tmp_path, anatomy=HAND)
+    assert report.problems == []
+    (case,) = cases["valid"]
+    assert case.points.tolist() == [[1, 2], [3, 4], [5 + (len(readers) - 1) / 2, 6]]
+    assert (case.mm_per_px, case.device, case.cvm_stage) == (0.5, "M", None)
+    assert read_tree(tmp_path, anatomy=HAND, ground_truth="junior")[0]["test"][0].points[2].tolist() == [5, 6]
 
 
 def test_the_report_lists_everything(tree, tmp_path):
     tree.edit("train", "a", "Senior", "S")
     tree.edit("train", "b", "Junior", "N", x=900)
-    _, report = read_aariz(tree.root)
+    _, report = read_tree(tree.root)
     report.write(tmp_path / "data_report.json")
     written = json.loads((tmp_path / "data_report.json").read_text())
     assert written["cases"] == {"train": 3, "valid": 2, "test": 2}

@@ -3,16 +3,26 @@ import json
 import numpy as np
 import pytest
 
-from ceph.anatomy import MEASUREMENTS, NAMES, assess, measure, read_norms, vertical_measurements
-from ceph.landmarks import LANDMARKS
+from ceph.anatomy import (
+    ANATOMY,
+    MEASUREMENTS,
+    SCHEMA,
+    STAGES,
+    Anatomy,
+    anatomy_of,
+    assess,
+    read_norms,
+    vertical_measurements,
+)
 from core.errors import UserError
+from core.landmarks import make_schema
 
 
 def head(**points):
-    """Points (29, 2): those given, the rest unknown."""
+    """Points (K, 2): those given, the rest unknown."""
     array = np.full((29, 2), np.nan)
     for symbol, place in points.items():
-        array[LANDMARKS.index(symbol)] = place
+        array[SCHEMA.names.index(symbol)] = place
     return array
 
 
@@ -27,8 +37,8 @@ def line_angle(a, b):
 
 def test_values_against_plane_geometry():
     values = vertical_measurements(FACE, 0.1)
-    assert list(values) == list(NAMES)
-    assert len(NAMES) == 10
+    assert list(values) == [m.name for m in MEASUREMENTS]
+    assert len(values) == 10
     assert values["N-Me"] == pytest.approx(0.1 * np.hypot(100, 1170))
     assert values["N-ANS"] == pytest.approx(0.1 * np.hypot(20, 520))
     assert values["ANS-Me"] == pytest.approx(0.1 * np.hypot(120, 650))
@@ -45,14 +55,14 @@ def test_values_against_plane_geometry():
 
 def test_a_mirrored_or_turned_head_measures_the_same():
     mirrored = FACE * [-1, 1] + [2000, 0]
-    assert np.allclose(measure(mirrored), measure(FACE))
+    assert np.allclose(ANATOMY.measure(mirrored), ANATOMY.measure(FACE))
     c, s = np.cos(0.1), np.sin(0.1)
-    assert np.allclose(measure(FACE @ np.array([[c, s], [-s, c]])), measure(FACE))
+    assert np.allclose(ANATOMY.measure(FACE @ np.array([[c, s], [-s, c]])), ANATOMY.measure(FACE))
 
 
 def test_a_plane_that_rises_to_the_front_is_negative():
     flat = FACE.copy()
-    flat[LANDMARKS.index("Me")] = (600, 600)  # above gonion
+    flat[SCHEMA.names.index("Me")] = (600, 600)  # above gonion
     values = vertical_measurements(flat, None)
     assert values["SN-MP"] < 0
     assert values["PP-MP"] < 0
@@ -71,8 +81,55 @@ def test_unknown_landmarks_make_their_measurements_unknown():
     assert all(np.isnan(value) for name, value in values.items() if name != "N-Me")
 
 
+def test_an_angle_to_the_front_needs_to_know_where_the_front_is():
+    """Without N it is unknown whether the mandible rises or falls; the gonial angle has no sign."""
+    faceless = FACE.copy()
+    faceless[SCHEMA.names.index("N")] = np.nan
+    values = vertical_measurements(faceless, 0.1)
+    assert np.isnan([values["FH-MP"], values["PP-MP"]]).all()
+    assert np.isfinite([values["S-Go"], values["Ar-Go-Me"]]).all()
+
+
+def test_a_scheme_has_the_measurements_whose_landmarks_it_has():
+    """In whatever order; the stages are the built-in scheme's alone."""
+    names = ("Me", "x", "Go", "N", "Ar", "ANS")
+    some = anatomy_of(make_schema({"name": "some", "names": names}, ""))
+    assert [m.name for m in some.measurements] == ["N-Me", "N-ANS", "ANS-Me", "ANS-Me/N-Me", "Ar-Go-Me"]
+    assert some.stages == ()
+    points = np.array([FACE[SCHEMA.names.index(name)] if name != "x" else (0, 0) for name in names])
+    ours, theirs = vertical_measurements(points, 0.1, some), vertical_measurements(FACE, 0.1)
+    assert ours == {name: theirs[name] for name in ours}
+    assert (ANATOMY.schema.flip, ANATOMY.stages) == (tuple(range(29)), STAGES)
+    none = anatomy_of(make_schema({"name": "none", "names": ["P1", "P2"]}, ""))
+    assert (none.measurements, none.stages, none.measure(np.zeros((3, 2, 2))).shape) == ((), (), (3, 0))
+
+
+@pytest.mark.parametrize("anatomy", [ANATOMY, Anatomy(make_schema({"names": ["a", "b", "c"], "flip": [1, 0, 2]}, ""))])
+def test_a_config_holds_an_anatomy(anatomy):
+    content = json.loads(json.dumps(anatomy.config()))
+    assert Anatomy.from_config(content) == anatomy
+    assert list(content) == (["schema", "measurements", "cvm_stages"] if anatomy == ANATOMY else ["schema"])
+
+
+def test_what_was_taught_is_counted_and_the_rest_left_out():
+    points = np.stack([FACE, FACE, np.full((29, 2), np.nan)])
+    points[1, SCHEMA.names.index("Ar")] = np.nan
+    points[:, SCHEMA.names.index("Or")] = np.nan
+    taught = ANATOMY.taught(points, [3, None, 1])
+    assert {name: taught["landmarks"][name] for name in ("S", "Ar", "Or", "Sn")} == {"S": 2, "Ar": 1, "Or": 0, "Sn": 0}
+    assert [taught["measurements"][name] for name in ("N-Me", "FH-MP", "Ar-Go-Me")] == [2, 0, 1]
+    assert taught["stage"] == {"stage": 2}
+    told = ANATOMY.only(taught)
+    assert (told.schema, told.stages) == (SCHEMA, STAGES)
+    assert {m.name for m in ANATOMY.measurements} - {m.name for m in told.measurements} == {"FH-MP"}
+    assert ANATOMY.only(ANATOMY.taught(points, [None] * 3)).stages == ()
+    assert set(Anatomy(SCHEMA).taught(points, [None] * 3)) == {"landmarks"}
+
+
 def test_batches():
-    assert np.allclose(measure(np.stack([FACE, 2 * FACE]))[1][[0, 3, 9]], measure(FACE)[[0, 3, 9]] * [2, 1, 1])
+    assert np.allclose(
+        ANATOMY.measure(np.stack([FACE, 2 * FACE]))[1][[0, 3, 9]], ANATOMY.measure(FACE)[[0, 3, 9]] * [2, 1, 1]
+    )
 
 
 def test_norms_can_be_overridden(tmp_path):

@@ -8,23 +8,23 @@ import pytest
 import torch
 from PIL import Image
 
-from ceph.aariz import read_aariz
-from ceph.anatomy import measure
+from ceph.anatomy import ANATOMY
+from ceph.augmentation import frames
 from ceph.dataset import (
     Cephalogram,
     CephalogramDataset,
     FrameCache,
-    augmentation,
     measurement_statistics,
     stage_weights,
 )
+from ceph_training import read_tree
 
 SIZE = (128, 128)
 
 
 @pytest.fixture
 def dataset(demo_tree, tmp_path):
-    cases, _ = read_aariz(demo_tree)
+    cases, _ = read_tree(demo_tree)
     return CephalogramDataset(cases["train"], FrameCache(tmp_path / "cache", SIZE), augment=True, seed=3)
 
 
@@ -63,7 +63,7 @@ def test_albumentations_knows_every_argument():
     """It only warns of those that it does not know, and leaves them out."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        augmentation()
+        frames(ANATOMY.flip)
         with pytest.raises(UserWarning):
             albumentations.HorizontalFlip(probability=0.5)
 
@@ -73,9 +73,9 @@ def test_landmarks_follow_the_augmentation(tmp_path):
     points = np.array([[60.3, 50.7], [130.2, 140.9], [100.0, 95.5]])
     ys, xs = np.mgrid[:192, :192]
     geometric = albumentations.HorizontalFlip | albumentations.Affine
-    geometry = [transform for transform in augmentation().transforms if isinstance(transform, geometric)]
+    geometry = [transform for transform in frames([0]).transforms if isinstance(transform, geometric)]
     assert len(geometry) == 2
-    moved = albumentations.Compose(geometry, keypoint_params=augmentation().processors["keypoints"].params)
+    moved = albumentations.Compose(geometry, keypoint_params=frames([0]).processors["keypoints"].params)
     distances = []
     for seed in range(25):
         for point in points:
@@ -117,7 +117,7 @@ def test_measurements_are_those_of_the_augmented_head(dataset):
     sample = standardised[1]
     values = sample["measurements"].numpy() * std + mean
     assert sample["points"].isfinite().all()
-    assert np.allclose(values, measure(sample["points"].numpy()), rtol=1e-3)
+    assert np.allclose(values, ANATOMY.measure(sample["points"].numpy()), rtol=1e-3)
 
 
 def test_statistics_ignore_what_is_unknown():
@@ -135,15 +135,14 @@ def test_the_cache_spares_the_decoding_and_notices_changes(tmp_path, monkeypatch
     image = tmp_path / "a.png"
     Image.new("L", (50, 50), 10).save(image)
     cache = FrameCache(tmp_path / "cache", (32, 32))
-    assert not cache.holds(image)
-    assert (cache.load(image) == 10).all()
-    assert cache.holds(image)
-    monkeypatch.setattr("cephalograms.read_image", lambda *_: pytest.fail("decoded again"))
+    case = Cephalogram("a", image, (50, 50), np.zeros((29, 2)), None, "", None)
+    cache.prepare(case)
+    monkeypatch.setattr("ceph.dataset.read_image", lambda *_: pytest.fail("decoded again"))
+    cache.prepare(case)
     assert (cache.load(image) == 10).all()
     monkeypatch.undo()
     Image.new("L", (50, 50), 99).save(image)
     os.utime(image, ns=(1, 1))
-    assert not cache.holds(image)
     assert (cache.load(image) == 99).all()
     next(cache.folder.glob("*.npy")).write_bytes(b"torn")
     for file in cache.folder.glob("*.npy"):

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ceph.anatomy import SCHEMA, TITLES
 from ceph.demo import film as phantom_film
 from ceph.demo import phantom
-from ceph.landmarks import LANDMARK_TITLES, LANDMARKS
 from core.demo_data import RECIPE, clear, write
 from core.errors import UserError
 
-SCRIPT = Path(phantom.__file__).with_name("make_demo_data.py")
+SCRIPT = Path(phantom.__file__).parents[2] / "make_demo_data.py"
 SPLITS = ("train", "valid", "test")
 READERS = ("Junior Orthodontists", "Senior Orthodontists")
 
@@ -46,7 +46,7 @@ def heads():
         rng, device = phantom_film.case_stream(5, case)
         head = phantom.sample_anatomy(rng)
         to_px = phantom_film.sample_pose(head, device, rng)
-        pixels = np.array([head.points[symbol] for symbol in LANDMARKS]) @ to_px[:, :2].T + to_px[:, 2]
+        pixels = np.array([head.points[symbol] for symbol in SCHEMA.names]) @ to_px[:, :2].T + to_px[:, 2]
         result.append((head.points, pixels, device))
     return result
 
@@ -91,7 +91,7 @@ def test_layout_is_that_of_aariz(tree):
                 file = annotations / "Cephalometric Landmarks" / reader / f"{path.stem}.json"
                 record = json.loads(file.read_text())
                 assert record["ceph_id"] == path.stem
-                assert {e["symbol"]: e["title"] for e in record["landmarks"]} == LANDMARK_TITLES
+                assert {e["symbol"]: e["title"] for e in record["landmarks"]} == TITLES
                 for entry in record["landmarks"]:
                     assert set(entry) == {"landmark_id", "title", "symbol", "value"}
                     assert type(entry["value"]["x"]) is type(entry["value"]["y"]) is int
@@ -142,7 +142,7 @@ def test_all_landmarks_inside(heads):
 
 def test_anatomical_order(heads):
     for p, _, _ in heads:
-        x, y = ({symbol: p[symbol][axis] for symbol in LANDMARKS} for axis in (0, 1))
+        x, y = ({symbol: p[symbol][axis] for symbol in SCHEMA.names} for axis in (0, 1))
         assert y["N"] < y["Or"] < y["ANS"] < y["A"] < y["UIT"] < y["B"] < y["Pog"] < y["Gn"] < y["Me"]
         assert y["N`"] < y["Pn"] < y["Sn"] < y["Ls"] < y["Li"] < y["Pog`"]
         assert y["Co"] < y["Ar"] < y["Go"]
@@ -205,7 +205,7 @@ def test_every_landmark_lies_on_something_visible(noise_free):
             return image[max(y - r, 0) : y + r + 1, max(x - r, 0) : x + r + 1].std()
 
         even = max(spread(head.points["S"] + [-3, -13]), spread(head.points["Pn"] + [3, 30]))
-        for symbol in LANDMARKS:
+        for symbol in SCHEMA.names:
             contrast = spread(head.points[symbol], radius=6.5 if symbol == "S" else 3.0)  # S: the middle of its cup
             assert contrast > 1.5 * even, (symbol, contrast, even)
 

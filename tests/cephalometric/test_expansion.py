@@ -7,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ceph.aariz import read_aariz
+from ceph.anatomy import SCHEMA, anatomy_of
 from ceph.dataset import Cephalogram, CephalogramDataset, FrameCache, mean_shape, measurement_statistics
 from ceph.expansion import draw_sample, expand
-from ceph.landmarks import LANDMARKS
+from ceph_training import read_tree
 from conftest import load_script
+from core.landmarks import make_schema
 from core.seeding import sample_rng
 
 TILTED = ("tilted left", "tilted right")
@@ -19,7 +20,7 @@ TEETH = {"upper": ["UMT", "UPM", "UIT"], "lower": ["LMT", "LPM", "LIT"]}
 
 
 def at(points, symbols):
-    return points[[LANDMARKS.index(symbol) for symbol in symbols]]
+    return points[[SCHEMA.names.index(symbol) for symbol in symbols]]
 
 
 def indices(dataset, kind):
@@ -29,7 +30,7 @@ def indices(dataset, kind):
 @pytest.fixture(scope="module")
 def head(demo_tree, tmp_path_factory):
     """A data set of one drawn head in a frame of 512 px."""
-    cases, _ = read_aariz(demo_tree, splits=("train",))
+    cases, _ = read_tree(demo_tree, splits=("train",))
     return CephalogramDataset(cases["train"][:1], FrameCache(tmp_path_factory.mktemp("cache"), (512, 512)))
 
 
@@ -43,7 +44,7 @@ def frame(head):
 @pytest.fixture(scope="module")
 def small(demo_tree, tmp_path_factory):
     """Makes data sets of five drawn heads in frames of 96 px."""
-    cases, _ = read_aariz(demo_tree, splits=("train",))
+    cases, _ = read_tree(demo_tree, splits=("train",))
     cache = FrameCache(tmp_path_factory.mktemp("cache"), (96, 96))
     return lambda **options: CephalogramDataset(cases["train"][:5], cache, **options)
 
@@ -224,6 +225,24 @@ def test_landmarks_follow_to_a_twentieth_px(blobs):
                 assert np.hypot(*(centre - (x, y))) < 0.05, kind
 
 
+def test_a_mirror_exchanges_landmarks_by_the_flip(tmp_path):
+    """In the expansion and in the augmentation: P1 is the left one of two spots, before and after."""
+    anatomy = anatomy_of(make_schema({"name": "pair", "names": ["P1", "P2", "P3"], "flip": [1, 0, 2]}, ""))
+    points, rng = np.array([[20.0, 50], [70, 40], [np.nan, np.nan]]), np.random.default_rng(0)
+    picture = np.zeros((100, 100), np.uint8)
+    _, mirrored = draw_sample("flipped", picture, points, None, rng, anatomy)
+    assert np.array_equal(mirrored, [[29, 40], [79, 50], [np.nan, np.nan]], equal_nan=True)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    case = Cephalogram("a", tmp_path / "a.png", (100, 100), points, None, "", None)
+    dataset = CephalogramDataset([case] * 40, FrameCache(tmp_path, (96, 96)), augment=True, anatomy=anatomy)
+    assert "braces" not in {kind for _, kind in expand(9, "6500", anatomy)}
+    found = torch.stack([dataset[i]["points"] for i in range(40)])
+    assert (found[:, 0, 0] < found[:, 1, 0])[found.isfinite().all(-1)[:, :2].all(-1)].all()
+    assert 10 < (found[:, 0, 1] > found[:, 1, 1]).sum() < 30  # the lower one is left as long as nothing is mirrored
+    assert found[:, 2].isnan().all()
+    assert set(dataset[0]) == {"image", "points", "index", "id"}  # of measurements and stages there are none
+
+
 def test_tilts_go_both_ways_up_to_seven_degrees(frame):
     for kind, sign in zip(TILTED, (-1, 1), strict=True):
         degrees = []
@@ -236,7 +255,7 @@ def test_tilts_go_both_ways_up_to_seven_degrees(frame):
 
 
 def test_points_that_leave_the_frame_are_unknown_but_measured(demo_tree, tmp_path):
-    cases, _ = read_aariz(demo_tree, splits=("train",))
+    cases, _ = read_tree(demo_tree, splits=("train",))
     case = cases["train"][0]
     case.points = (case.points - case.points.min(axis=0)) * (np.array(case.size) - 1) / np.ptp(case.points, axis=0)
     dataset = CephalogramDataset([case], FrameCache(tmp_path, (128, 128)), expansion="6500")
@@ -280,7 +299,7 @@ def braces(frame, seed, **changed):
     image, points, mm_per_px = frame
     points = points.copy()
     for symbol, value in changed.items():
-        points[LANDMARKS.index(symbol)] = value
+        points[SCHEMA.names.index(symbol)] = value
     before = points.copy()
     drawn, after = draw_sample("braces", image, points, mm_per_px, np.random.default_rng(seed))
     assert np.array_equal(after, before, equal_nan=True)

@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from ceph.anatomy import NAMES
+from ceph.anatomy import ANATOMY, SCHEMA, Anatomy
 from ceph.heatmaps import decode_dark, encode_heatmaps
 from ceph.hrnet import HRNetLandmarks
-from ceph.landmarks import LANDMARKS
+from ceph.predictor import Predictor
 from ceph.tta import predict_views
 from conftest import load_script
 from core.checkpoints import save_model
 from core.errors import UserError
+from core.landmarks import make_schema
 from core.windows import Letterbox
 from launch import run
 
@@ -27,6 +28,14 @@ script = load_script(SCRIPT)
 OUTPUTS = ["points", "confidence", "measurements", "cvm_stage"]
 
 
+def saved(model, folder, points=None, stage=1):
+    """best/ of a model that was taught one case of these points, by default all."""
+    points = np.random.default_rng(0).random((1, len(model.anatomy.names), 2)) if points is None else points
+    data = {"mean_shape": points[0], "ground_truth": "senior", "taught": model.anatomy.taught(points, [stage])}
+    save_model(folder, model, model.config(sigma=1.5) | data)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """best/ of a small model with random weights."""
@@ -34,9 +43,7 @@ def trained(tmp_path_factory):
     model = HRNetLandmarks("hrnet_w18_small", (64, 96), 48)
     model.set_statistics(np.arange(10.0, 20.0), np.arange(1.0, 11.0))
     folder = tmp_path_factory.mktemp("run") / "best"
-    data = {"mean_shape": [[0, 0]] * len(LANDMARKS), "ground_truth": "senior"}
-    save_model(folder, model, model.config(sigma=1.5) | data)
-    return folder
+    return saved(model, folder)
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +72,14 @@ def test_the_script_compares_and_says_so(exported, trained):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_file_says_what_pytorch_says(exported, trained, picture, batch):
-    model, config = HRNetLandmarks.from_folder(trained)
+    predictor = Predictor(trained)
     with Image.open(picture) as opened:
         frame = Letterbox((130, 150), (96, 64)).draw(np.asarray(opened))
     images = torch.rand(batch, 1, 64, 96, generator=torch.Generator().manual_seed(3))
     images[0, 0] = torch.from_numpy(frame) / 255
     found = onnxruntime.InferenceSession(exported[1]).run(OUTPUTS, {"image": images.numpy()})
     with torch.inference_mode():
-        expected = predict_views(model, images, config["sigma"])
+        expected = predictor.frames(images)
     assert found[0].shape == (batch, 29, 2)
     assert found[0].std(axis=1).min() > 5  # the landmarks differ
     assert np.abs(found[0] - expected["points"].numpy()).max() <= 0.01
@@ -88,8 +95,8 @@ def test_the_file_says_how_to_use_it(exported):
     assert [output.name for output in session.get_outputs()] == OUTPUTS
     facts = session.get_modelmeta().custom_metadata_map
     assert json.loads(facts["image_size"]) == [64, 96]
-    assert json.loads(facts["landmarks"]) == list(LANDMARKS)
-    assert json.loads(facts["measurements"]) == list(NAMES)
+    assert json.loads(facts["landmarks"]) == list(SCHEMA.names)
+    assert json.loads(facts["measurements"]) == [m.name for m in ANATOMY.measurements]
     assert set(json.loads(facts["units"])) == set(OUTPUTS)
     assert "letterbox" in facts["preprocessing"]
 
@@ -103,7 +110,7 @@ def test_the_file_tells_nothing_of_the_machine_it_was_made_on(exported, trained)
 class Maps(nn.Module):
     """A stage 1 whose heatmaps are its picture, less and less bright."""
 
-    stride = 1
+    stride, anatomy = 1, ANATOMY
 
     def __init__(self):
         super().__init__()
@@ -119,14 +126,18 @@ class Maps(nn.Module):
         }
 
 
-CONFIG = {"project": "", "landmarks": [], "measurements": [], "cvm_stages": [], "sigma": 2.0}
-CONFIG |= {"model": {"image_size": [32, 48]}}
+def predictor_of(model):
+    """As if it had been loaded."""
+    predictor = Predictor.__new__(Predictor)
+    predictor.model, predictor.anatomy, predictor.taught, predictor.tta = model, ANATOMY, np.ones(29, bool), "none"
+    predictor.config = {"kind": "", "sigma": 2.0, "model": {"image_size": [32, 48]}}
+    return predictor
 
 
 @pytest.fixture(scope="module")
 def maps(tmp_path_factory):
     file = tmp_path_factory.mktemp("maps") / "maps.onnx"
-    script.write_onnx(Maps(), CONFIG, file)
+    script.write_onnx(predictor_of(Maps()), file)
     return file
 
 
@@ -155,7 +166,7 @@ def test_decoding_at_borders_and_of_flat_maps(maps):
 
 
 def test_a_file_that_differs_is_not_left(trained, tmp_path, monkeypatch):
-    def written(model, config, file, opset):
+    def written(predictor, file, opset):
         file.write_bytes(b"another model")
 
     monkeypatch.setattr(script, "write_onnx", written)
@@ -171,8 +182,35 @@ def test_the_comparison_sees_a_difference(maps):
             return super().forward(image.roll(1, dims=3))
 
     picture = encode_heatmaps(torch.tensor([[[20.0, 15.0]]]), (32, 48), 2.0)
-    assert max(script.largest_differences(Maps(), 2.0, maps, [picture]).values()) <= 1e-4
-    assert script.largest_differences(Shifted(), 2.0, maps, [picture])["points"] == pytest.approx(1, abs=0.05)
+    assert max(script.largest_differences(predictor_of(Maps()), maps, [picture]).values()) <= 1e-4
+    assert script.largest_differences(predictor_of(Shifted()), maps, [picture])["points"] == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("built_in", [True, False])
+def test_what_was_not_taught_is_not_in_the_file(built_in, tmp_path):
+    """A model of one landmark more than it was taught; without Go there is no measurement of it, without stage none."""
+    torch.manual_seed(0)
+    anatomy = ANATOMY if built_in else Anatomy(make_schema({"name": "hand", "names": ["P1", "P2", "Go"]}, ""))
+    points = np.random.default_rng(0).random((1, len(anatomy.names), 2))
+    points[0, anatomy.names.index("Go")] = np.nan
+    model = HRNetLandmarks("hrnet_w18_small", (64, 64), 16, anatomy=anatomy).eval()
+    script.main(["--checkpoint", str(saved(model, tmp_path / "best", points, None))])
+    session = onnxruntime.InferenceSession(tmp_path / "landmarks.onnx")
+    images = torch.rand(2, 1, 64, 64)
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(None, {"image": images.numpy()}), strict=True))
+    known = [i for i, name in enumerate(anatomy.names) if name != "Go"]
+    kept = [i for i, m in enumerate(anatomy.measurements) if "Go" not in m.landmarks]
+    assert names == ["points", "confidence", "measurements"][: 3 if built_in else 2]
+    with torch.inference_mode():
+        expected = predict_views(model, images, 1.5)
+    assert np.allclose(found["points"], expected["points"][:, known], atol=0.01)
+    if built_in:
+        assert 0 < len(kept) < len(anatomy.measurements)
+        assert np.allclose(found["measurements"], expected["measurements"][:, kept], atol=1e-4)
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["landmarks"]) == [anatomy.names[i] for i in known]
+    assert ("cvm" in str(facts).lower()) is False
 
 
 def test_mistakes_are_one_line(trained, tmp_path, monkeypatch):

@@ -6,9 +6,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from ceph.anatomy import anatomy_of
 from ceph.heatmaps import encode_heatmaps, to_heatmap
-from ceph.hrnet import HRNetLandmarks, LandmarkLoss, decode
+from ceph.hrnet import HRNetLandmarks, decode
+from ceph.losses import LandmarkLoss
+from core.checkpoints import save_model
 from core.errors import UserError
+from core.landmarks import make_schema
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,7 @@ def test_every_parameter_gets_a_gradient_and_frozen_statistics_none(small):
 
 
 def test_the_loss_against_its_parts_by_hand(small):
-    criterion = LandmarkLoss(small.stride, small.heatmap_size, sigma=1.5, cvm_weight=0.3)
+    criterion = LandmarkLoss(small.stride, small.heatmap_size, sigma=1.5, branch_weight=0.3)
     batch = batch_for(small)
     batch["points"][0, 3] = torch.nan
     batch["measurements"][1, 4] = torch.nan
@@ -108,6 +112,31 @@ def test_the_loss_against_its_parts_by_hand(small):
     assert parts["cvm"].item() == pytest.approx(huber + stage, rel=1e-4)
     expected = 0.5 * np.mean(dark) + 0.5 * np.mean(wing) + 0.3 * (huber + stage)
     assert loss.item() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("names", "branch"), [(["P1", "P2"], []), (["N", "Me"], ["measurements"])])
+def test_what_the_anatomy_has_not_is_not_there(names, branch, tmp_path):
+    """Neither layers nor losses; what is left is called by a neutral name. Saved and loaded, all is as before."""
+    anatomy = anatomy_of(make_schema({"name": "other", "names": names}, ""))
+    model = HRNetLandmarks("hrnet_w18_small", (64, 64), 16, anatomy=anatomy)
+    assert any("cvm" in name for name in model.state_dict()) == bool(branch)
+    prediction = model(torch.rand(2, 1, 64, 64))
+    assert list(prediction) == ["heatmaps", *branch]
+    assert prediction["heatmaps"].shape == (2, 2, 16, 16)
+    batch = {"points": torch.rand(2, 2, 2) * 60, "measurements": torch.zeros(2, len(branch))}
+    loss, parts = LandmarkLoss(4, (16, 16), branch_weight=0.3)(prediction, batch)
+    assert list(parts) == ["dark", "wing", *(["branch"] if branch else [])]
+    expected = 0.5 * parts["dark"] + 0.5 * parts["wing"] + 0.3 * parts.get("branch", 0)
+    assert loss.item() == pytest.approx(expected.item())
+    data = {"mean_shape": [[0, 0]] * 2, "ground_truth": "mean", "taught": anatomy.taught(np.zeros((1, 2, 2)), [None])}
+    config = model.config(2.0) | data
+    save_model(tmp_path / "best", model, config)
+    loaded, _ = HRNetLandmarks.from_folder(tmp_path / "best")
+    assert loaded.anatomy == anatomy
+    for missing in ("taught", "schema"):
+        save_model(tmp_path / "best", model, {key: value for key, value in config.items() if key != missing})
+        with pytest.raises(UserError, match=f"no {missing}"):
+            HRNetLandmarks.from_folder(tmp_path / "best")
 
 
 def test_a_batch_without_any_truth_costs_nothing_and_does_not_break(small):

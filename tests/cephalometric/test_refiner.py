@@ -11,11 +11,22 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from ceph.anatomy import anatomy_of
 from ceph.dataset import Cephalogram
-from ceph.refiner import SHIFT, SHIFTS, LandmarkRefiner, refine, window_around
-from ceph.refiner_crops import LARGEST_JITTER, CoarseCrops, RefinerCrops
+from ceph.predictor import Predictor
+from ceph.refiner import (
+    LARGEST_JITTER,
+    SHIFT,
+    SHIFTS,
+    CoarseCrops,
+    LandmarkRefiner,
+    RefinerCrops,
+    refine,
+    window_around,
+)
 from core.images import read_image
-from core.windows import cut, to_picture, to_window
+from core.landmarks import make_schema
+from core.windows import Letterbox, cut, to_picture, to_window
 
 SIZE, MM = 96, 0.2
 CONFIG = {"model": {"image_size": [SIZE, SIZE]}, "mm_per_px": MM, "sigma": 1.5}
@@ -157,7 +168,7 @@ def test_landmarks_follow_the_augmentation(tmp_path, mm_per_px):
     """Landmark 0 is the middle of the spot, wherever it goes."""
     crops = make_crops(write_case(tmp_path, mm_per_px, known=1), crops=1)
     crops.augmentation = type(crops.augmentation)(  # grey levels and noise would move the centroid
-        [step for step in crops.augmentation if type(step).__name__ in ("HorizontalFlip", "Affine")],
+        [step for step in crops.augmentation if type(step).__name__ in ("Mirror", "Affine")],
         keypoint_params=crops.augmentation.processors["keypoints"].params,
     )
     seen = 0
@@ -172,6 +183,34 @@ def test_landmarks_follow_the_augmentation(tmp_path, mm_per_px):
         assert centroid(spot) == pytest.approx(point, abs=0.15)
         seen += 1
     assert seen > 10
+
+
+def test_a_mirror_exchanges_landmarks_by_the_flip(tmp_path):
+    """P1 is the one further left, in every crop that has both."""
+    anatomy = anatomy_of(make_schema({"name": "pair", "names": ["P1", "P2"], "flip": [1, 0]}, ""))
+    case = write_case(tmp_path, known=2)
+    case.points = case.points[0] + np.array([[-30.0, 20], [30, -20]])
+    crops, lower = RefinerCrops([case], case.points[None], np.ones(2), SIZE, MM, crops=40, anatomy=anatomy), []
+    for points in crops[0]["points"].numpy():
+        if np.isfinite(points).all():
+            assert points[0, 0] < points[1, 0]
+            lower.append(points[0, 1] > points[1, 1])
+    assert 5 < np.sum(lower) < len(lower) - 5
+
+
+def test_what_stage_2_was_not_taught_stays_as_stage_1_said():
+    predictor = Predictor.__new__(Predictor)
+    predictor.refiner, predictor.refiner_config, predictor.refine_crops = SeesSpots(), CONFIG, 1
+    predictor.taught, predictor.refiner.taught = np.arange(29) != 7, np.arange(29) != 3
+    pixels, truth = scattered(0.2)
+    box = Letterbox(pixels.shape[::-1], pixels.shape[::-1])
+    found = {"points": torch.from_numpy(truth + 3)[None], "confidence": torch.full((1, 29), 0.25)}
+    points, confidence, coarse = predictor.points(found, 0, box, pixels, 0.2)
+    assert np.isnan([*points[7], confidence[7], *coarse[7]]).all()
+    assert (points[3].tolist(), confidence[3]) == ((truth[3] + 3).tolist(), 0.25)
+    others = ~np.isin(np.arange(29), (3, 7))
+    assert np.abs(points - truth)[others].max() < 0.5
+    assert np.allclose(coarse[others], truth[others] + 3)
 
 
 def test_centres_are_the_truth_with_noise_or_stage_1s_own(tmp_path):

@@ -1,15 +1,18 @@
 """Both stages as users run them: the refiner trained, evaluated, used; and two evaluations compared."""
 
 import csv
+import json
 import shutil
 
 import numpy as np
 import pytest
 
-from ceph.comparison import compare
+from ceph.anatomy import SCHEMA
 from ceph.evaluation import differences
-from ceph.landmarks import LANDMARKS
+from ceph.predictor import Predictor
+from ceph.report import compare
 from conftest import ROOT, loads_nothing
+from core.checkpoints import seal
 from core.errors import UserError
 from files import logged, read_json
 from launch import AGREEING, run
@@ -57,7 +60,7 @@ def test_training_leaves_its_results(refiner, trained):
     assert [row["epoch"] for row in rows] == [1, 2]
     assert {"train/loss", "train/dark", "train/wing", "val/mre_mm", "val/sdr_2mm"} <= set(rows[0])
     config = read_json(refiner / "best" / "config.json")
-    assert (config["kind"], config["mm_per_px"]) == ("refiner", 0.4)
+    assert (config["kind"], config["mm_per_px"]) == ("landmark refiner", 0.4)
     assert config["stage_1"]["checkpoint"] == str(trained / "best")
 
 
@@ -103,7 +106,7 @@ def test_the_report_shows_what_stage_2_adds(evaluations):
 
 def test_prediction_with_everything(demo_tree, trained, refiner, tmp_path):
     image = next((demo_tree / "test" / "Cephalograms").iterdir())
-    flags = ["--image", image, "--checkpoint", trained, "--refiner", refiner, "--tta", "10"]
+    flags = ["--input", image, "--checkpoint", trained, "--refiner", refiner, "--tta", "10"]
     for folder, more in (("mm", ["--pixel_size", 0.1]), ("px", []), ("alone", [])):
         done = run("cephalometric/predict.py", *flags[: 4 if folder == "alone" else 6], *more, "--output",
                    tmp_path / folder)  # fmt: skip
@@ -138,12 +141,25 @@ def test_uncalibrated_cases_are_left_out_and_listed(tree, trained, tmp_path):
 
 def test_one_stage_is_not_taken_for_the_other(demo_tree, trained, refiner, tmp_path):
     image = next((demo_tree / "test" / "Cephalograms").iterdir())
-    common = ["--image", image, "--output", tmp_path]
+    common = ["--input", image, "--output", tmp_path]
     swapped = run("cephalometric/predict.py", *common, "--checkpoint", trained, "--refiner", trained)
     assert swapped.returncode == 2
-    assert "holds a landmark model, not a refiner; train_refiner.py makes one" in swapped.stderr
+    assert "holds a model of kind 'landmark model', not 'landmark refiner'" in swapped.stderr
     swapped = run("cephalometric/predict.py", *common, "--checkpoint", refiner)
-    assert "holds a refiner, not a landmark model; train.py makes one" in swapped.stderr
+    assert "holds a model of kind 'landmark refiner', not 'landmark model'" in swapped.stderr
+
+
+def test_a_refiner_of_other_landmarks_is_refused(trained, refiner, tmp_path):
+    """The same K under other names: the weights would fit."""
+    shutil.copytree(refiner / "best", tmp_path / "best")
+    config = read_json(tmp_path / "best" / "config.json")
+    names = [f"P{i}" for i in range(29)]
+    config["schema"] |= {"name": "other", "names": names}
+    config["taught"]["landmarks"] = dict.fromkeys(names, 1)
+    (tmp_path / "best" / "config.json").write_text(json.dumps(config))
+    seal(tmp_path / "best")
+    with pytest.raises(UserError, match=r"knows the 29 landmarks of other, .* the 29 of aariz29; train the refiner"):
+        Predictor(trained, tmp_path / "best")
 
 
 # -------------------------------------------------------------------------------------------------------- comparison
@@ -178,7 +194,7 @@ def test_two_evaluations_compared(evaluations, tmp_path):
     assert result["difference"]["MRE"]["estimate"] == pytest.approx(
         both["stage_1"]["difference"]["MRE"]["estimate"], abs=1e-3
     )
-    assert set(result["mre_by_landmark"]) == set(LANDMARKS)
+    assert set(result["mre_by_landmark"]) == set(SCHEMA.names)
     assert loads_nothing((tmp_path / "comparison.html").read_text())
 
 
@@ -194,7 +210,7 @@ def test_what_cannot_be_compared(evaluations, tmp_path):
         csv.writer(text).writerows([rows[0], *([f"x{row[0]}", *row[1:]] for row in rows[1:])])
     for name, message in (("px", "is in mm"), ("others", "no case in common"), ("nothing", "no predictions.csv")):
         with pytest.raises(UserError, match=message):
-            compare([evaluations / "alone", tmp_path / name], tmp_path / "out", None)
+            compare([evaluations / "alone", tmp_path / name], tmp_path / "out", None, {})
     done = run("cephalometric/evaluate.py", "--split", "test")
     assert done.returncode == 2
     assert "--checkpoint" in done.stderr

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ceph.landmarks import LANDMARKS
-from ceph_training import SMALL, TRAIN, train
+from ceph.anatomy import SCHEMA
+from ceph_training import SMALL, TRAIN, read_tree, train
 from conftest import loads_nothing
 from core.images import read_image
 from files import dicom
@@ -37,7 +37,7 @@ def test_training_leaves_its_results(trained):
     assert [row["epoch"] for row in logged] == [1, 2, 3]
     assert {"train/loss", "train/dark", "train/wing", "train/cvm", "val/mre_mm", "val/sdr_2mm"} <= set(logged[0])
     config = json.loads((trained / "best" / "config.json").read_text())
-    assert config["landmarks"] == list(LANDMARKS)
+    assert config["schema"]["names"] == list(SCHEMA.names)
     assert config["model"]["image_size"] == [64, 64]
     assert np.shape(config["mean_shape"]) == (29, 2)
     with Image.open(trained / "figures" / "training.png") as figure:
@@ -103,7 +103,7 @@ def test_without_weights_the_way_out_is_one_line(demo_tree, tmp_path):
         (["--mixed_precision", "fp64"], "invalid choice"),
         (["--batch_size", "0"], "not at least 1"),
         (["--batch_size", "50"], "lower --batch_size"),
-        (["--epoch", "3"], "unrecognized arguments"),
+        (["--epoch", "3"], "unknown flag --epoch; did you mean --epochs?"),
         (["--ground_truth", "mine"], "invalid choice"),
         (["--resume", "nowhere"], "no training state there"),
     ],
@@ -132,6 +132,27 @@ def test_a_spoilt_tree_trains_on_the_rest_and_lists_the_losses(tree, tmp_path):
         "landmark missing", "coordinate is no number", "picture unreadable",
     }  # fmt: skip
     assert "picture unreadable" in done.stdout
+
+
+def test_a_refusal_leaves_the_report_that_explains_it(tree, trained, tmp_path):
+    """Of other landmarks, and of data that evaluate.py cannot use."""
+    (tmp_path / "hand.json").write_text(json.dumps({"names": ["P1", "P2"]}))
+    done = train(tree.root, tmp_path / "run", "--landmarks", tmp_path / "hand.json")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "found A, ANS, Ar," in line
+    assert "expected are those of hand: P1, P2; to train on others, give train.py --landmarks FILE.json" in line
+    report = json.loads((tmp_path / "run" / "data_report.json").read_text())
+    assert {"reason": "unknown landmark", "action": "not used", "count": 29} in report["counts"]
+    for identity in "fg":
+        tree.image_file("test", identity).write_bytes(b"no picture")
+    done = run(
+        "cephalometric/evaluate.py", "--checkpoint", trained, "--dataset_path", tree.root, "--output", tmp_path / "out",
+        "--cache_dir", tmp_path / "cache",
+    )  # fmt: skip
+    assert done.returncode == 2
+    report = json.loads((tmp_path / "out" / "data_report.json").read_text())
+    assert {"reason": "picture unreadable", "action": "left out", "count": 2} in report["counts"]
 
 
 def test_uncalibrated_data_is_measured_in_px(tree, tmp_path):
@@ -175,9 +196,9 @@ def test_evaluation_against_its_own_predictions(demo_tree, evaluated):
         for reader in ("Junior", "Senior"):
             path = demo_tree / f"test/Annotations/Cephalometric Landmarks/{reader} Orthodontists/{row['id']}.json"
             landmarks = {e["symbol"]: e["value"] for e in json.loads(path.read_text())["landmarks"]}
-            readings.append([[landmarks[s]["x"], landmarks[s]["y"]] for s in LANDMARKS])
+            readings.append([[landmarks[s]["x"], landmarks[s]["y"]] for s in SCHEMA.names])
         truth = np.mean(readings, axis=0)
-        points = np.array([[float(row[f"{s}_x"]), float(row[f"{s}_y"])] for s in LANDMARKS])
+        points = np.array([[float(row[f"{s}_x"]), float(row[f"{s}_y"])] for s in SCHEMA.names])
         errors.append(np.hypot(*(points - truth).T) * float(row["mm_per_px"]))
     assert metrics["unit"] == "mm"
     assert metrics["mre"]["estimate"] == pytest.approx(np.mean(errors), abs=1e-3)
@@ -207,14 +228,14 @@ def test_prediction_on_files_of_ones_own(demo_tree, trained, tmp_path):
     images = [tmp_path / n for n in ("one.png", "two.tif", "broken.png", "other/one.png")]
     output = tmp_path / "out"
     done = run(
-        "cephalometric/predict.py", "--image", *images, "--checkpoint", trained / "best", "--output", output,
+        "cephalometric/predict.py", "--input", *images, "--checkpoint", trained / "best", "--output", output,
         "--pixel_size", "0.1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "3 of 4 pictures done" in done.stdout
     assert "broken.png" in done.stdout
     content = json.loads((output / "one.json").read_text())
-    assert [entry["symbol"] for entry in content["landmarks"]] == list(LANDMARKS)
+    assert [entry["symbol"] for entry in content["landmarks"]] == list(SCHEMA.names)
     first = content["landmarks"][0]
     assert first["mm"]["x"] == pytest.approx(first["value"]["x"] * 0.1, abs=1e-3)
     assert 0 <= first["confidence"] <= 1.5
@@ -240,11 +261,11 @@ def test_prediction_on_dicom(demo_tree, trained, tmp_path):
     dicom(tmp_path / "in" / "1.2.840.5", inverted, **header, PixelSpacing=[0.1, 0.1])
     dicom(tmp_path / "in" / "oblong.dcm", inverted, **header, PixelSpacing=[0.1, 0.2])
     dicom(tmp_path / "in" / "wrong.dcm", inverted, **header, PixelSpacing=[100, 100])
-    done = run("cephalometric/predict.py", "--image", tmp_path / "in", "--checkpoint", trained, "--output", tmp_path)
+    done = run("cephalometric/predict.py", "--input", tmp_path / "in", "--checkpoint", trained, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 of 4 pictures done" in done.stdout
     assert "not square" in done.stdout
-    assert "as no cephalogram has" in " ".join(done.stdout.split())
+    assert "not plausible" in " ".join(done.stdout.split())
     plain, ours = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("plain", "1.2.840.5"))
     assert (plain["pixel_size"], ours["pixel_size"]) == (None, 0.1)
     for theirs, entry in zip(plain["landmarks"], ours["landmarks"], strict=True):
@@ -253,7 +274,7 @@ def test_prediction_on_dicom(demo_tree, trained, tmp_path):
 
 def test_prediction_without_a_pixel_size_is_uncalibrated(demo_tree, trained, tmp_path):
     source = next((demo_tree / "test" / "Cephalograms").iterdir())
-    arguments = ("--image", source, "--checkpoint", trained / "best", "--output", tmp_path)
+    arguments = ("--input", source, "--checkpoint", trained / "best", "--output", tmp_path)
     done = run("cephalometric/predict.py", *arguments)
     assert done.returncode == 0, done.stderr
     assert "uncalibrated" in done.stdout
@@ -264,9 +285,9 @@ def test_prediction_without_a_pixel_size_is_uncalibrated(demo_tree, trained, tmp
         failed = run("cephalometric/predict.py", *arguments, *bad)
         assert failed.returncode == 2
         assert failed.stderr.startswith("error: ")
-    folder = run("cephalometric/predict.py", *arguments[2:], "--image", source.parent)
+    folder = run("cephalometric/predict.py", *arguments[2:], "--input", source.parent)
     assert "3 of 3 pictures done" in folder.stdout
-    nothing = run("cephalometric/predict.py", *arguments, "--image", tmp_path / "missing.png")
+    nothing = run("cephalometric/predict.py", *arguments, "--input", tmp_path / "missing.png")
     assert nothing.returncode == 2
     assert "missing.png" in nothing.stdout
 
@@ -275,18 +296,16 @@ def test_the_demo_reader_reads_predictions_as_annotations(demo_tree, trained, tm
     """predict.py writes the schema that the Aariz reader reads."""
     shutil.copytree(demo_tree, tmp_path / "Aariz")
     source = next((tmp_path / "Aariz" / "test" / "Cephalograms").iterdir())
-    done = run("cephalometric/predict.py", "--image", source, "--checkpoint", trained, "--output", tmp_path / "out")
+    done = run("cephalometric/predict.py", "--input", source, "--checkpoint", trained, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "Aariz/test/Annotations/Cephalometric Landmarks"
     for reader in ("Junior", "Senior"):
         shutil.copy(tmp_path / "out" / f"{source.stem}.json", folder / f"{reader} Orthodontists")
-    from ceph.aariz import read_aariz
-
-    cases, _ = read_aariz(tmp_path / "Aariz")
+    cases, _ = read_tree(tmp_path / "Aariz")
     case = next(case for case in cases["test"] if case.id == source.stem)
     with open(tmp_path / "out" / "landmarks.csv") as file:
         row = next(csv.DictReader(file))
     inside = np.isfinite(case.points).all(axis=1)
-    points = np.array([[float(row[f"{s}_x"]), float(row[f"{s}_y"])] for s in LANDMARKS])
+    points = np.array([[float(row[f"{s}_x"]), float(row[f"{s}_y"])] for s in SCHEMA.names])
     assert inside.sum() > 20
     assert np.allclose(case.points[inside], points[inside], atol=0.02)

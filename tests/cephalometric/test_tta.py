@@ -1,18 +1,22 @@
 """Test-time augmentation of models that see perfectly, or err in a known way. Pictures are drawn: blobs on black."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ceph.anatomy import IS_LENGTH
+from ceph.anatomy import ANATOMY
 from ceph.heatmaps import decode_dark, encode_heatmaps, to_heatmap
 from ceph.hrnet import HRNetLandmarks, decode
 from ceph.tta import VIEWS, View, predict_views
+from core.landmarks import make_schema
 
 HEIGHTS = torch.tensor([1.0, 0.85, 0.7, 0.55, 0.4])  # of the blobs, one a landmark: that is how they are told apart
 BLOB, SIGMA, STRIDE = 4.0, 2.0, 2  # SDs in input px, in heatmap px
 AUGMENTED = ["10", "18"]
+BLOBS = replace(ANATOMY, schema=make_schema({"name": "blobs", "names": list("abcde")}, ""))
 
 
 def draw(points, height, width):
@@ -26,7 +30,7 @@ class BlobFinder:
     A blob whose top it does not see it puts into a corner. `shift` (x, y) is an error in px that it always makes.
     """
 
-    stride = STRIDE
+    stride, anatomy = STRIDE, BLOBS
     measurement_mean, measurement_std = torch.full((10,), 60.0), torch.full((10,), 7.0)
 
     def __init__(self, shift=(0.0, 0.0)):
@@ -44,7 +48,7 @@ class BlobFinder:
         near = (x - place[..., :1, None]).square() + (y - place[..., 1:, None]).square() < 100
         points, _ = decode_dark(torch.where(alike.flatten(2).any(-1)[..., None, None] & near, image, 0), 1.5)
         length = (points[:, 0] - points[:, 1]).norm(dim=-1, keepdim=True)
-        values = torch.where(torch.from_numpy(IS_LENGTH), length, 25.0)
+        values = torch.where(torch.from_numpy(ANATOMY.is_length), length, 25.0)
         heatmaps = encode_heatmaps(
             to_heatmap(points + self.shift, self.stride), (height // STRIDE, width // STRIDE), SIGMA
         )
@@ -53,6 +57,20 @@ class BlobFinder:
             "measurements": (values - self.measurement_mean) / self.measurement_std,
             "cvm_stage": 3 * image.mean(dim=(2, 3)) * torch.arange(6),
         }
+
+
+class SideFinder(BlobFinder):
+    """Calls the left one of the first two blobs a, the right one b, whatever their heights: as a hand's two sides."""
+
+    anatomy = replace(BLOBS, schema=make_schema({"name": "sides", "names": list("abcde"), "flip": [1, 0, 2, 3, 4]}, ""))
+
+    def __call__(self, image):
+        prediction = super().__call__(image)
+        points, _ = decode(prediction, STRIDE, SIGMA)
+        for maps, point in zip(prediction["heatmaps"], points, strict=True):
+            if point[0, 0] > point[1, 0]:
+                maps[:2] = maps[:2].flip(0)
+        return prediction
 
 
 def scattered(height, width, margin=20, seed=0):
@@ -120,6 +138,17 @@ def test_a_perfect_model_stays_exact(tta, size):
 
 
 @pytest.mark.parametrize("tta", AUGMENTED)
+def test_mirrored_views_exchange_sides(tta, monkeypatch):
+    points = scattered(128, 160, margin=30)
+    sides = points[:, :2]
+    points[:, :2] = torch.stack([p[p[:, 0].argsort()] for p in sides])
+    images = draw(torch.cat([sides, points[:, 2:]], dim=1), 128, 160)
+    assert off(predict_views(SideFinder(), images, SIGMA, tta), points) <= 0.05
+    monkeypatch.setattr(SideFinder, "anatomy", BLOBS)  # as if a mirror exchanged nothing
+    assert off(predict_views(SideFinder(), images, SIGMA, tta), points) > 5
+
+
+@pytest.mark.parametrize("tta", AUGMENTED)
 def test_autocast_costs_no_precision(tta):
     points = scattered(192, 192, margin=30)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -153,8 +182,8 @@ def test_measurements_come_back_to_the_scale_of_the_picture(scale, monkeypatch):
     found = predict_views(BlobFinder(), draw(points, 128, 160), SIGMA, "10")["measurements"]
     length = (points[:, :1] - points[:, 1:2]).norm(dim=-1)  # (B, 1)
     assert found.shape == (4, 10)
-    assert torch.allclose(found[:, IS_LENGTH], length.expand(4, int(IS_LENGTH.sum())), atol=0.05)
-    assert torch.allclose(found[:, ~IS_LENGTH], torch.tensor(25.0), atol=1e-3)
+    assert torch.allclose(found[:, ANATOMY.is_length], length.expand(4, int(ANATOMY.is_length.sum())), atol=0.05)
+    assert torch.allclose(found[:, ~ANATOMY.is_length], torch.tensor(25.0), atol=1e-3)
 
 
 def test_stages_are_mean_probabilities():

@@ -84,6 +84,7 @@ def test_core_imports_no_project():
     modules = [".".join(f.relative_to(root).with_suffix("").parts) for f in sorted(root.glob("core/**/*.py"))]
     code = f"import sys; sys.path.insert(0, {str(root)!r})\n" + "\n".join(f"import {m}" for m in modules)
     theirs = {name for folder in PROJECTS for name in (folder.name, *(file.stem for file in folder.glob("*.py")))}
+    theirs |= {file.parent.name for folder in PROJECTS for file in folder.glob("*/__init__.py")}
     code += f"\nprint(sorted({theirs} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=False)
     assert done.returncode == 0, done.stderr
@@ -101,3 +102,30 @@ def test_an_error_in_a_loader_worker_is_told_by_its_last_line():
     with pytest.raises(UserError) as caught:
         next(iter(DataLoader(Broken(), num_workers=1)))
     assert first_line(caught.value) == "a.h5: damaged"
+
+
+def test_a_misspelt_flag_is_one_line_with_the_nearest_one(capsys):
+    parser = ArgumentParser()
+    add_training_arguments(parser, epochs=1, batch_size=1, lr=1e-3)
+    for word, told in (
+        ("--learn_rate", "unknown flag --learn_rate; did you mean --learning_rate?"),
+        ("--batchsize=3", "unknown flag --batchsize=3; did you mean --batch_size?"),
+        ("--zzz", "unknown flag --zzz"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args([word])
+        assert stop.value.code == 2
+        assert capsys.readouterr().err == f"error: {told} (--help lists the flags)\n"
+
+
+def test_a_default_of_0_is_shown_and_one_that_says_nothing_is_not(capsys):
+    parser = ArgumentParser()
+    parser.add_argument("--patience", type=int, default=0, help="epochs")
+    parser.add_argument("--output", help="folder")
+    parser.add_argument("--compare", nargs="+", default=[], help="runs")
+    parser.add_argument("--overwrite", action="store_true", help="replace")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    shown = capsys.readouterr().out
+    assert "epochs (default: 0)" in shown
+    assert shown.count("default") == 1

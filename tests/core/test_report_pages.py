@@ -46,7 +46,7 @@ def test_the_page_shows_two_cards_of_each_report_its_link_and_a_small_picture(re
 
 def test_what_is_no_report_is_said(results):
     (results / "other.html").write_text("<html></html>")
-    for page, message in (("other.html", "no report"), ("nowhere.html", "no such file")):
+    for page, message in (("other.html", "not a report"), ("nowhere.html", "no such file")):
         with pytest.raises(UserError, match=message):
             core_report.write_overview(results / "index.html", [("A", results / "a.png", "a", [results / page])], "T")
 

@@ -14,6 +14,7 @@ from torch import nn
 from core import figures
 from core.cases import Cases
 from core.console import make_console, progress
+from core.errors import UserError
 from core.metrics import radial_errors, success_detection_rate
 from core.report import Report, read_summary
 from core.results import plain
@@ -217,3 +218,21 @@ def test_figures_and_report_escape_and_embed(tmp_path):
     assert "0.5 <span>(0.4 to 0.6)</span>" in page  # which may stand below it
     assert "src=http" not in page
     assert read_summary(tmp_path / "report.html") == ("A & B", [("error", "1.2 mm", "note")])
+
+
+def test_a_refusal_leaves_the_report_that_explains_it(tmp_path):
+    report, file = DataReport(), tmp_path / "run" / "data_report.json"
+
+    def read():
+        with report.written_to(file):
+            report.add("picture unreadable", "a.png", "left out")
+            raise UserError("no picture left")
+
+    with pytest.raises(UserError):
+        read()
+    assert json.loads(file.read_text())["counts"] == [
+        {"reason": "picture unreadable", "action": "left out", "count": 1}
+    ]
+    with report.written_to(tmp_path / "other.json", main=False):
+        pass
+    assert not (tmp_path / "other.json").exists()

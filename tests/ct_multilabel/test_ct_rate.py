@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
+from core.validation import DataReport
 from ct.ct_rate import (
     find_files,
     find_volumes,
@@ -18,7 +19,7 @@ from ct.ct_rate import (
     stem,
     volume_file,
 )
-from ct.volumes import LABELS
+from ct.labels import LABELS
 
 
 def write_labels(file, rows, columns=("VolumeName", *LABELS)):
@@ -55,36 +56,39 @@ def test_labels_are_matched_by_name_and_minus_one_is_kept(tmp_path):
     file = tmp_path / "labels.csv"
     columns = ["VolumeName", *reversed(LABELS)]
     write_labels(file, [["v.nii.gz", *[1, "0", "-1", "1.0"], *[0] * 14]], columns)
-    assert list(read_labels(file)["v"]) == [0] * 14 + [1, -1, 0, 1]
+    labels, found = read_labels(file, DataReport())
+    assert labels == LABELS
+    assert list(found["v"]) == [0] * 14 + [1, -1, 0, 1]
 
 
 @pytest.mark.parametrize("value", ["", "2", "yes", "nan", "0.5"])
 def test_an_absent_or_odd_label_is_an_error_that_names_it(tmp_path, value):
     write_labels(tmp_path / "labels.csv", [["v.nii.gz", 0, value, *[0] * 16]])
     with pytest.raises(UserError, match=r"labels\.csv, line 2, v\.nii\.gz: Arterial wall calcification is"):
-        read_labels(tmp_path / "labels.csv")
+        read_labels(tmp_path / "labels.csv", DataReport())
 
 
 def test_a_missing_column_a_short_row_and_a_contradiction_are_errors(tmp_path):
     file = tmp_path / "labels.csv"
-    write_labels(file, [], ["VolumeName", *LABELS[:-1]])
-    with pytest.raises(UserError, match="no column Interlobular septal thickening"):
-        read_labels(file)
+    write_labels(file, [], LABELS)
+    with pytest.raises(UserError, match="no column VolumeName"):
+        read_labels(file, DataReport())
     write_labels(file, [["v.nii.gz", *[0] * 17]])
     with pytest.raises(UserError, match=r"line 2.*Interlobular septal thickening is ''"):
-        read_labels(file)
+        read_labels(file, DataReport())
     write_labels(file, [["v.nii.gz", *[0] * 18], ["v.nii.gz", *[1] * 18]])
     with pytest.raises(UserError, match="v stands there twice"):
-        read_labels(file)
+        read_labels(file, DataReport())
     with pytest.raises(UserError, match="no such file; download_ct_rate"):
-        read_labels(tmp_path / "none.csv")
+        read_labels(tmp_path / "none.csv", DataReport())
 
 
 def test_the_tree(tmp_path):
     make_tree(tmp_path, ["train_10_a_1", "train_2_a_1", "valid_1_a_1", "valid_1_a_2"])
     metadata_file(tmp_path, "valid").parent.mkdir(parents=True)
     metadata_file(tmp_path, "valid").write_text("VolumeName,RescaleSlope\nvalid_1_a_1.nii.gz,1\n")
-    volumes, report = find_volumes(tmp_path)
+    report = DataReport()
+    _, volumes = find_volumes(tmp_path, report)
     assert [v.name for v in volumes] == ["train_2_a_1", "train_10_a_1", "valid_1_a_1", "valid_1_a_2"]
     assert [v.patient for v in volumes] == ["train_2", "train_10", "valid_1", "valid_1"]
     assert volumes[2].metadata["RescaleSlope"] == "1"
@@ -104,7 +108,8 @@ def test_fixed_before_v1_and_what_is_left_out(tmp_path):
     write_labels(labels_file(tmp_path, "train"), rows)
     no_chest_file(tmp_path, "train").parent.mkdir(parents=True, exist_ok=True)
     no_chest_file(tmp_path, "train").write_text("train_2_a_1.nii.gz\n")
-    volumes, report = find_volumes(tmp_path)
+    report = DataReport()
+    _, volumes = find_volumes(tmp_path, report)
     assert [v.name for v in volumes] == ["train_1_a_1", "train_4_a_1", "valid_1_a_1"]
     assert "train_fixed" in volumes[0].path.parts
     assert set(report.counts()) == {("in the no_chest list", "left out"), ("no labels", "left out")}
@@ -118,7 +123,8 @@ def test_a_patient_in_both_splits_stays_in_valid_only(tmp_path):
         (folder / f"{split}_{patient}.mha").write_bytes(b"")
     write_labels(labels_file(tmp_path, "train"), [["train_anna.mha", *[0] * 18], ["train_bert.mha", *[0] * 18]])
     write_labels(labels_file(tmp_path, "valid"), [["valid_anna.mha", *[1] * 18]])
-    volumes, report = find_volumes(tmp_path)
+    report = DataReport()
+    _, volumes = find_volumes(tmp_path, report)
     assert [(v.name, v.patient, v.split) for v in volumes] == [
         ("train_bert", "bert", "train"),
         ("valid_anna", "anna", "valid"),
@@ -129,9 +135,9 @@ def test_a_patient_in_both_splits_stays_in_valid_only(tmp_path):
 
 def test_an_empty_tree_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        find_volumes(tmp_path / "none")
+        find_volumes(tmp_path / "none", DataReport())
     with pytest.raises(UserError, match="holds no labelled volume"):
-        find_volumes(tmp_path)
+        find_volumes(tmp_path, DataReport())
 
 
 def test_files_and_dicom_folders(tmp_path):

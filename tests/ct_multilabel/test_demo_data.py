@@ -11,10 +11,12 @@ import pytest
 import demo_refusals
 from conftest import load_script
 from core.errors import UserError
+from core.validation import DataReport
 from ct import ct_rate
 from ct.demo.anatomy import Canvas, sample_chest
 from ct.demo.phantom import Scan, draw, nifti, write_phantom
-from ct.volumes import LABELS, load_volume, read_volume
+from ct.labels import LABELS
+from ct.volumes import load_volume, read_volume
 
 COARSE = Scan(shape=(40, 90, 90), spacing=(7.0, 4.0, 4.0), noise=0)  # cheap, and without noise
 
@@ -44,7 +46,8 @@ def rows_of(file):
 
 
 def test_find_volumes_reads_the_tree_and_leaves_out_no_chest_alone(tree):
-    volumes, report = ct_rate.find_volumes(tree)
+    report = DataReport()
+    _, volumes = ct_rate.find_volumes(tree, report)
     assert [problem.reason for problem in report.problems] == ["in the no_chest list"] * 2
     names = {volume.name for volume in volumes}
     for split in ct_rate.SPLITS:
@@ -61,7 +64,7 @@ def test_find_volumes_reads_the_tree_and_leaves_out_no_chest_alone(tree):
 
 
 def test_metadata_tell_the_truth(tree):
-    volumes, _ = ct_rate.find_volumes(tree)
+    _, volumes = ct_rate.find_volumes(tree, DataReport())
     for volume in volumes:
         image, row = nib.load(volume.path), volume.metadata
         assert image.get_data_dtype() == np.int16
@@ -107,7 +110,7 @@ def test_affines_are_true(orientation, normal):
 
 def test_version_1_is_hu_only_with_its_metadata(script, tree, tmp_path):
     demo = {volume.name: volume for volume in script.demo_volumes(3, 8)}["train_2_a_1"]
-    found, _ = ct_rate.find_volumes(tree)
+    _, found = ct_rate.find_volumes(tree, DataReport())
     v1 = [volume for volume in found if not volume.path.is_relative_to(ct_rate.split_folder(tree, volume.split))]
     assert [volume.name for volume in v1] == [demo.name]
     image, row = nib.load(v1[0].path), v1[0].metadata
@@ -123,7 +126,7 @@ def test_version_1_is_hu_only_with_its_metadata(script, tree, tmp_path):
 
 
 def test_chests_have_lungs_and_thighs_have_none(tree):
-    volumes, _ = ct_rate.find_volumes(tree)
+    _, volumes = ct_rate.find_volumes(tree, DataReport())
     for volume in volumes:
         chest = load_volume(volume.path, volume.metadata)
         assert chest.hu.shape[1:] == (128, 128)

@@ -25,7 +25,8 @@ from huggingface_hub import constants
 
 from conftest import ROOT, load_script
 from core.errors import UserError
-from ct.volumes import LABELS
+from core.validation import DataReport
+from ct.labels import LABELS
 
 hub_stand_in = load_script("tests/ct_multilabel/hub_stand_in.py")
 HubStandIn, TOKEN = hub_stand_in.HubStandIn, hub_stand_in.TOKEN
@@ -142,9 +143,10 @@ def test_what_was_downloaded_is_what_the_reader_finds(download, output):
     from ct import ct_rate
 
     download()
-    found, problems = ct_rate.find_volumes(output)
+    report = DataReport()
+    _, found = ct_rate.find_volumes(output, report)
     assert {volume.name for volume in found} == {*TRAIN, *VALID} - NO_CHEST
-    assert not problems.problems
+    assert not report.problems
 
 
 def test_one_split(download, hub, output):

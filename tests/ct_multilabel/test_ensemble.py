@@ -9,9 +9,9 @@ import torch
 from core.checkpoints import save_model
 from core.errors import UserError
 from ct.ensemble import Member, average, calibrated, load_members, predict_logits
+from ct.labels import LABELS
 from ct.slice_classifier import SliceClassifier
 from ct.vlm3d import Calibration, pool, remap
-from ct.volumes import LABELS
 
 N, S = 3, 4  # volumes, slices
 
@@ -19,7 +19,7 @@ N, S = 3, 4  # volumes, slices
 def member(seed: int, gated: bool = False, aggregate: str = "mean") -> Member:
     """An untrained model that is no constant: its head is drawn wide, its calibration is not the identity."""
     torch.manual_seed(seed)
-    model = SliceClassifier("test_resnet", gated_attention=gated, image_size=32).eval()
+    model = SliceClassifier(18, "test_resnet", gated_attention=gated, image_size=32).eval()
     torch.nn.init.normal_(model.head.weight, std=0.3)
     thresholds = tuple(np.random.default_rng(seed).uniform(0.2, 0.8, 18))
     return Member(f"m{seed}", model, {}, Calibration("attention" if gated else aggregate, 1.5, -0.2, thresholds, 9))
@@ -94,8 +94,9 @@ def test_one_member_keeps_its_own_spread_and_twins_have_none(slices):
 
 def save(folder: Path, seed: int, **changes) -> Path:
     one = member(seed)
-    config = {"project": "ct_multilabel", "model": one.model.arguments, "labels": list(LABELS), "tune_fraction": 0.2}
-    config |= {"slices": {"size": 32, "slices": S}, "prevalence": {}, "calibration": one.calibration.to_json()}
+    config = {"kind": "slice classifier", "model": one.model.arguments, "labels": list(LABELS), "tune_fraction": 0.2}
+    config |= {"taught": {"labels": dict.fromkeys(LABELS, 9)}, "slices": {"size": 32, "slices": S}, "prevalence": {}}
+    config |= {"calibration": one.calibration.to_json(LABELS)}
     save_model(folder, one.model, config | changes)
     return folder
 
@@ -113,7 +114,8 @@ def test_members_are_named_after_their_runs_and_come_back_whole(slices, tmp_path
     [
         ({"slices": {"size": 48, "slices": S}}, r"b.best was trained on other slices \(size 48.*evaluate them apart"),
         ({"tune_fraction": 0.3}, "b.best has other tuning patients than .*a.best"),
-        ({"project": "cephalometric"}, "a model of cephalometric"),
+        ({"kind": "ear VAE"}, "a model of kind 'ear VAE'"),
+        ({"labels": [*LABELS[1:], LABELS[0]]}, "b.best has other labels .*than .*a.best .*evaluate them apart"),
     ],
 )
 def test_members_that_do_not_fit_together_are_refused(tmp_path, changes, text):

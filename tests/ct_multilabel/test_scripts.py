@@ -13,11 +13,11 @@ from safetensors.numpy import load_file
 from conftest import loads_nothing
 from core.checkpoints import save_model
 from core.losses.classification import AsymmetricLoss, FocalLoss, MaskedBCE
+from ct.labels import LABELS
 from ct.slice_classifier import SliceClassifier
 from ct.slices import VolumeDataset, divide
-from ct.store import StoredVolume, read_manifest, write_manifest, write_settings, write_slices
-from ct.vlm3d import official_metrics, read_results
-from ct.volumes import LABELS
+from ct.store import StoredVolume, label_table, read_manifest, write_manifest, write_settings, write_slices
+from ct.vlm3d import official_metrics
 from files import read_csv, read_json
 from launch import run
 
@@ -29,6 +29,13 @@ LOSSES = (FocalLoss, AsymmetricLoss, MaskedBCE)
 
 def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_results(file):
+    """Names and probabilities (N, 18) of a results.json."""
+    predictions = read_json(file)["predictions"]
+    scores = [[prediction["probabilities"][label] for label in LABELS] for prediction in predictions]
+    return [prediction["input_image_name"] for prediction in predictions], np.array(scores)
 
 
 def assert_one_line(done, *texts):
@@ -64,7 +71,7 @@ def test_the_backbone_rests_until_it_is_its_turn(trained):
     """--unfreeze-epoch 1: after three epochs the last parts have learnt, and in the first only the head did."""
     state = load_file(trained / "last" / "model.safetensors")
     torch.manual_seed(0)
-    fresh = SliceClassifier(**read_json(trained / "best" / "config.json")["model"])
+    fresh = SliceClassifier(18, **read_json(trained / "best" / "config.json")["model"])
     counted = {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")}
     updates = rows(trained)[-1]["update"]
     assert max(counted) == updates * 2 // 3  # BatchNorm of a frozen part counts nothing
@@ -73,7 +80,7 @@ def test_the_backbone_rests_until_it_is_its_turn(trained):
 
 
 def test_no_patient_stands_in_two_splits(store):
-    volumes = read_manifest(store)
+    volumes = read_manifest(store)[1]
     parts = divide(volumes, 0.25)
     patients = {part: {volume.patient for volume in found} for part, found in parts.items()}
     assert sum(map(len, patients.values())) == len({volume.patient for volume in volumes}) == 20
@@ -93,14 +100,14 @@ def test_two_processes_have_one_model_and_count_every_volume_once(trained_by_two
     model, config = SliceClassifier.from_folder(trained_by_two)
     state = {name: torch.from_numpy(x) for name, x in load_file(trained_by_two / "last" / "model.safetensors").items()}
     model.load_state_dict(state)
-    tuning = VolumeDataset(divide(read_manifest(store), 0.25)["tune"])
+    tuning = VolumeDataset(divide(read_manifest(store)[1], 0.25)["tune"])
     assert len(tuning) % 2 == 0
     logits = torch.cat([model(tuning[i]["slices"][None])["volume"] for i in range(len(tuning))])
-    labels = tuning.labels()
+    labels = label_table(tuning.volumes)
     assert logged["val/loss"] == pytest.approx(float(FocalLoss()(logits, torch.from_numpy(labels).float())), rel=1e-5)
 
     done = run(
-        EVALUATE, "--checkpoints", trained_by_two, "--slices_path", store, "--split", "tune", "--output", tmp_path,
+        EVALUATE, "--checkpoint", trained_by_two, "--slices_path", store, "--split", "tune", "--output", tmp_path,
         "--bootstrap", 20,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -126,7 +133,7 @@ def tiny_store(tmp_path_factory):
         write_slices(file, rng.integers(0, 256, (2, 3, 32, 32), dtype=np.uint8), {})
         labels = rng.integers(0, 2, 18).astype(np.int8)
         volumes.append(StoredVolume(file, name, f"{split}_{i}", f"{split}_{i}_a", split, 2, labels))
-    write_manifest(folder, volumes)
+    write_manifest(folder, LABELS, volumes)
     write_settings(folder, {"slices": 2, "size": 32, "field_mm": 360.0, "channels": "windows"})
     return folder
 
@@ -169,7 +176,7 @@ def test_strategy_3_an_ensemble_of_three(tiny_store, tmp_path):
         trained_as_written(command, tmp_path / name, tiny_store)
         shutil.rmtree(tmp_path / name / "last")  # half a gigabyte
     done = run(
-        EVALUATE, "--checkpoints", *(tmp_path / name / "best" for name in commands), "--slices_path", tiny_store,
+        EVALUATE, "--checkpoint", *(tmp_path / name / "best" for name in commands), "--slices_path", tiny_store,
         "--output", tmp_path / "evaluation", "--bootstrap", 20,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -187,7 +194,7 @@ def test_strategy_3_an_ensemble_of_three(tiny_store, tmp_path):
 @pytest.fixture(scope="module")
 def evaluated(trained, store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")
-    done = run(EVALUATE, "--checkpoints", trained / "best", "--slices_path", store, "--output", folder,
+    done = run(EVALUATE, "--checkpoint", trained / "best", "--slices_path", store, "--output", folder,
                "--bootstrap", 100)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder
@@ -216,7 +223,7 @@ def test_evaluation_names_data_baselines_and_intervals(evaluated):
 def test_the_submission_holds_what_was_measured(evaluated, store):
     """results.json, predictions.csv and the labels of the store give the metrics again."""
     names, scores = read_results(evaluated / "results.json")
-    volumes = {volume.name: volume for volume in read_manifest(store) if volume.split == "valid"}
+    volumes = {volume.name: volume for volume in read_manifest(store)[1] if volume.split == "valid"}
     assert sorted(names) == sorted(volumes)
     labels = np.stack([volumes[name].labels for name in names])
     metrics = read_json(evaluated / "metrics.json")
@@ -247,7 +254,7 @@ def test_the_report_is_one_file(evaluated):
 
 
 def test_an_ensemble_lists_its_members_and_their_spread(trained, trained_by_two, store, evaluated, tmp_path):
-    done = run(EVALUATE, "--checkpoints", trained, trained_by_two, "--slices_path", store, "--output", tmp_path,
+    done = run(EVALUATE, "--checkpoint", trained, trained_by_two, "--slices_path", store, "--output", tmp_path,
                "--bootstrap", 20)  # fmt: skip
     assert done.returncode == 0, done.stderr
     metrics = read_json(tmp_path / "metrics.json")
@@ -266,7 +273,7 @@ def test_an_ensemble_lists_its_members_and_their_spread(trained, trained_by_two,
 
 
 def test_dropout_samples_tell_how_sure_one_model_is(trained, store, tmp_path):
-    done = run(EVALUATE, "--checkpoints", trained, "--slices_path", store, "--output", tmp_path, "--bootstrap", 20,
+    done = run(EVALUATE, "--checkpoint", trained, "--slices_path", store, "--output", tmp_path, "--bootstrap", 20,
                "--mc-dropout", 4)  # fmt: skip
     assert done.returncode == 0, done.stderr
     spread = read_json(tmp_path / "metrics.json")["error_by_spread"]
@@ -275,13 +282,13 @@ def test_dropout_samples_tell_how_sure_one_model_is(trained, store, tmp_path):
 
 
 def test_evaluation_refuses_what_does_not_fit(trained, store, tiny_store, tmp_path):
-    settings = run(EVALUATE, "--checkpoints", trained, "--slices_path", tiny_store)
+    settings = run(EVALUATE, "--checkpoint", trained, "--slices_path", tiny_store)
     assert_one_line(settings, str(tiny_store), "size 32", "size 48")
-    missing = run(EVALUATE, "--checkpoints", tmp_path, "--slices_path", store)
+    missing = run(EVALUATE, "--checkpoint", tmp_path, "--slices_path", store)
     assert_one_line(missing, f"{tmp_path} is not a model folder")
-    save_model(tmp_path / "best", torch.nn.Linear(1, 1), {"project": "cephalometric"})
-    other = run(EVALUATE, "--checkpoints", tmp_path, "--slices_path", store)
-    assert_one_line(other, "a model of cephalometric, not of ct_multilabel")
+    save_model(tmp_path / "best", torch.nn.Linear(1, 1), {"kind": "ear VAE"})
+    other = run(EVALUATE, "--checkpoint", tmp_path, "--slices_path", store)
+    assert_one_line(other, "a model of kind 'ear VAE', not 'slice classifier'")
 
 
 # ------------------------------------------------------------------------------------------------ one's own volumes
@@ -291,7 +298,7 @@ def test_prediction_equals_evaluation_on_the_same_volumes(demo_tree, trained, ev
     """A file and a folder, from NIfTI to results.json: what evaluate.py found on their stored slices."""
     folder = demo_tree / "dataset" / "valid_fixed"
     single = folder / "valid_1/valid_1_a/valid_1_a_1.nii.gz"
-    done = run(PREDICT, "--input", single, folder / "valid_2", "--checkpoints", trained, "--output", tmp_path)
+    done = run(PREDICT, "--input", single, folder / "valid_2", "--checkpoint", trained, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     names, scores = read_results(tmp_path / "results.json")
     expected = dict(zip(*read_results(evaluated / "results.json"), strict=True))
@@ -313,14 +320,14 @@ def test_prediction_equals_evaluation_on_the_same_volumes(demo_tree, trained, ev
 
 def test_prediction_by_an_ensemble_gives_spread(demo_tree, trained, trained_by_two, tmp_path):
     volume = demo_tree / "dataset/valid_fixed/valid_1/valid_1_a/valid_1_a_1.nii.gz"
-    done = run(PREDICT, "--input", volume, "--checkpoints", trained, trained_by_two, "--output", tmp_path)
+    done = run(PREDICT, "--input", volume, "--checkpoint", trained, trained_by_two, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     assert all(float(row["sd"]) >= 0 for row in read_csv(tmp_path / "predictions.csv"))
 
 
 def test_volumes_that_are_not_hu_need_the_metadata(demo_tree, trained, tmp_path):
     volume = next((demo_tree / "dataset" / "train").rglob("*.nii.gz"))
-    arguments = ("--checkpoints", trained, "--output", tmp_path)
+    arguments = ("--checkpoint", trained, "--output", tmp_path)
     alone = run(PREDICT, "--input", volume, *arguments)
     assert_one_line(alone, "none of 1 volumes could be used")
     assert f"left out: {volume}: not HU" in alone.stdout
@@ -334,7 +341,7 @@ def test_a_bad_volume_among_good_ones_is_left_out_by_name(demo_tree, trained, tm
     source = demo_tree / "dataset/valid_fixed/valid_1/valid_1_a/valid_1_a_1.nii.gz"
     shutil.copy(source, tmp_path / "good.nii.gz")
     (tmp_path / "cut.nii.gz").write_bytes(source.read_bytes()[:50_000])
-    arguments = ("--checkpoints", trained, "--output", tmp_path / "out")
+    arguments = ("--checkpoint", trained, "--output", tmp_path / "out")
     done = run(PREDICT, "--input", tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
     assert "1 of 2 volumes done" in done.stdout
@@ -347,7 +354,7 @@ def test_a_bad_volume_among_good_ones_is_left_out_by_name(demo_tree, trained, tm
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the two real volumes are not on this machine")
 def test_real_volumes_that_are_no_whole_chest_come_with_a_warning(trained, tmp_path):
-    done = run(PREDICT, "--input", REAL, "--checkpoints", trained, "--output", tmp_path)
+    done = run(PREDICT, "--input", REAL, "--checkpoint", trained, "--output", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 of 2 volumes done" in done.stdout
     warnings = {row["volume"]: row["warnings"] for row in read_csv(tmp_path / "predictions.csv")}
@@ -403,21 +410,27 @@ def test_a_manifest_that_cannot_be_used_ends_in_one_line(train, spoilt, tmp_path
 
 def test_tuning_patients_without_any_contrast_end_the_training(train, spoilt, tmp_path):
     """No AUROC, no best model: to be known before the first step."""
-    volumes = read_manifest(spoilt)
+    labels, volumes = read_manifest(spoilt)
     for volume in volumes:
         volume.labels[:] = 0
-    write_manifest(spoilt, volumes)
+    write_manifest(spoilt, labels, volumes)
     done = train(tmp_path / "run", "--slices_path", spoilt)
     assert_one_line(done, "no label is both positive and negative", "--tune_fraction")
+    told = read_json(tmp_path / "run" / "data_report.json")["counts"]
+    assert {(row["reason"], row["count"]) for row in told} == {
+        ("label with one class in training", 18), ("no label with both classes", 1),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_file_of_slices_ends_the_training_with_its_name(train, spoilt, tmp_path, workers):
     """Also where a worker process of the loader reads it."""
-    volume = divide(read_manifest(spoilt), 0.25)["train"][3]
+    volume = divide(read_manifest(spoilt)[1], 0.25)["train"][3]
     volume.file.write_bytes(volume.file.read_bytes()[:700])
     done = train(tmp_path / "run", "--slices_path", spoilt, "--num_workers", workers)
     assert_one_line(done, f"{volume.file}: missing or damaged", "run extract_slices.py again")
+    (problem,) = read_json(tmp_path / "run" / "data_report.json")["problems"]
+    assert (problem["reason"], problem["where"]) == ("slices missing or damaged", str(volume.file))
 
 
 # ------------------------------------------------------------------------------------------------ labels and numbers

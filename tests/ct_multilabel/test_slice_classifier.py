@@ -1,7 +1,6 @@
 """The classifier: every combination of the reference, freezing, gated attention, Grad-CAM, and its folder."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -14,12 +13,19 @@ from core.errors import UserError
 from core.losses.classification import AsymmetricLoss, FocalLoss, MaskedBCE
 from core.schedules import parameter_groups
 from core.unfreezing import is_frozen, set_frozen
+from ct.labels import LABELS
 from ct.slice_classifier import GatedAttention, SliceClassifier
 from ct.slices import cutmix
-from ct.volumes import LABELS
 
 SMALL = {"backbone": "resnet10t", "image_size": 32}
 LOSSES = (FocalLoss, AsymmetricLoss, MaskedBCE)
+
+
+def config_of(model, labels=LABELS, **changes):
+    """What a folder of the model needs to be loaded."""
+    config = {"kind": "slice classifier", "model": model.arguments, "labels": list(labels), "tune_fraction": 0.15}
+    config |= {"taught": {"labels": dict.fromkeys(labels, 9)}, "slices": {}, "prevalence": {}, "calibration": {}}
+    return config | changes
 
 
 def slices(*shape, seed=0):
@@ -31,7 +37,7 @@ def slices(*shape, seed=0):
 @pytest.mark.parametrize("backbone", ["resnet50", "resnet101", "efficientnet_b0"])
 def test_every_combination_builds_trains_saves_and_loads(backbone, attention, multiscale, tmp_path):
     torch.manual_seed(0)
-    model = SliceClassifier(backbone, attention, multiscale, image_size=32)
+    model = SliceClassifier(18, backbone, attention, multiscale, image_size=32)
     optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 1e-4, {"backbone.": 0.1}))
     schedule = model.unfreezing(1)
     labels = torch.randint(0, 2, (4, 18), generator=torch.Generator().manual_seed(1)).float()
@@ -47,8 +53,7 @@ def test_every_combination_builds_trains_saves_and_loads(backbone, attention, mu
         optimizer.zero_grad()
         assert loss.isfinite()
         assert all(not torch.equal(old, new) for old, new in zip(before, model.head.parameters(), strict=True))
-    config = {"project": "ct_multilabel", "model": model.arguments, "labels": list(LABELS), "tune_fraction": 0.15}
-    save_model(tmp_path / "best", model, config | {"slices": {}, "prevalence": {}, "calibration": {}})
+    save_model(tmp_path / "best", model, config_of(model))
     again, _ = SliceClassifier.from_folder(tmp_path / "best")
     with torch.no_grad():
         expected, got = (m(slices(2, 3, 3, 32, 32))["slices"] for m in (model.eval(), again))
@@ -68,13 +73,13 @@ def test_every_combination_builds_trains_saves_and_loads(backbone, attention, mu
     ],
 )
 def test_parameter_counts(backbone, attention, multiscale, gated, total):
-    model = SliceClassifier(backbone, attention, multiscale, gated, image_size=64)
+    model = SliceClassifier(18, backbone, attention, multiscale, gated, image_size=64)
     assert sum(parameter.numel() for parameter in model.parameters()) == total
 
 
 def test_every_parameter_gets_a_gradient():
     torch.manual_seed(0)
-    model = SliceClassifier(**SMALL, attention="cbam", multiscale=True, gated_attention=True)
+    model = SliceClassifier(18, **SMALL, attention="cbam", multiscale=True, gated_attention=True)
     with torch.no_grad():  # ResNet's blocks start at nothing: the last scale of each is 0
         for parameter in model.backbone.parameters():
             parameter[parameter == 0] = 0.1
@@ -86,7 +91,9 @@ def test_every_parameter_gets_a_gradient():
 
 @pytest.mark.parametrize("backbone", ["convnext_atto", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_other_backbones_of_timm(backbone):
-    model = SliceClassifier(backbone, "se", multiscale=True, image_size=64 if "swin" not in backbone else 224).eval()
+    model = SliceClassifier(
+        18, backbone, "se", multiscale=True, image_size=64 if "swin" not in backbone else 224
+    ).eval()
     size = model.arguments["image_size"]
     with torch.no_grad():
         assert model(slices(1, 2, 3, size, size))["slices"].shape == (1, 2, 18)
@@ -96,7 +103,7 @@ def test_other_backbones_of_timm(backbone):
 
 @pytest.mark.parametrize("backbone", ["resnet50", "efficientnet_b0", "resnet10t", "mobilenetv3_small_050"])
 def test_unfreezing_goes_from_the_end_to_the_beginning_and_reaches_all(backbone):
-    model = SliceClassifier(backbone, image_size=32)
+    model = SliceClassifier(18, backbone, image_size=32)
     parts, schedule = model.stages(), model.unfreezing(3, every=2)
     assert 3 <= len(parts) <= 5
     named = [id(p) for part in parts for module in part for p in module.parameters()]
@@ -117,7 +124,7 @@ def test_unfreezing_goes_from_the_end_to_the_beginning_and_reaches_all(backbone)
 
 def test_a_frozen_backbone_keeps_its_weights_and_statistics_and_no_activations():
     torch.manual_seed(0)
-    model = SliceClassifier(**SMALL, attention="se")
+    model = SliceClassifier(18, **SMALL, attention="se")
     model.train()
     set_frozen([model.backbone], True)
     before = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
@@ -144,7 +151,7 @@ def test_gated_attention_against_the_formula():
 
 def test_the_volume_is_the_head_of_the_weighted_features_in_any_order_of_slices():
     torch.manual_seed(0)
-    model = SliceClassifier(**SMALL, gated_attention=True).eval()
+    model = SliceClassifier(18, **SMALL, gated_attention=True).eval()
     x = slices(1, 5, 3, 32, 32)
     with torch.no_grad():
         features, prediction = model.encode(x), model(x)
@@ -156,25 +163,23 @@ def test_the_volume_is_the_head_of_the_weighted_features_in_any_order_of_slices(
 
 def test_the_normalisation_is_kept_with_the_weights():
     """A later timm may give the same name other statistics."""
-    assert {"mean", "std"} <= set(SliceClassifier(**SMALL).state_dict())
+    assert {"mean", "std"} <= set(SliceClassifier(18, **SMALL).state_dict())
 
 
 def test_the_first_answers_are_the_prevalence():
-    model = SliceClassifier(**SMALL, gated_attention=True).eval()
+    model = SliceClassifier(18, **SMALL, gated_attention=True).eval()
     prevalence = np.linspace(0.05, 0.6, 18)
-    prevalence[3] = np.nan
     model.start_at(prevalence)
     torch.nn.init.zeros_(model.head.weight)
     with torch.no_grad():
         first = model(slices(1, 2, 3, 32, 32))["volume"].sigmoid()[0]
-    prevalence[3] = 0.5
     assert np.allclose(first, prevalence, atol=1e-6)
 
 
 def test_grad_cam_points_at_what_the_logit_depends_on():
     """A model made to see brightness alone: the map must be where the bright square is."""
     torch.manual_seed(0)
-    model = SliceClassifier("resnet10t", image_size=96).eval()
+    model = SliceClassifier(18, "resnet10t", image_size=96).eval()
     picture = torch.zeros(1, 3, 96, 96, dtype=torch.uint8)
     picture[..., 64:, 64:] = 255
     maps = model.feature_maps(picture)[-1][0].detach()  # (C, 3, 3)
@@ -191,23 +196,32 @@ def test_grad_cam_points_at_what_the_logit_depends_on():
 def test_weights_from_a_file_and_errors(tmp_path):
     backbone = timm.create_model("resnet10t", num_classes=10)
     save_file(backbone.state_dict(), tmp_path / "w.safetensors")
-    model = SliceClassifier(**SMALL, backbone_weights=tmp_path / "w.safetensors")
+    model = SliceClassifier(18, **SMALL, backbone_weights=tmp_path / "w.safetensors")
     assert torch.equal(model.backbone.layer4[0].conv1.weight, backbone.layer4[0].conv1.weight)
     with pytest.raises(UserError, match="is not for resnet18"):
-        SliceClassifier("resnet18", image_size=32, backbone_weights=tmp_path / "w.safetensors")
+        SliceClassifier(18, "resnet18", image_size=32, backbone_weights=tmp_path / "w.safetensors")
     with pytest.raises(UserError, match="resnet51 is not a model of timm"):
-        SliceClassifier("resnet51")
+        SliceClassifier(18, "resnet51")
     with pytest.raises(UserError, match=r"timm/resnet10t\..*--backbone_weights FILE.*--no-pretrained"):
-        SliceClassifier(**SMALL, pretrained=True)  # the tests have no hub
+        SliceClassifier(18, **SMALL, pretrained=True)  # the tests have no hub
 
 
 def test_folders_of_other_models_are_refused(tmp_path):
-    model = SliceClassifier(**SMALL)
-    config = {"project": "ct_multilabel", "model": model.arguments, "labels": ["a"]}
-    save_model(tmp_path / "best", model, config)
-    with pytest.raises(UserError, match="trained on other labels: a"):
-        SliceClassifier.from_folder(tmp_path / "best")
-    save_model(tmp_path / "best", model, config | {"project": "cephalometric"})
-    with pytest.raises(UserError, match="a model of cephalometric"):
-        SliceClassifier.from_folder(tmp_path / "best")
-    assert json.loads((tmp_path / "best" / "config.json").read_text())["model"]["backbone"] == "resnet10t"
+    model, folder = SliceClassifier(2, **SMALL), tmp_path / "best"
+    config = config_of(model, ("scar", "stone"))
+    untaught = {"labels": {"scar": 3, "stone": 0}}
+    for changes, message in (
+        ({"taught": untaught}, "labels that were not taught: stone"),
+        ({"taught": {"labels": {"scar": 3}}}, "no 'stone'"),
+        ({"taught": None}, "no taught"),
+        ({"labels": ["scar"]}, "do not fit"),
+        ({"kind": "ear VAE"}, "a model of kind 'ear VAE', not 'slice classifier'"),
+    ):
+        save_model(folder, model, config | changes)
+        with pytest.raises(UserError, match=message):
+            SliceClassifier.from_folder(folder)
+    save_model(folder, model, config)
+    loaded, config = SliceClassifier.from_folder(folder)
+    assert config["labels"] == ["scar", "stone"]
+    with torch.no_grad():
+        assert loaded(slices(1, 2, 3, 32, 32))["slices"].shape == (1, 2, 2)

@@ -6,7 +6,7 @@ import torch
 
 from core.errors import UserError
 from ct.slices import SliceDataset, VolumeDataset, augmentation, cutmix, divide
-from ct.store import StoredVolume, write_slices
+from ct.store import StoredVolume, label_table, write_slices
 
 
 def volume(name, patient=None, split="train", file=None, slices=8):
@@ -116,7 +116,7 @@ def test_volumes_come_whole_and_in_one_size(stored):
     assert values(dataset[0]) == list(range(16))
     assert len(dataset[3]["slices"]) == 16
     assert sorted(set(values(dataset[3]))) == [0, 1, 2, 3, 4]
-    assert dataset.labels().shape == (4, 18)
+    assert label_table(dataset.volumes).shape == (4, 18)
 
 
 # ------------------------------------------------------------------------------------------------ CutMix

@@ -7,8 +7,8 @@ from torch.distributions import Categorical, kl_divergence
 
 from core.checkpoints import save_model
 from core.errors import UserError
-from ear.detection_loss import SIGMA, DetectionLoss, map_divergence, side_loss
 from ear.detector import NEAR, EarDetector, log_gaussians, peak_mass, places
+from ear.losses import SIGMA, DetectionLoss, map_divergence, side_loss
 from ear.sam_vae import EarVAE
 
 SIDE = 32  # px of the windows here
@@ -45,7 +45,7 @@ def vae_folder(tmp_path_factory):
     torch.manual_seed(3)
     vae = EarVAE("tiny", sam_image_size=64, latent_dim=8, image_size=16, freeze_layers=2)
     folder = tmp_path_factory.mktemp("vae") / "best"
-    save_model(folder, vae, {"project": "ear_teacher", "kind": "vae", "model": vae.arguments, "data": {}})
+    save_model(folder, vae, {"kind": "ear VAE", "taught": {}, "model": vae.arguments, "data": {}})
     return folder
 
 
@@ -132,7 +132,7 @@ def find_white(model, images):
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (256, 256)])
-def test_two_looks_find_a_place_in_the_picture(monkeypatch, size):
+def test_two_stages_find_a_place_in_the_picture(monkeypatch, size):
     monkeypatch.setattr(EarDetector, "forward", find_white)
     pixels = np.zeros((*size, 3), np.uint8)
     pixels[61:143, 97:151] = 255
@@ -166,8 +166,8 @@ def test_left_ears_are_looked_at_in_a_mirror(monkeypatch):
     assert found.side == "left"
 
 
-def test_the_second_look_has_the_margin(monkeypatch):
-    """And a picture is shown in eval mode, in both."""
+def test_stage_2_has_the_margin(monkeypatch):
+    """And both stages run in eval mode."""
     seen = []
 
     def watch(model, images):
@@ -209,11 +209,12 @@ def test_the_encoder_may_be_resized_and_unfrozen(vae_folder):
 
 def test_a_saved_detector_comes_back(tmp_path):
     model = make_detector(margin=0.4, width=32, flip=(1, 0, 2, 3, 4)).eval()
-    config = {"project": "ear_teacher", "kind": "detector", "model": model.arguments, "schema": {}, "mean_ear": {}}
+    config = {"kind": "ear detector", "model": model.arguments, "schema": {}, "mean_ear": {},
+              "taught": {"landmarks": {}}}  # fmt: skip
     save_model(tmp_path / "best", model, config)
     for folder in (tmp_path / "best", tmp_path):  # a run stands for its best/
         again, config = EarDetector.from_folder(folder)
-        assert config["kind"] == "detector"
+        assert config["kind"] == "ear detector"
         assert not again.training
         pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
         ours, theirs = model.predict(pixels), again.predict(pixels)
@@ -224,10 +225,17 @@ def test_a_saved_detector_comes_back(tmp_path):
 
 def test_vae_and_detector_are_not_mistaken_for_each_other(vae_folder, tmp_path):
     model = make_detector()
-    save_model(tmp_path / "best", model, {"project": "ear_teacher", "kind": "detector", "model": model.arguments})
-    with pytest.raises(UserError, match=r"holds a vae, not a detector.*--teacher"):
+    save_model(tmp_path / "best", model, {"kind": "ear detector", "model": model.arguments})
+    with pytest.raises(UserError, match=r"\(no schema\)"):
+        EarDetector.from_folder(tmp_path)
+    config = {"kind": "ear detector", "model": model.arguments, "schema": {"names": ["a"]}, "mean_ear": {}}
+    for taught, text in (({}, "no taught"), ({"taught": {"landmarks": {"b": 1}}}, "a landmark of the schema was not")):
+        save_model(tmp_path / "best", model, config | taught)
+        with pytest.raises(UserError, match=text):
+            EarDetector.from_folder(tmp_path)
+    with pytest.raises(UserError, match="kind 'ear VAE', not 'ear detector'"):
         EarDetector.from_folder(vae_folder)
-    with pytest.raises(UserError, match=r"holds a detector, not a VAE.*train\.py"):
+    with pytest.raises(UserError, match="kind 'ear detector', not 'ear VAE'"):
         EarDetector.from_vae_checkpoint(tmp_path / "best")
 
 
@@ -325,3 +333,12 @@ def test_a_batch_without_any_known_landmark_has_a_loss():
     assert loss.isfinite()
     assert parts["guess"] == 0
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_sides_that_nobody_knows_are_no_part_of_the_loss():
+    batch = make_batch()
+    batch["left"][:] = torch.nan
+    prediction = make_detector()(batch["image"])
+    (loss, parts), (all_loss, all_parts) = (DetectionLoss(SIDE, sides)(prediction, batch) for sides in (False, True))
+    assert all_parts.keys() - parts.keys() == {"side"}
+    assert torch.equal(loss, all_loss)

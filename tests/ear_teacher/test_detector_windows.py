@@ -1,5 +1,6 @@
 """Windows: what is drawn where, in pictures whose truth is painted into them."""
 
+import albumentations
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +12,7 @@ from ear import detector_windows as ear_windows
 from ear.crops import to_pixels
 from ear.detector_windows import (
     RandomWindows,
-    TwoLooks,
+    TwoStages,
     mirrored,
     random_window,
     read_labelled,
@@ -51,7 +52,7 @@ def ear(tmp_path):
 @pytest.fixture
 def no_light(monkeypatch):
     """Without changes of colour, blur and noise."""
-    monkeypatch.setattr(ear_windows, "photometric", lambda: ear_windows.albumentations.Compose([]))
+    monkeypatch.setattr(ear_windows, "photometric", lambda: albumentations.Compose([]))
 
 
 @pytest.mark.parametrize("window", [(10.0, 5.0, 100.0), (-7.3, 12.2, 96.5), (33.0, 21.0, 70.0)])
@@ -162,30 +163,30 @@ def test_unknown_landmarks_stay_unknown(ear):
     points = POINTS.copy()
     points[1] = np.nan
     ears = [Ear(ear.id, ear.image, BOX, points, "someone", "")]
-    for windows in (RandomWindows(ears, 32, 0.3, (0, 1, 2)), TwoLooks(ears, 32, 0.3, (0, 1, 2))):
+    for windows in (RandomWindows(ears, 32, 0.3, (0, 1, 2)), TwoStages(ears, 32, 0.3, (0, 1, 2))):
         assert windows[0]["left"].isnan().all()
         unknown = windows[0]["points"].isnan()
         assert unknown[..., 1, :].all()
         assert not unknown[..., [0, 2], :].any()
 
 
-def test_two_looks_are_the_picture_and_the_window_around_the_box(ear):
-    looks = TwoLooks([ear], 48, 0.25, FLIP)[0]
+def test_two_stages_are_the_picture_and_the_window_around_the_box(ear):
+    stages = TwoStages([ear], 48, 0.25, FLIP)[0]
     windows = whole(spot(POINTS)), square_window(BOX, 0.25)
-    for image, points, box, window in zip(looks["image"], looks["points"], looks["box"], windows, strict=True):
+    for image, points, box, window in zip(stages["image"], stages["points"], stages["box"], windows, strict=True):
         np.testing.assert_allclose(spots(to_pixels(image)), points, atol=0.2)
         np.testing.assert_allclose(points, to_window(POINTS, window, 48), atol=1e-4)
         np.testing.assert_allclose(box, to_window(np.reshape(BOX, (2, 2)), window, 48).ravel(), atol=1e-4)
-    close = looks["box"][1]
+    close = stages["box"][1]
     np.testing.assert_allclose((close[:2] + close[2:]) / 2, [23.5, 23.5], atol=1e-4)
     assert close[3] - close[1] == pytest.approx(48 / 1.25)
-    assert looks["left"].tolist() == [0, 0]
+    assert stages["left"].tolist() == [0, 0]
 
 
-def test_the_second_look_shows_a_left_ear_in_a_mirror(ear):
+def test_stage_2_shows_a_left_ear_in_a_mirror(ear):
     left = Ear(ear.id, ear.image, BOX, POINTS, "someone", "left")
     for mirror_left in (True, False):
-        ours, right = (TwoLooks([one], 48, 0.25, FLIP, mirror_left)[0] for one in (left, ear))
+        ours, right = (TwoStages([one], 48, 0.25, FLIP, mirror_left)[0] for one in (left, ear))
         assert ours["left"].tolist() == [1, 0 if mirror_left else 1]
         assert (ours["image"][0] == right["image"][0]).all()
         second = ours["image"][1].flip(-1) if mirror_left else ours["image"][1]

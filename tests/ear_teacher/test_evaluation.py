@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from core.landmarks import Schema
-from ear.detector_plots import overlays
 from ear.evaluation import (
     Evaluation,
     Predictions,
@@ -20,6 +19,7 @@ from ear.evaluation import (
     write_predictions,
 )
 from ear.manifest import Ear
+from ear.plots import overlays
 from files import read_csv
 
 SCHEMA = Schema("four", ("top", "back", "lobe", "front"), {"rim": (0, 1, 2), "edge": (2, 3)}, (0, 3, 2, 1))

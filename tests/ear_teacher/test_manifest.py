@@ -16,8 +16,7 @@ from core.images import ImageError, read_image
 from core.validation import DataReport
 from ear.anatomy import SCHEMAS
 from ear.entries import BOX_FORMATS
-from ear.manifest import Ear, read_manifest
-from ear.splits import refuse_shared_subjects, split_by_subject
+from ear.manifest import Ear, read_manifest, refuse_shared_subjects, split_by_subject
 
 SIZE = (60, 80)  # width, height
 BOX = (10.0, 20.0, 40.0, 70.0)
@@ -426,6 +425,65 @@ def test_paths_that_are_no_manifest(tmp_path):
         read_manifest(saved(tmp_path, image_paths=[]))
 
 
+# --------------------------------------------------------------------------------------------------- what is not read
+
+UNREAD = "boxes or landmarks under another name"
+
+
+@pytest.mark.parametrize(
+    ("columns", "reasons"),
+    [
+        ("xmin ymin xmax ymax", [UNREAD] * 4),
+        ("left top right bottom", [UNREAD] * 4),
+        ("bbox", [UNREAD]),
+        ("x0 y0 x1 y1 nose_x", [UNREAD]),  # without nose_y
+        ("width height age", ["column not used"] * 3),
+        ("x0 y0 x1 y1 subject side top_x top_y", []),
+    ],
+)
+def test_columns_that_are_not_read_are_listed(tmp_path, pictures, columns, reasons):
+    boxes = {"x0": 10, "y0": 20, "x1": 40, "y1": 70, "side": "left"}
+    row = {name: boxes.get(name, 30) for name in columns.split()}
+    report = DataReport()
+    (ear,) = read_manifest(table(tmp_path, [{"image": "b.png"} | row]), report=report)
+    assert ear.box == (BOX if "x0" in row else None)
+    assert [problem.reason for problem in report.problems] == reasons
+    for name, problem in zip([name for name in row if name not in boxes], report.problems, strict=False):
+        assert (problem.where, problem.action) == (f"{tmp_path / 'm.csv'}, column '{name}'", "ignored")
+        assert "x0,y0,x1,y1 or x,y,width,height or cx,cy,width,height, landmarks as NAME_x, NAME_y" in problem.detail
+
+
+def test_keys_and_files_that_are_not_read_are_listed(tmp_path, pictures):
+    report = DataReport()
+    read_manifest(
+        saved(tmp_path, image_paths=["b.png"], boxes=[BOX], keypoints=[[1]], ages=[3], none=None), report=report
+    )
+    assert problems(report) == [(UNREAD, "ignored")] * 2 + [("column not used", "ignored")]
+    assert report.problems[0].where == f"{tmp_path / 'm.npy'}, key 'boxes'"
+    assert report.problems[0].detail == "expected: image_paths, bboxes, landmarks, subjects, sides"
+    for name in ("c.heic", "d.HEIC", "labels/a.txt", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    report = DataReport()
+    assert len(read_manifest(tmp_path, report=report)) == 3
+    assert {problem.detail for problem in report.problems} == {"2 × .heic", "1 × .txt", "1 × .npy"}
+
+
+@pytest.mark.parametrize("misspelt", ["Tragus ", "tagus"])
+def test_landmarks_of_a_table_are_found_by_name(tmp_path, pictures, misspelt):
+    """One that is misspelt is unknown, and listed; the others keep their places."""
+    names = [name if name != "tragus" else misspelt for name in SCHEMAS["ear17"].names][::-1]
+    points = dict(zip(names, points_of(17), strict=True))
+    row = {f"{name}_{axis}": value for name, point in points.items() for axis, value in zip("xy", point, strict=True)}
+    report = DataReport()
+    (ear,) = read_manifest(table(tmp_path, [{"image": "b.png"} | row]), report=report, landmarks=True)
+    np.testing.assert_allclose(ear.landmarks[:16], points_of(17)[::-1][:16], rtol=1e-6)
+    assert np.isnan(ear.landmarks[16]).all() == (misspelt == "tagus")
+    listed = [problem for problem in report.problems if problem.reason == "landmark of another name"]
+    assert [problem.where for problem in listed] == [f"{tmp_path / 'm.csv'}, columns tagus_x, tagus_y"][: len(listed)]
+    assert len(listed) == (misspelt == "tagus")
+
+
 # ---------------------------------------------------------------------------------------- nothing left, report, pixels
 
 
@@ -439,7 +497,7 @@ def test_paths_that_are_no_manifest(tmp_path):
         ),
         ({"image_paths": ["b.png"]}, {"landmarks": True}, r"1 × no landmarks .*beside the pictures"),
         ({"image_paths": ["b.png"], "bboxes": [[0, 0, 0, 0]]}, {}, r"1 × box smaller than 2 px .*--box_format"),
-        ({"image_paths": ["b.png"], "bboxes": [[90, 90, 99, 99]]}, {}, r"1 × box outside the picture .*mend"),
+        ({"image_paths": ["b.png"], "bboxes": [[90, 90, 99, 99]]}, {}, r"1 × box outside the picture .*correct"),
     ],
 )
 def test_nothing_usable_is_an_error_with_the_most_frequent_reason(tmp_path, pictures, content, options, match):

@@ -267,5 +267,5 @@ def test_structure_varies_at_least_as_much_as_skin():
 
 def test_workers_need_no_torch():
     """Each process that draws would wait seconds for it."""
-    code = "import sys, ear_scene; assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
+    code = "import sys, ear.demo.scene; assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'ear_teacher'}"})

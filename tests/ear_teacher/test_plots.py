@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from core import figures
 from ear import plots as ear_plots
@@ -76,7 +77,7 @@ def test_kl_bars_sort_and_grey_out_what_hardly_varies():
     kl, mu = np.array([0.5, 3.0, 1.0]), np.random.default_rng(0).standard_normal((50, 3)) * (1, 1, 0.01)
     (ax,) = ear_plots.kl_bars(kl, mu).axes
     assert [bar.get_height() for bar in ax.patches] == [3.0, 1.0, 0.5]
-    colours = [figures.mpl.colors.to_hex(bar.get_facecolor()) for bar in ax.patches]
+    colours = [to_hex(bar.get_facecolor()) for bar in ax.patches]
     assert colours == [figures.BLUE, figures.GREY, figures.BLUE]
     assert "2 of 3" in ax.get_title(loc="left")
 
@@ -100,7 +101,7 @@ def test_eigenear_strip(eigenear, tmp_path, steps):
 def test_eigenear_grid_shows_the_ends_the_mean_and_the_change(eigenear, tmp_path):
     still = eigenear._replace(name="PC 2", change=np.zeros((8, 8)), verdict="brightness or colour", explained=0.0004)
     fig = ear_plots.eigenear_grid([eigenear, still])
-    assert titles(fig) == ["−3σ", "mean", "+3σ", "where it changes"]
+    assert titles(fig) == ["−3σ", "mean", "+3σ", "change"]
     pictures = shown(fig)
     assert len(pictures) == 8
     for picture, step in zip(pictures[:3], (0, 2, 4), strict=True):
@@ -123,7 +124,7 @@ def test_explained_variance(eigenear, tmp_path, count):
     (ax,) = fig.axes
     heights = {round(bar.get_x() + bar.get_width() / 2): bar for bar in ax.patches}
     assert [heights[i + 1].get_height() for i in range(count)] == pytest.approx(list(100 * shares))
-    colours = [figures.mpl.colors.to_hex(heights[i + 1].get_facecolor()) for i in range(count)]
+    colours = [to_hex(heights[i + 1].get_facecolor()) for i in range(count)]
     assert colours == [figures.GREY, *[figures.BLUE] * 6][:count]
     np.testing.assert_allclose(ax.lines[0].get_ydata(), 100 * shares.cumsum())
     assert [text.get_text() for text in ax.texts] == ["first 5: 80 %" if count == 7 else "first 1: 40 %"]

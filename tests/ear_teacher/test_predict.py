@@ -32,7 +32,7 @@ def models(tmp_path_factory):
     for seed, name in enumerate(("one", "other")):
         torch.manual_seed(seed)
         model = EarVAE("tiny", sam_image_size=64, latent_dim=LATENT, image_size=SIZE, freeze_layers=0)
-        config = {"project": "ear_teacher", "kind": "vae", "model": model.arguments, "data": DATA}
+        config = {"kind": "ear VAE", "taught": {}, "model": model.arguments, "data": DATA}
         save_model(folder / name, model, config)
     return folder
 
@@ -207,7 +207,7 @@ def test_pictures_and_their_codes_give_the_same_neighbours(predict, models, pict
             assert float(row["distance"]) == pytest.approx(far[place], abs=2e-3)
     assert next(rows, None) is None
     (by_codes, titles), (by_manifest, _) = predict.grids
-    assert titles == ["asked for", "1", "2", "3", "4"]
+    assert titles == ["query", "1", "2", "3", "4"]
     for name, shown in by_codes.items():
         np.testing.assert_array_equal(shown, by_manifest[name])
 
@@ -322,7 +322,7 @@ def test_what_cannot_be_read_is_listed_and_the_rest_is_done(predict, spoilt):
         ("--search EAR --index EMPTY", "EMPTY holds no picture"),
         ("--search EAR --index text.png", "text.png: not a picture"),
         ("--input EAR --checkpoint EMPTY", "EMPTY is not a model folder"),
-        ("--input EAR --checkpoint detector", "holds a detector, not a VAE"),
+        ("--input EAR --checkpoint detector", "not 'ear VAE'"),
     ],
 )
 def test_mistakes_are_one_line(predict, pictures, tmp_path, monkeypatch, flags, text):
@@ -330,7 +330,7 @@ def test_mistakes_are_one_line(predict, pictures, tmp_path, monkeypatch, flags, 
     (tmp_path / "EMPTY").mkdir()
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "text.png").write_text("no picture")
-    save_model(tmp_path / "detector", torch.nn.Linear(1, 1), {"project": "ear_teacher", "kind": "detector"})
+    save_model(tmp_path / "detector", torch.nn.Linear(1, 1), {"kind": "ear detector"})
     with pytest.raises(UserError) as caught:
         predict(*flags.replace("EAR", str(pictures / "val_0.png")).split())
     assert text in str(caught.value)
@@ -388,4 +388,4 @@ def test_a_mistake_ends_the_command_line_with_one_line(models, tmp_path):
     done = run(PREDICT, "--checkpoint", models / "one", "--input", "notes.txt", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert done.stderr.startswith("error: notes.txt")
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert {path.name for path in tmp_path.rglob("*")} == {"notes.txt"}

@@ -235,7 +235,7 @@ def test_every_grid_becomes_a_code_of_a_4_by_4_map(make_vae, grid):
 @pytest.mark.parametrize("size", [224, 448])
 def test_a_saved_model_of_a_sam_needs_that_sam_no_more(make_vae, sam_folder, tmp_path, size):
     model = make_vae(sam_config="base", sam_model=sam_folder, sam_image_size=size, freeze_layers=1, size="tiny").eval()
-    config = {"project": "ear_teacher", "kind": "vae", "model": model.arguments, "data": {}}
+    config = {"kind": "ear VAE", "taught": {}, "model": model.arguments, "data": {}}
     save_model(tmp_path / "run" / "best", model, config)
     assert str(sam_folder) not in (tmp_path / "run" / "best" / "config.json").read_text()
     again, config = EarVAE.from_folder(tmp_path / "run")
@@ -253,7 +253,7 @@ def test_a_saved_model_of_a_sam_needs_that_sam_no_more(make_vae, sam_folder, tmp
 def test_a_saved_tiny_model(make_vae, tmp_path):
     arguments = {"freeze_layers": 3, "freeze_embeddings": True, "gradient_checkpointing": True, "latent_dim": 7}
     model = make_vae(**arguments).eval()
-    save_model(tmp_path, model, {"project": "ear_teacher", "kind": "vae", "model": model.arguments, "data": {}})
+    save_model(tmp_path, model, {"kind": "ear VAE", "taught": {}, "model": model.arguments, "data": {}})
     again = EarVAE.from_pretrained(tmp_path)
     assert counts(again) == counts(model)
     assert torch.equal(again(images(2))["reconstruction"], model(images(2))["reconstruction"])
@@ -261,9 +261,16 @@ def test_a_saved_tiny_model(make_vae, tmp_path):
 
 def test_other_models_are_refused(make_vae, tmp_path):
     model = make_vae()
-    save_model(tmp_path / "detector", model, {"project": "ear_teacher", "kind": "detector", "model": {}})
-    save_model(tmp_path / "other", model, {"project": "hyperspectral", "model": {}})
-    for folder, text in (("detector", "not a VAE"), ("other", "of hyperspectral"), ("nowhere", "not a model folder")):
+    save_model(tmp_path / "detector", model, {"kind": "ear detector", "model": {}})
+    save_model(tmp_path / "other", model, {"kind": "other", "model": {}})
+    save_model(tmp_path / "old", model, {"kind": "ear VAE", "model": model.arguments, "data": {}})
+    texts = {
+        "detector": "not 'ear VAE'",
+        "other": "of kind 'other'",
+        "nowhere": "not a model folder",
+        "old": "no taught",
+    }
+    for folder, text in texts.items():
         with pytest.raises(UserError, match=text) as caught:
             EarVAE.from_pretrained(tmp_path / folder)
         assert str(tmp_path / folder) in str(caught.value)

@@ -61,6 +61,7 @@ def test_the_logged_numbers_are_those_of_the_stored_model(trained, pictures, nam
     """All but the loss, which needs no second look: its terms have their own tests."""
     model, config = EarVAE.from_folder(trained / name)
     assert config["data"] == {"crop": True, "margin": 0.1, "mirror_left": True}
+    assert (config["kind"], config["taught"]) == ("ear VAE", {"images": {"ears": 12}})
     crops = EarCrops(read_manifest(pictures / "val.csv"), model.image_size, **config["data"])
     images = torch.stack([crops[i]["image"] for i in range(len(crops))])
     result = model(images)
@@ -205,6 +206,15 @@ def test_broken_pictures_are_left_out_and_listed(train, spoilt, tmp_path):
     listed = json.dumps(report["problems"])
     assert len(report["problems"]) == 3
     assert all(name in listed for name in ("train_3", "train_5", "val_1"))
+
+
+def test_a_refusal_leaves_the_data_report(train, spoilt, tmp_path):
+    for file in spoilt.glob("val_*.png"):
+        file.write_bytes(file.read_bytes()[:700])
+    with pytest.raises(UserError, match="no readable picture in val"):
+        train(tmp_path / "run", "--train_manifest", spoilt / "train.csv", "--val_manifest", spoilt / "val.csv")
+    (count,) = read_json(tmp_path / "run" / "data_report.json")["counts"]
+    assert count == {"reason": "picture unreadable", "action": "left out", "count": 5}
 
 
 def test_a_subject_in_both_splits_is_refused(train, spoilt, tmp_path):

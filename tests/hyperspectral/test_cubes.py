@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import threading
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -12,6 +14,8 @@ from conftest import load_script
 from core.errors import UserError, first_line
 from core.processes import in_processes
 from core.validation import DataReport
+from files import write_cube
+from hsi import statistics as statistics_module
 from hsi.files import H5_KEY, BadCube, Cube, foreground, inspect, read_cube, read_cubes
 from hsi.statistics import Statistics, compute_statistics, matching_statistics, statistics_file
 from hsi.wavelengths import DEFAULT_WAVELENGTHS
@@ -27,13 +31,6 @@ def cube_values(seed, bands=BANDS, size=SIZE):
     disc = np.hypot(rows, columns) < 0.45 * size
     levels = rng.uniform(0.2, 0.8, (bands, 1, 1))
     return ((levels + rng.normal(0, 0.05, (bands, size, size))) * disc + 0.001 * rng.random(disc.shape)).astype("f4")
-
-
-def write_cube(file, values, key=H5_KEY, **options):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(file, "w") as store:
-        store.create_dataset(key, data=values, **options)
-    return file
 
 
 def write_csv(file, rows):
@@ -72,7 +69,8 @@ def test_a_row_becomes_a_cube_with_paths_relative_to_the_csv(tmp_path, monkeypat
     (tmp_path / "x.png").touch()
     rows = table(tmp_path, label=["3", ""], rgb_file=["x.png", "gone.png"], mask_file=["", ""], split=["Train", "val"])
     monkeypatch.chdir(tmp_path.parent)
-    splits, report = read_cubes(rows.relative_to(tmp_path.parent))
+    report = DataReport()
+    splits = read_cubes(rows.relative_to(tmp_path.parent), report)
     expected = Cube("c0", tmp_path / "P0000_a.h5", "3", "P0000", "train", tmp_path / "x.png", None)
     assert splits["train"] == [expected]
     assert splits["valid"] == [Cube("c1", tmp_path / "P0001_a.h5", "", "P0001", "valid")]
@@ -82,19 +80,19 @@ def test_a_row_becomes_a_cube_with_paths_relative_to_the_csv(tmp_path, monkeypat
 
 def test_patients_without_a_split_are_divided_by_their_names(tmp_path):
     names = [f"P{i // 2:04d}_{i % 2}.h5" for i in range(600)]
-    splits, _ = read_cubes(table(tmp_path, name=names, label=[""] * 600), 0.1, 0.2)
+    splits = read_cubes(table(tmp_path, name=names, label=[""] * 600))
     patients = {split: {cube.patient for cube in part} for split, part in splits.items()}
     assert sum(map(len, splits.values())) == 600
     assert sum(map(len, patients.values())) == 300  # no patient stands in two
     assert 0.15 < len(patients["test"]) / 300 < 0.25
     assert 0.06 < len(patients["valid"]) / 300 < 0.16
-    fewer, _ = read_cubes(table(tmp_path, name=names[:100], label=[""] * 100), 0.1, 0.2)
+    fewer = read_cubes(table(tmp_path, name=names[:100], label=[""] * 100))
     assert {cube.id for cube in fewer["test"]} <= {cube.id for cube in splits["test"]}
 
 
 def test_the_csv_decides_patient_and_split_where_it_names_them(tmp_path):
     columns = {"patient": ["anna", "anna", "bea", ""], "split": ["testing", "", "validation", "training"]}
-    splits, _ = read_cubes(table(tmp_path, **columns))
+    splits = read_cubes(table(tmp_path, **columns))
     found = {cube.id: (cube.patient, split) for split, part in splits.items() for cube in part}
     assert found == {
         "c0": ("anna", "test"),
@@ -131,7 +129,7 @@ def test_a_missing_column_or_fraction_is_named(tmp_path):
         read_cubes(tmp_path / "nope.csv")
     for fractions in ((0.5, 0.5), (-0.1, 0.2)):
         with pytest.raises(UserError, match="--valid_fraction"):
-            read_cubes(table(tmp_path, label=["", ""]), *fractions)
+            read_cubes(table(tmp_path, label=["", ""]), None, *fractions)
 
 
 def test_missing_files_and_files_named_twice_are_skipped_and_listed(tmp_path):
@@ -140,7 +138,8 @@ def test_missing_files_and_files_named_twice_are_skipped_and_listed(tmp_path):
     (tmp_path / "P0002_a.h5").unlink()
     (tmp_path / "P0002_a.h5").mkdir()
     rows.write_text(rows.read_text().replace("P0003_a.h5", "./P0000_a.h5").replace("P0004_a.h5", ""))
-    splits, report = read_cubes(rows)
+    report = DataReport()
+    splits = read_cubes(rows, report)
     assert [cube.id for cube in splits["train"]] == ["c0", "c5"]
     assert [(p.reason, p.where, p.action) for p in report.problems] == [
         ("no such file", f"{rows}, line 3, c1", "case skipped"),
@@ -274,7 +273,7 @@ def test_foreground_is_the_disc_whatever_the_units():
 
 
 def test_statistics_are_those_of_all_training_foreground(data):
-    splits, _ = read_cubes(data)
+    splits = read_cubes(data)
     statistics = compute_statistics(splits)
     values = [cube_values(i) for i in range(6)]
     pixels = np.concatenate([v[:, foreground(v)] for v in values], axis=1).astype(np.float64)
@@ -287,10 +286,10 @@ def test_statistics_are_those_of_all_training_foreground(data):
 
 
 def test_only_train_counts_but_all_are_read(data):
-    before = compute_statistics(read_cubes(data)[0])
+    before = compute_statistics(read_cubes(data))
     write_cube(data.parent / "h5" / "P0007_a.h5", 100 * cube_values(7))
     write_cube(data.parent / "h5" / "P0008_a.h5", spoilt(cube_values(8), np.nan))
-    after = compute_statistics(read_cubes(data)[0])
+    after = compute_statistics(read_cubes(data))
     assert (after.mean, after.std, after.low, after.high) == (before.mean, before.std, before.low, before.high)
     assert list(after.unusable) == ["c8"]
     assert after.unusable["c8"].startswith("NaN or infinite values: 1 of")
@@ -298,8 +297,34 @@ def test_only_train_counts_but_all_are_read(data):
 
 def test_several_processes_find_the_same(data):
     write_cube(data.parent / "h5" / "P0001_a.h5", spoilt(cube_values(1), np.nan))
-    splits, _ = read_cubes(data)
+    splits = read_cubes(data)
     assert compute_statistics(splits, workers=2) == compute_statistics(splits)
+
+
+def test_ranks_share_the_cubes_and_find_the_same(data, monkeypatch):
+    """Each cube is read by one of them; all digits are those of one process."""
+    write_cube(data.parent / "h5" / "P0001_a.h5", spoilt(cube_values(1), np.nan))
+    splits, read, shares, found = read_cubes(data), [], [None, None], {}
+    alone, both, measured = compute_statistics(splits), threading.Barrier(2, timeout=60), statistics_module.measure
+
+    def gather(mine):  # as that of accelerate.utils, between threads
+        shares[int(threading.current_thread().name)] = mine[0]
+        both.wait()
+        return shares
+
+    def rank(number):
+        accelerator = SimpleNamespace(process_index=number, num_processes=2)
+        found[number] = compute_statistics(splits, accelerator=accelerator)
+
+    monkeypatch.setattr("accelerate.utils.gather_object", gather)
+    monkeypatch.setattr(statistics_module, "measure", lambda file, key: read.append(file) or measured(file, key))
+    ranks = [threading.Thread(target=rank, args=(number,), name=str(number)) for number in (0, 1)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join()
+    assert found == {0: alone, 1: alone}
+    assert sorted(read) == sorted(cube.file for part in splits.values() for cube in part)
 
 
 def test_large_offsets_keep_their_digits(tmp_path):
@@ -314,7 +339,7 @@ def test_large_offsets_keep_their_digits(tmp_path):
 def test_cubes_of_other_bands_and_black_ones_are_unusable(data):
     write_cube(data.parent / "h5" / "P0000_a.h5", cube_values(0, 6))
     write_cube(data.parent / "h5" / "P0001_a.h5", np.minimum(0, cube_values(1) - 2))
-    statistics = compute_statistics(read_cubes(data)[0])
+    statistics = compute_statistics(read_cubes(data))
     assert statistics.cubes == 4
     assert statistics.unusable["c0"] == "other number of bands: 6, most have 5"
     assert statistics.unusable["c1"].startswith("no foreground: ")
@@ -326,15 +351,15 @@ def test_a_dead_band_and_an_empty_train_split_are_errors(data):
         values[3] = 0.3
         write_cube(data.parent / "h5" / f"P{i:04d}_a.h5", values)
     with pytest.raises(UserError, match=r"band 3 .*same value"):
-        compute_statistics(read_cubes(data)[0])
+        compute_statistics(read_cubes(data))
     for i in range(6):
         write_cube(data.parent / "h5" / f"P{i:04d}_a.h5", np.zeros((BANDS, 4, 4)))
     with pytest.raises(UserError, match=r"none of 6 train cubes.*P0000_a.h5: constant"):
-        compute_statistics(read_cubes(data)[0])
+        compute_statistics(read_cubes(data))
 
 
 def test_statistics_survive_the_disk_exactly(data, tmp_path):
-    statistics = compute_statistics(read_cubes(data)[0])
+    statistics = compute_statistics(read_cubes(data))
     statistics.save(tmp_path / "deep" / "s.json")
     assert Statistics.load(tmp_path / "deep" / "s.json") == statistics
     assert [f.name for f in (tmp_path / "deep").iterdir()] == ["s.json"]
@@ -351,7 +376,7 @@ def test_a_damaged_file_of_statistics_names_the_command(tmp_path, content):
 
 def test_statistics_of_these_cubes_are_taken_and_others_refused(data, tmp_path):
     file = tmp_path / "s.json"
-    splits, _ = read_cubes(data)
+    splits = read_cubes(data)
     statistics = compute_statistics(splits)
     statistics.save(file)
     assert matching_statistics(file, splits) == statistics
@@ -363,7 +388,7 @@ def test_statistics_of_these_cubes_are_taken_and_others_refused(data, tmp_path):
         matching_statistics(file, without_one)
     data.write_text(data.read_text().replace("P0006_a.h5,valid", "P0006_a.h5,train"))  # was not in the mean
     with pytest.raises(UserError, match="1 of 9 cubes differ"):
-        matching_statistics(file, read_cubes(data)[0])
+        matching_statistics(file, read_cubes(data))
     write_cube(data.parent / "h5" / "P0000_a.h5", 2 * cube_values(0))  # as many bytes as before
     with pytest.raises(UserError, match="1 of 9 cubes differ"):
         matching_statistics(file, splits)
@@ -371,7 +396,7 @@ def test_statistics_of_these_cubes_are_taken_and_others_refused(data, tmp_path):
 
 def test_an_unusable_cube_may_be_taken_out_afterwards(data, tmp_path):
     (data.parent / "h5" / "P0002_a.h5").write_text("damaged")
-    splits, _ = read_cubes(data)
+    splits = read_cubes(data)
     statistics = compute_statistics(splits)
     statistics.save(tmp_path / "s.json")
     usable = inspect(splits, H5_KEY, BANDS, None, DataReport())
@@ -432,7 +457,7 @@ def test_stats_writes_beside_the_csv_and_the_script_needs_no_help(data):
     assert done.returncode == 0, done.stderr
     assert statistics_file(data) == data.parent / "data_stats.json"
     assert "6 train cubes" in done.stdout
-    splits, _ = read_cubes(data)
+    splits = read_cubes(data)
     assert matching_statistics(statistics_file(data), splits) == compute_statistics(splits)
 
 
@@ -462,8 +487,11 @@ def test_repacked_cubes_are_equal_in_one_piece_and_found_by_the_new_csv(data, tm
     assert [(row["ID"], row["site"], row["label"], row["split"]) for row in new] == [
         (row["ID"], row["site"], row["label"], row["split"]) for row in rows
     ]
-    (old_splits, _), (splits, report) = read_cubes(data), read_cubes(output / "data.csv")
-    assert report.problems == []
+    report = DataReport()
+    old_splits, splits = read_cubes(data), read_cubes(output / "data.csv", report)
+    known = "ID, label, hs_file, rgb_file, mask_file, patient, split"
+    found = [(p.reason, p.where, p.action, p.detail) for p in report.problems]
+    assert found == [("unknown column", str(output / "data.csv"), "not read", f"site; known are {known}")]
     for split, part in splits.items():
         for cube, old in zip(part, old_splits[split], strict=True):
             assert cube.file.is_relative_to(output)
@@ -526,7 +554,8 @@ def test_repacking_leaves_out_what_cannot_be_read(data, tmp_path):
     (data.parent / "h5" / "P0001_a.h5").unlink()
     output = tmp_path / "fast"
     command("repack", data, "--output", output)
-    splits, report = read_cubes(output / "data.csv")
+    report = DataReport()
+    splits = read_cubes(output / "data.csv", report)
     assert [cube.id for cube in splits["train"]] == ["c2", "c3", "c4", "c5"]
     assert report.problems == []
     written = json.loads((output / "data_report.json").read_text())
@@ -559,7 +588,7 @@ def test_cubes_of_other_folders_keep_apart(data, tmp_path):
     table = inside / "d.csv"
     table.write_text(f"ID,hs_file,patient\na,{elsewhere},x\nb,../h5/P0000_a.h5,x\n")
     command("repack", table, "--output", tmp_path / "fast")
-    splits, _ = read_cubes(tmp_path / "fast" / "d.csv")
+    splits = read_cubes(tmp_path / "fast" / "d.csv")
     found = {cube.id: read_cube(cube.file) for part in splits.values() for cube in part}
     np.testing.assert_array_equal(found["a"], 3 * cube_values(0))
     np.testing.assert_array_equal(found["b"], cube_values(0))

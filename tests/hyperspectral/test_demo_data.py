@@ -148,8 +148,7 @@ def test_overwrite_replaces_only_what_the_recipe_explains(script, folder, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["--cases", "5"], ["--size", "19"], ["--wavelengths", "300,500"], ["--wavelengths", "550,1100"]],
+    "arguments", [["--cases", "5"], ["--size", "19"], ["--wavelengths", "300,500"], ["--wavelengths", "550,1100"]]
 )
 def test_impossible_numbers_end_with_one_line(script, tmp_path, arguments):
     with pytest.raises(UserError, match=arguments[0]):

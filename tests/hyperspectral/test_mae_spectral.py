@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from core.checkpoints import save_model
+from core.checkpoints import load_model_folder, save_model
 from core.errors import UserError
 from core.schedules import parameter_groups
 from hsi.loss import MAESpectralLoss
@@ -446,8 +446,9 @@ def stored(tmp_path):
                 if "positions" in name:
                     parameter.add_(torch.randn(parameter.shape, generator=generator))
         folder = tmp_path / "best"
-        config = {"project": "hyperspectral", "model": model.arguments, "wavelengths": NM, "h5_key": "cube"}
-        save_model(folder, model, config | {"unit": "1", "statistics": {}, "split_fractions": [0.1, 0.1]})
+        config = {"kind": "masked autoencoder", "model": model.arguments, "wavelengths": NM, "h5_key": "cube"}
+        config |= {"unit": "1", "statistics": {}, "split_fractions": [0.1, 0.1], "taught": {"bands": {}}}
+        save_model(folder, model, config)
         return folder, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     return store
@@ -527,11 +528,14 @@ def test_masking_may_be_changed_and_sizes_that_do_not_fit_are_told(stored, tmp_p
     model, config = MAESpectral.from_folder(folder, mask_ratio=0.5)
     assert model.n_visible == 48
     assert config["model"]["mask_ratio"] == 0.5
-    save_model(tmp_path / "other", nn.Linear(1, 1), {"project": "ct_multilabel"})
+    save_model(tmp_path / "other", nn.Linear(1, 1), {"kind": "other"})
+    _, config = load_model_folder(folder)
+    save_model(tmp_path / "old", model, {name: value for name, value in config.items() if name != "taught"})
     load = MAESpectral.from_folder
     for call, text in (
-        (partial(load, tmp_path / "other"), "holds a model of ct_multilabel, not of hyperspectral"),
+        (partial(load, tmp_path / "other"), "holds a model of kind 'other', not 'masked autoencoder'"),
         (partial(load, tmp_path / "nowhere"), "is not a model folder"),
+        (partial(load, tmp_path / "old"), "config.json and model.safetensors do not fit (no taught)"),
         (partial(load, folder, 45), "patches of 10 px do not divide 45×45 px"),
         (partial(load, folder, None, NM[:12]), "patches of 5 bands do not divide 12"),
         (partial(load, folder, mask_ratio=1.0), "--mask_ratio"),

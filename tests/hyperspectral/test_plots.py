@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from core import figures
 from hsi import plots as spectral_plots
@@ -30,6 +31,10 @@ def hidden() -> np.ndarray:
     return np.kron(tokens, np.ones((5, 24, 24))).astype(bool)
 
 
+def case(cube, result, hidden, name="eye", photo=None):
+    return spectral_plots.Shown(name, cube, result, hidden, cube[0] > 0, photo)
+
+
 def drawn(fig, tmp_path):
     file = figures.save(fig, tmp_path / "figure.png", dpi=60)
     assert file.stat().st_size > 5000
@@ -39,24 +44,28 @@ def drawn(fig, tmp_path):
 @pytest.mark.parametrize("cases", [1, 3])
 @pytest.mark.parametrize("photo", [False, True])
 def test_reconstructions(eye, hidden, tmp_path, cases, photo):
-    cube, _ = eye
-    cubes, masks = np.stack([cube] * cases), np.stack([hidden] * cases)
-    results = np.where(masks, cubes + 0.02, cubes)
-    photos = [np.zeros((60, 80, 3), np.uint8)] * cases if photo else None
+    (cube, _), file = eye, tmp_path / "photo.png"
+    Image.new("RGB", (80, 60)).save(file)
     names = [f"eye {i}" for i in range(cases)]
-    fig = drawn(spectral_plots.reconstructions(cubes, results, masks, NM, names, photos), tmp_path)
+    result = np.where(hidden, cube + 0.02, cube)
+    shown = [case(cube, result, hidden, name, file if photo else None) for name in names]
+    fig = drawn(spectral_plots.reconstructions(shown, NM, "reflectance"), tmp_path)
     *panels, bar = fig.axes
     assert len(panels) == cases * (5 if photo else 4)
     assert [ax.get_ylabel() for ax in panels if ax.get_ylabel()] == names
     assert bar.get_ylabel() == "reflectance"
     share = 100 * (1 - hidden.mean())
-    assert any(f"{share:.0f} % of voxels" in ax.get_title(loc="left") for ax in panels)
+    titles = [ax.get_title(loc="left") for ax in panels]
+    assert any(f"{share:.0f} % of voxels" in title for title in titles)
+    assert "Cube in true colour" in titles
+    axes = spectral_plots.reconstructions(shown, NM + 400, "reflectance").axes
+    assert "Cube in grey" in [ax.get_title(loc="left") for ax in axes]
 
 
 def test_the_error_is_over_hidden_bands_and_the_input_shows_visible_ones_alone(eye, hidden):
     cube, _ = eye
     result = np.where(hidden, cube + 0.02, cube)
-    fig = spectral_plots.reconstructions(cube[None], result[None], hidden[None], NM, ["eye"])
+    fig = spectral_plots.reconstructions([case(cube, result, hidden)], NM, "reflectance")
     original, masked, result, error = (ax.images[0].get_array() for ax in fig.axes[:4])
     assert error.mask[:24, :24].all()  # nothing is hidden, so that there is no error
     np.testing.assert_allclose(error.compressed(), 0.02, atol=1e-5)
@@ -69,8 +78,8 @@ def test_the_error_is_over_hidden_bands_and_the_input_shows_visible_ones_alone(e
 
 def test_a_perfect_reconstruction_and_nothing_hidden_can_be_drawn(eye, hidden, tmp_path):
     cube, _ = eye
-    drawn(spectral_plots.reconstructions(cube[None], cube[None], hidden[None], NM, ["eye"]), tmp_path)
-    drawn(spectral_plots.reconstructions(cube[None], cube[None], np.zeros_like(hidden[None]), NM, ["eye"]), tmp_path)
+    for mask in (hidden, np.zeros_like(hidden)):
+        drawn(spectral_plots.reconstructions([case(cube, cube, mask)], NM, "reflectance"), tmp_path)
 
 
 def test_error_by_wavelength(tmp_path):
@@ -110,7 +119,7 @@ def test_lines_are_broken_where_bands_are_missing(wavelengths, gaps):
 def test_spectra(eye, hidden, tmp_path, count):
     cube, foreground = eye
     points = spectral_plots.typical_points(cube, foreground, NM, count)
-    fig = drawn(spectral_plots.spectra(cube, cube + 0.1, hidden, NM, points, "eye 1", "reflectance"), tmp_path)
+    fig = drawn(spectral_plots.spectra(case(cube, cube + 0.1, hidden, "eye 1"), NM, points, "reflectance"), tmp_path)
     picture, *panels = fig.axes
     assert picture.get_title(loc="left") == "eye 1"
     assert len(panels) == count
@@ -127,7 +136,8 @@ def test_spectra(eye, hidden, tmp_path, count):
 
 def test_hidden_bands_are_shaded_half_way_to_their_neighbours_but_not_across_a_gap(eye, hidden):
     cube, _ = eye
-    fig = spectral_plots.spectra(cube, cube, np.ones_like(hidden), NM, [(40, 40, "centre")], "eye", "reflectance")
+    shown = case(cube, cube, np.ones_like(hidden))
+    fig = spectral_plots.spectra(shown, NM, [(40, 40, "centre")], "reflectance")
     spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in fig.axes[1].patches]
     np.testing.assert_allclose(spans, [(nm - 5, nm + 5) for nm in NM])
 

@@ -15,7 +15,7 @@ from core.errors import UserError
 from files import read_csv, read_json, write_cube
 from hsi.files import H5_KEY, foreground, read_cube, read_cubes
 from hsi.mae_spectral import MAESpectral
-from hsi.probe import PROJECT, ProbeModel, read_mask
+from hsi.probe import KIND, ProbeModel, read_mask
 from launch import run
 
 PREDICT = "hyperspectral/predict.py"
@@ -67,13 +67,13 @@ def predict(trained, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def cubes(demo):
     """Some cubes (30, 40, 40) with their files."""
-    return [(cube.file, read_cube(cube.file)) for cube in read_cubes(demo)[0]["test"]]
+    return [(cube.file, read_cube(cube.file)) for cube in read_cubes(demo)["test"]]
 
 
 @pytest.fixture
 def odd_table(demo, tmp_path):
     """A table whose IDs no file can have as its name, and whose labels need quotes."""
-    files = [cube.file for cube in read_cubes(demo)[0]["test"]]
+    files = [cube.file for cube in read_cubes(demo)["test"]]
     names = ["../P1/left", '.._P1"left', "Grün 3", "[4]"]
     labels = ["healthy, or nearly", 'a "soft" drusen', "Äderhaut – 脉络膜", "two\nlines"]
     with open(tmp_path / "odd.csv", "w", encoding="utf-8", newline="") as text:
@@ -87,7 +87,7 @@ def odd_table(demo, tmp_path):
 
 def test_features_of_a_table_are_those_of_the_encoder(predict, trained, demo):
     folder = predict("--csv_file", demo)
-    table, cubes = read_csv(folder / "features.csv"), [cube for part in read_cubes(demo)[0].values() for cube in part]
+    table, cubes = read_csv(folder / "features.csv"), [cube for part in read_cubes(demo).values() for cube in part]
     assert len(table) == 24
     for row, cube in zip(table, cubes, strict=True):
         assert (row["ID"], row["file"], row["label"]) == (cube.id, str(cube.file), cube.label)
@@ -343,12 +343,13 @@ def test_norm_pix_loss_is_told(predict, trained, cubes, tmp_path, capsys):
 def probe(trained, tmp_path):
     """Stores a head of random weights on the trained encoder: `probe(task)` gives its folder."""
 
-    def store(task):
+    def store(task, **taught):
+        taught = taught or {"a": 5, "b": 5, "c": 5}
         torch.manual_seed(1)
         mae, config = MAESpectral.from_folder(trained)
         model = ProbeModel(mae, 3, task == "segment")
         torch.nn.init.normal_((model.head.mix[-1] if task == "segment" else model.head.linear).weight)
-        config |= {"project": PROJECT, "task": task, "classes": ["a", "b", "c"]}
+        config |= {"kind": KIND, "task": task, "classes": list(taught), "taught": {"classes": taught}}
         save_model(tmp_path / task, model, config)
         return tmp_path / task
 
@@ -369,6 +370,25 @@ def test_probabilities_are_those_of_the_probe(predict, probe, cubes):
         assert row["predicted"] == "abc"[int(expected.argmax())]
 
 
+def test_what_no_cube_has_taught_is_not_said(predict, probe, cubes):
+    """The answer of all three classes may be the one without a training case; it is neither given nor listed."""
+    files, every = [file for file, _ in cubes], predict("--input", *(f for f, _ in cubes), "--probe", probe("classify"))
+    said = {row["predicted"] for row in read_csv(every / "predictions.csv")}
+    taught = {name: 0 if name == min(said) else 5 for name in "abc"}
+    folder = predict("--input", *files, "--probe", probe("classify", **taught), output="fewer")
+    rest = [name for name in "abc" if taught[name]]
+    for row in read_csv(folder / "predictions.csv"):
+        assert list(row) == ["ID", "file", "predicted", *(f"p_{name}" for name in rest)]
+        assert row["predicted"] in rest
+        assert sum(float(row[f"p_{name}"]) for name in rest) == pytest.approx(1)
+    predict("--input", files[0], "--probe", probe("segment"), output="all")
+    common = int(np.bincount(read_mask(every.parent / "all" / f"{files[0].stem}_mask.png", (40, 40)).ravel()).argmax())
+    taught = {name: 5 * (k != common) for k, name in enumerate("abc")}
+    predict("--input", files[0], "--probe", probe("segment", **taught), output="two")
+    mask = read_mask(every.parent / "two" / f"{files[0].stem}_mask.png", (40, 40))
+    assert common not in mask
+
+
 def test_masks_are_those_of_the_probe_for_any_size(predict, probe, cubes, tmp_path):
     wide = write_cube(tmp_path / "wide.h5", np.concatenate([cubes[0][1]] * 2, axis=2)[:, :30])
     folder = predict("--input", cubes[0][0], wide, "--probe", probe("segment"))
@@ -385,7 +405,7 @@ def test_masks_are_those_of_the_probe_for_any_size(predict, probe, cubes, tmp_pa
 def test_a_probe_of_other_bands_or_another_model_is_refused(predict, probe, trained, cubes):
     with pytest.raises(UserError, match="other wavelengths"):
         predict("--input", cubes[0][0], "--probe", probe("classify"), "--wavelengths", "500:645:5")
-    with pytest.raises(UserError, match="hyperspectral"):
+    with pytest.raises(UserError, match="holds a model of kind 'masked autoencoder', not 'spectral probe'"):
         predict("--input", cubes[0][0], "--probe", trained / "best")
 
 
@@ -393,7 +413,7 @@ def test_a_probe_of_other_bands_or_another_model_is_refused(predict, probe, trai
 
 
 def test_the_command_line_leaves_features_reconstructions_and_pictures(trained, demo, tmp_path):
-    cube = read_cubes(demo)[0]["test"][0]
+    cube = read_cubes(demo)["test"][0]
     (tmp_path / "broken.h5").touch()
     done = run(PREDICT, "--checkpoint", trained / "best", "--input", cube.file, tmp_path / "broken.h5",
                "--reconstruct", cwd=tmp_path)  # fmt: skip

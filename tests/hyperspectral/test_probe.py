@@ -15,16 +15,12 @@ from conftest import load_script, loads_nothing
 from core import figures
 from core.checkpoints import load_model_folder, save_model
 from core.errors import UserError
+from core.validation import DataReport
 from files import logged, read_csv, read_json, write_csv, write_cube
 from hsi.files import H5_KEY, Cube, read_cube, read_cubes
 from hsi.mae_spectral import MAESpectral
-from hsi.probe import (
-    IGNORED,
-    LinearProbe,
-    ProbeModel,
-    read_mask,
-)
-from hsi.probe_report import Picture, auroc, segmentations, write_classification
+from hsi.probe import IGNORED, LinearProbe, ProbeModel, read_mask
+from hsi.probe_report import Picture, Results, auroc, segmentations, write_classification, write_segmentation
 from launch import run
 
 PROBE = "hyperspectral/probe.py"
@@ -76,18 +72,48 @@ def unpainted(monkeypatch):
 
 
 def test_a_test_split_of_one_label_has_no_auroc(unpainted, tmp_path):
-    (tmp_path / "environment.json").write_text("{}")
-    (tmp_path / "data_report.json").write_text('{"counts": []}')
     args = load_script(PROBE).parse_args(["--csv_file", "a.csv", "--checkpoint", "b", "--bootstrap", "20"])
     cubes = [Cube(f"C{i}", Path(f"C{i}.h5"), "a", f"C{i}", "test") for i in range(4)]
     results = {name: np.tile([0.7, 0.3], (4, 1)) for name in ("frozen", "mean spectrum", "frequency alone")}
-    write_classification(tmp_path, results, cubes, ["a", "b"], args)
+    write_classification(Results(tmp_path, cubes, args, DataReport(), {}), results, ["a", "b"])
     methods = read_json(tmp_path / "metrics.json")["methods"]
     assert methods["frozen"]["auroc"]["estimate"] is None
     assert methods["frozen"]["accuracy"]["estimate"] == 1
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert '<td>–</td><td class="interval">1.000 <span>(1.000 to 1.000)</span></td>' in page
     assert "nan" not in page
+
+
+def test_a_class_without_training_cases_is_left_out(unpainted, tmp_path):
+    """Class 1, here, between the background and class 2; the mean is over class 2 alone."""
+    args = load_script(PROBE).parse_args(["--csv_file", "a.csv", "--checkpoint", "b", "--bootstrap", "20"])
+    cubes = [Cube(f"C{i}", Path(f"C{i}.h5"), "", f"C{i}", "test") for i in range(3)]
+    scores = {"frozen": np.array([[0.9, 0.5], [0.7, 0.1], [0.8, np.nan]]), "spectrum of the pixel": np.ones((3, 2))}
+    values, picture = np.ones((3, 8, 8), np.float32), np.full((8, 8), 2, np.uint8)
+    pictures, to = [Picture("C0", values, picture, picture)], Results(tmp_path, cubes, args, DataReport(), {"cpus": 1})
+    methods = write_segmentation(to, scores, {0: "out", 2: "spot"}, pictures, [450, 550, 650])
+    assert {name: x.estimate for name, x in methods["frozen"].items()} == pytest.approx(
+        {"mean": 0.3, "out": 0.8, "spot": 0.3}
+    )
+    assert read_json(tmp_path / "metrics.json")["classes"] == ["out", "spot"]
+    table = read_csv(tmp_path / "predictions.csv")
+    assert [list(row.values()) for row in table] == [
+        ["C0", "C0", "0.9", "0.5"], ["C1", "C1", "0.7", "0.1"], ["C2", "C2", "0.8", ""],
+    ]  # fmt: skip
+    assert list(table[0])[2:] == ["dice_out", "dice_spot"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "mean without out" in page
+    assert "No problems found." in page
+
+
+def test_labels_that_cannot_be_learnt_leave_the_report_that_explains_it(probe, demo, tmp_path):
+    shutil.copytree(demo.parent, tmp_path / "data")
+    table = tmp_path / "data" / demo.name
+    write_csv(table, [row | {"label": ""} for row in read_csv(table)])
+    with pytest.raises(UserError, match="a classification needs two labels among the train cubes, there is none"):
+        probe(tmp_path / "run", "--csv_file", table)
+    (counted,) = read_json(tmp_path / "run" / "data_report.json")["counts"]
+    assert counted == {"reason": "no label", "action": "case skipped", "count": 24}
 
 
 def test_unknown_pixels_are_shown_as_such():
@@ -97,7 +123,9 @@ def test_unknown_pixels_are_shown_as_such():
 
     def draw(mask):
         """(legend, mask as it is shown)"""
-        fig = segmentations([Picture("C", values, mask, mask % 3)] * 2, ["out", "in", "vessel"], [450, 550, 650])
+        fig = segmentations(
+            [Picture("C", values, mask, mask % 3)] * 2, {0: "out", 1: "in", 2: "vessel"}, [450, 550, 650]
+        )
         assert [ax.get_title(loc="left") for ax in fig.axes[:3]] == ["cube", "mask", "predicted"]
         return [text.get_text() for text in fig.legends[0].get_texts()], fig.axes[1].images[0].get_array()
 
@@ -165,7 +193,7 @@ def finetuned(probe, tmp_path_factory):
     return probe(tmp_path_factory.mktemp("finetuned") / "run", *FINETUNE)
 
 
-def test_a_classification_leaves_its_results(classified):
+def test_a_classification_leaves_its_results(classified, demo):
     assert {path.name for path in classified.iterdir()} == {
         "args.json", "environment.json", "metrics.json", "metrics.jsonl", "predictions.csv", "report.html",
         "data_report.json", "best", "figures",
@@ -175,15 +203,17 @@ def test_a_classification_leaves_its_results(classified):
     }  # fmt: skip
     assert read_json(classified / "args.json")["finetune"] is False
     config = read_json(classified / "best" / "config.json")
-    assert (config["project"], config["task"]) == ("hyperspectral_probe", "classify")
+    assert (config["kind"], config["task"]) == ("spectral probe", "classify")
     assert config["classes"] == ["lesion", "normal"]
+    labels = [cube.label for split in ("train", "valid") for cube in read_cubes(demo)[split]]
+    assert config["taught"] == {"classes": {name: labels.count(name) for name in config["classes"]}}
     assert (config["h5_key"], config["unit"], len(config["wavelengths"])) == (H5_KEY, "reflectance", 30)
     assert logged(classified) == [{"penalty": config["penalty"]}]
 
 
 def test_the_numbers_are_those_of_the_predictions(classified, demo):
     table, metrics = read_csv(classified / "predictions.csv"), read_json(classified / "metrics.json")
-    cubes = read_cubes(demo)[0]["test"]
+    cubes = read_cubes(demo)["test"]
     for name in ("ID", "patient", "label"):
         assert [row[name] for row in table] == [getattr(c, name.lower()) for c in cubes]
     assert metrics["data"] == {"csv_file": str(demo), "split": "test", "cubes": 6, "patients": 4}
@@ -218,7 +248,7 @@ def fit_to(mae, cubes):
 def test_a_frozen_classification_is_the_linear_probe_on_the_encoders_features(classified, trained, demo):
     """And the stored encoder is the one that was given."""
     mae, _ = MAESpectral.from_folder(trained)
-    splits, _ = read_cubes(demo)
+    splits = read_cubes(demo)
     expected, penalty = fit_to(mae, splits["train"] + splits["valid"])
     table, p = read_csv(classified / "predictions.csv"), predict(expected, pooled_features(mae, splits["test"]))
     np.testing.assert_allclose([float(row["p_normal"]) for row in table], p[:, 1], atol=1e-4)
@@ -293,7 +323,7 @@ def test_fine_tuning_starts_at_the_linear_probe(probe, trained, demo, tmp_path):
     probe(tmp_path / "run", "--finetune", "--epochs", 1, "--lr", 0)
     assert_same(encoder_of(tmp_path / "run"), encoder_of(trained))
     mae, _ = MAESpectral.from_folder(trained)
-    splits, _ = read_cubes(demo)
+    splits = read_cubes(demo)
     expected, penalty = fit_to(mae, splits["train"])
     state = load_file(tmp_path / "run" / "best" / "model.safetensors")
     np.testing.assert_allclose(state["head.linear.weight"], expected.linear.weight.detach(), atol=1e-4)
@@ -338,7 +368,7 @@ def test_resuming_a_finished_run_only_evaluates(probe, finetuned, tmp_path):
 
 def test_a_segmentation_leaves_its_masks(segmented, demo, trained):
     """And the Dice of predictions.csv and metrics.json are theirs."""
-    cubes, table = read_cubes(demo)[0]["test"], read_csv(segmented / "predictions.csv")
+    cubes, table = read_cubes(demo)["test"], read_csv(segmented / "predictions.csv")
     metrics = read_json(segmented / "metrics.json")
     names = ["outside", "retina", "vessel", "disc", "lesion"]
     assert metrics["classes"] == names
@@ -395,7 +425,7 @@ def spoilt(demo, tmp_path):
 
 def test_bad_cubes_are_left_out(probe, spoilt, tmp_path):
     """NaN, no label; and a label that only a spoilt cube of train has."""
-    splits, _ = read_cubes(spoilt)
+    splits = read_cubes(spoilt)
     (bad, spare), (rare, missing, *_) = splits["train"][:2], splits["test"]
     values = read_cube(bad.file)
     values[3, 4, 5] = np.nan
@@ -422,9 +452,9 @@ def test_splits_are_those_of_the_training(probe, trained, demo, tmp_path):
     rows = [{name: cell for name, cell in row.items() if name != "split"} for row in read_csv(demo)]
     write_csv(tmp_path / "data.csv", [row | {"hs_file": str(demo.parent / row["hs_file"])} for row in rows])
     folder = probe(tmp_path / "run", "--csv_file", tmp_path / "data.csv", "--checkpoint", tmp_path / "best")
-    test = [c.id for c in read_cubes(tmp_path / "data.csv", 0.2, 0.5)[0]["test"]]
+    test = [c.id for c in read_cubes(tmp_path / "data.csv", None, 0.2, 0.5)["test"]]
     assert [row["ID"] for row in read_csv(folder / "predictions.csv")] == test
-    assert len(test) > len(read_cubes(tmp_path / "data.csv")[0]["test"])
+    assert len(test) > len(read_cubes(tmp_path / "data.csv")["test"])
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,8 @@ def test_best_holds_all_that_inference_needs(trained, demo):
         read_json(trained / "best" / "config.json"),
         Statistics.load(demo.parent / "dataset_stats.json"),
     )
-    assert config["project"] == "hyperspectral"
+    assert config["kind"] == "masked autoencoder"
+    assert config["taught"] == {"bands": {f"{nm:g} nm": 15 for nm in DEFAULT_WAVELENGTHS}}
     assert config["model"]["img_size"] == [40, 40]
     assert config["model"]["patch_size"] == [10, 5]
     assert config["wavelengths"] == list(DEFAULT_WAVELENGTHS)
@@ -93,7 +94,7 @@ def test_pictures_of_another_format_and_without_rgb(demo, tmp_path, monkeypatch)
     ((folder, shown, curves, wavelengths, unit, suffix, dpi),) = drawn
     assert (folder.name, unit, suffix, dpi) == ("epoch_0001", "reflectance", "jpg", 70)
     assert [case.photo for case in shown] == [None] * 3
-    valid = read_cubes(demo)[0]["valid"]
+    valid = read_cubes(demo)["valid"]
     for case, cube in zip(shown, valid, strict=True):
         assert case.name == cube.id
         values = read_cube(cube.file)
@@ -220,6 +221,7 @@ def test_one_batch_can_be_learnt_by_heart(train, tmp_path):
     assert [row["update"] for row in rows] == list(range(1, 111))
     assert rows[-1]["train/loss"] < 0.1 * rows[0]["train/loss"]
     assert rows[-1]["val/loss"] < 0.1 * rows[0]["train/loss"]  # of the same batch, with the same tokens hidden
+    assert set(read_json(tmp_path / "best" / "config.json")["taught"]["bands"].values()) == {1}
 
 
 def without_key_biases(state):
@@ -318,7 +320,7 @@ def spoilt(demo, tmp_path):
     folder = shutil.copytree(demo.parent, tmp_path / "spoilt")
     (folder / "dataset_stats.json").unlink()
     table = folder / "dataset.csv"
-    return table, {cube.id: cube.file for cube in read_cubes(table)[0]["train"]}
+    return table, {cube.id: cube.file for cube in read_cubes(table)["train"]}
 
 
 def test_bad_cubes_are_skipped_and_listed(train, spoilt, tmp_path):
@@ -382,6 +384,35 @@ def test_a_wrong_key_tells_what_the_file_holds(train, spoilt, tmp_path):
         train(tmp_path / "run", "--csv_file", table, "--h5_key", "/Other")
     assert "no data set /Other: it holds /Cube/Images (30, 40, 40); name the cube with --h5_key" in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert set(problems(tmp_path / "run").values()) == {"no data set /Other"}
+
+
+def test_a_refusal_leaves_the_report_that_explains_it(train, evaluate, spoilt, tmp_path):
+    table, files = spoilt
+    test = read_cubes(table)["test"]
+    for file in (*files.values(), *(cube.file for cube in test)):
+        write_cube(file, np.where(read_cube(file) > 0.2, np.inf, 0))
+    with pytest.raises(UserError, match="none of 15 train cubes can be used"):
+        train(tmp_path / "run", "--csv_file", table)
+    assert problems(tmp_path / "run") == dict.fromkeys(files, "NaN or infinite values")
+    with pytest.raises(UserError, match="no test cube that can be used"):
+        evaluate("--csv_file", table)
+    assert problems(tmp_path / "results") == {cube.id: "NaN or infinite values" for cube in test}
+
+
+@pytest.mark.parametrize(("name", "folder"), [("train.py", "leaves"), ("probe.py", "leaves_probe")])
+def test_a_copys_runs_have_the_copys_name(monkeypatch, name, folder):
+    script, named = load_script(f"hyperspectral/{name}"), []
+
+    def stop(args, project):
+        named.append(project)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "__file__", f"/elsewhere/leaves/{name}")
+    monkeypatch.setattr(script, "Run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        script.main(["--csv_file", "a.csv", *(["--checkpoint", "best"] if name == "probe.py" else [])])
+    assert named == [folder]
 
 
 def test_statistics_of_other_data_are_refused(train, demo, spoilt, tmp_path):
@@ -474,7 +505,7 @@ def test_evaluation_names_data_methods_and_intervals(evaluated, demo):
 
 
 def test_predictions_have_a_row_for_every_cube(evaluated, demo):
-    table, cubes = read_csv(evaluated / "predictions.csv"), read_cubes(demo)[0]["test"]
+    table, cubes = read_csv(evaluated / "predictions.csv"), read_cubes(demo)["test"]
     for name in ("ID", "patient", "label"):
         assert [row[name] for row in table] == [getattr(cube, name.lower()) for cube in cubes]
     metrics = read_json(evaluated / "metrics.json")
@@ -488,11 +519,11 @@ def test_predictions_have_a_row_for_every_cube(evaluated, demo):
 def test_the_errors_are_those_of_the_stored_model(evaluated, trained, demo):
     """Of one cube, from its file on: both masks, hidden foreground voxels."""
     model, config = MAESpectral.from_folder(trained)
-    cube = read_cubes(demo)[0]["test"][3]
+    cube = read_cubes(demo)["test"][3]
     values, errors = torch.from_numpy(read_cube(cube.file)), []
     inside = torch.from_numpy(foreground(values.numpy()))
     for seed in (0, 1):
-        item = CubeDataset(read_cubes(demo)[0]["test"], H5_KEY, model.n_noise, mask_seed=seed)[3]
+        item = CubeDataset(read_cubes(demo)["test"], H5_KEY, model.n_noise, mask_seed=seed)[3]
         result, hidden = model.assemble(model(values[None], item["noise"][None]), values[None])
         counted = hidden[0] & inside
         mean = torch.tensor(config["statistics"]["mean"]).view(-1, 1, 1).expand_as(values)
@@ -534,13 +565,13 @@ def test_another_mask_ratio(evaluate, evaluated):
 def test_every_cube_is_shown_once_under_its_first_mask(evaluate, trained, demo):
     """Also where the split has fewer cubes than --nb_to_plot."""
     _, shown = evaluate("--split", "valid", "--mask_seeds", 2, "--nb_to_plot", 4)
-    cubes = read_cubes(demo)[0]["valid"]
+    cubes = read_cubes(demo)["valid"]
     assert [case.name for case in shown] == [cube.id for cube in cubes]
 
 
 def test_bad_cubes_are_left_out_of_the_evaluation(evaluate, spoilt):
     table, _ = spoilt
-    cubes = read_cubes(table)[0]["test"]
+    cubes = read_cubes(table)["test"]
     values = read_cube(cubes[2].file)
     write_cube(cubes[2].file, np.where(values > 0.2, np.inf, values))
     write_cube(cubes[4].file, values[:, :20, :20])
@@ -551,11 +582,11 @@ def test_bad_cubes_are_left_out_of_the_evaluation(evaluate, spoilt):
 
 
 def test_evaluation_refuses_what_does_not_fit(evaluate, spoilt, tmp_path):
-    save_model(tmp_path / "other", torch.nn.Linear(1, 1), {"project": "cephalometric"})
+    save_model(tmp_path / "other", torch.nn.Linear(1, 1), {"kind": "other"})
     table, _ = spoilt
     write_csv(table, [row for row in read_csv(table) if row["split"] != "test"])
     for flags, text in (
-        (["--checkpoint", tmp_path / "other"], "holds a model of cephalometric, not of hyperspectral"),
+        (["--checkpoint", tmp_path / "other"], "holds a model of kind 'other', not 'masked autoencoder'"),
         (["--checkpoint", tmp_path], f"{tmp_path} is not a model folder"),
         (["--csv_file", table], "no test cube that can be used"),
         (["--mask_ratio", 1], "--mask_ratio"),

@@ -18,18 +18,21 @@ from files import write_cube
 from hsi.files import H5_KEY, BadCube, Cube, read_cube
 from hsi.mae_spectral import MAESpectral
 from hsi.probe import (
+    COLOURS,
     IGNORED,
     STRENGTHS,
     LabelledDataset,
     LinearProbe,
     ProbeModel,
     dice,
+    mask_picture,
+    palette,
+    read_classes,
     read_mask,
     segmentation_loss,
     with_labels,
     with_masks,
 )
-from hsi.probe_report import COLOURS, mask_picture, palette
 
 PROBE = "hyperspectral/probe.py"
 QUICK = ("--num_workers", 0, "--log_with", "none", "--bootstrap", 40, "--batch_size", 4, "--warmup_epochs", 0)
@@ -261,8 +264,9 @@ def test_a_stored_model_comes_back(tmp_path, segment):
     model = ProbeModel(tiny_mae(), 3, segment)
     if not segment:
         model.head.mean.fill_(0.3)
-    config = {"project": "hyperspectral_probe", "model": model.mae.arguments, "classes": ["a", "b", "c"],
-              "task": "segment" if segment else "classify", "wavelengths": list(range(30))}  # fmt: skip
+    config = {"kind": "spectral probe", "model": model.mae.arguments, "classes": ["a", "b", "c"],
+              "task": "segment" if segment else "classify", "wavelengths": list(range(30)),
+              "taught": {"classes": {"a": 1, "b": 2, "c": 3}}}  # fmt: skip
     save_model(tmp_path / "best", model, config)
     loaded, found = ProbeModel.from_folder(tmp_path)
     assert found["classes"] == config["classes"]
@@ -273,7 +277,7 @@ def test_a_stored_model_comes_back(tmp_path, segment):
 
 
 def test_another_models_folder_is_refused(trained):
-    with pytest.raises(UserError, match="holds a model of hyperspectral, not of hyperspectral_probe"):
+    with pytest.raises(UserError, match="holds a model of kind 'masked autoencoder', not 'spectral probe'"):
         ProbeModel.from_folder(trained)
 
 
@@ -421,13 +425,13 @@ def test_cubes_without_a_label_of_train_are_listed():
     }
     report = DataReport()
     usable, classes = with_labels(splits, report)
-    assert classes == ["lesion", "normal"]
+    assert classes == {"lesion": 1, "normal": 1}
     assert {split: [c.id for c in part] for split, part in usable.items()} == {
         "train": ["t1", "t2"], "valid": ["v1"], "test": ["s1"],
     }  # fmt: skip
     assert listed(report) == {
         "t3": ("no label", "", "case skipped"),
-        "v2": ("label not in train", "glaucoma", "case skipped"),
+        "v2": ("label not in train", "glaucoma; train has lesion, normal", "case skipped"),
         "s2": ("no label", "", "case skipped"),
     }
 
@@ -532,8 +536,9 @@ def test_cubes_without_a_usable_mask_are_listed(draw):
         "test": [cube("s1", mask=draw("s1", [0])), cube("s2", mask=draw("s2", [3, 1, 4])), cube("s3", mask=truncated)],
     }  # fmt: skip
     report = DataReport()
-    usable, classes = with_masks(splits, (6, 8), (), report)
-    assert classes == ["0", "1", "2"]
+    classes_of = read_classes(splits, (6, 8))
+    usable, classes = with_masks(splits, classes_of, (), report)
+    assert classes == {"0": 2, "1": 1, "2": 1}
     assert {split: [c.id for c in part] for split, part in usable.items()} == {
         "train": ["t1", "t2"], "valid": ["v1"], "test": ["s1"],
     }  # fmt: skip
@@ -543,9 +548,10 @@ def test_cubes_without_a_usable_mask_are_listed(draw):
         "s2": "class not in train", "s3": "no mask that can be read",
     }  # fmt: skip
     assert found["t3"][1] == "fill column mask_file"
-    assert found["s2"][1] == "3, 4"
+    assert found["s2"][1] == "3, 4; train has 0, 1, 2"
     assert all(action == "case skipped" for _, _, action in found.values())
-    assert with_masks(splits, (6, 8), ["out", "in", "vessel"], DataReport())[1] == ["out", "in", "vessel"]
+    names = ["out", "in", "vessel", "lesion"]  # the last without a case
+    assert with_masks(splits, classes_of, names, DataReport())[1] == {"out": 2, "in": 1, "vessel": 1, "lesion": 0}
 
 
 @pytest.mark.parametrize(
@@ -563,6 +569,6 @@ def test_a_segmentation_needs_two_classes_and_their_names(draw, values, names, t
     train = [cube(f"t{i}", mask=draw(f"t{i}", row)) for i, row in enumerate(values)]
     splits = {"train": [*train, cube("none")], "valid": [], "test": [cube("s", mask=draw("s", [1, 2]))]}
     with pytest.raises(UserError) as caught:
-        with_masks(splits, (6, 8), names, DataReport())
+        with_masks(splits, read_classes(splits, (6, 8)), names, DataReport())
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)

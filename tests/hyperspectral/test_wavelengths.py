@@ -5,7 +5,15 @@ import pytest
 
 from core.args import ArgumentParser
 from core.errors import UserError
-from hsi.wavelengths import DEFAULT_WAVELENGTHS, colour_matching, parse_wavelengths, rgb_weights, to_rgb, white_level
+from hsi.wavelengths import (
+    DEFAULT_WAVELENGTHS,
+    colour_matching,
+    colours,
+    parse_wavelengths,
+    rgb_weights,
+    to_rgb,
+    white_level,
+)
 
 
 def light(*lit: float, wavelengths=DEFAULT_WAVELENGTHS, shape=(1, 1)) -> np.ndarray:
@@ -181,6 +189,21 @@ def test_without_all_three_thirds_the_nearest_bands_are_taken():
     np.testing.assert_array_equal(rgb_weights((520, 560, 600, 660)), [[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0]])
     np.testing.assert_array_equal(rgb_weights((450, 640, 900)), [[0, 1, 0], [0, 1, 0], [1, 0, 0]])
     np.testing.assert_allclose(rgb_weights((800, 900)), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("wavelengths", "text"),
+    [
+        (DEFAULT_WAVELENGTHS, "in true colour"),
+        ((460, 550, 610), "in true colour"),
+        ((500, 550.5, 640, 1050), "in false colour, with the bands at 640, 550.5 and 500 nm as red, green and blue"),
+        ((700, 900), "in false colour, with the bands at 700, 700 and 700 nm as red, green and blue"),
+        ((800, 900), "in grey, the mean of all bands, as none is visible"),
+        ((800,), "in grey, the mean of all bands, as none is visible"),
+    ],
+)
+def test_how_cubes_are_shown_is_said(wavelengths, text):
+    assert colours(wavelengths) == text
 
 
 def test_white_is_the_brightest_half_percent_unless_given():

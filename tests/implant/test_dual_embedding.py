@@ -199,7 +199,7 @@ def test_auxiliary_fields_and_uncertainty():
 def test_a_saved_model_comes_back(tmp_path):
     model = make("hierarchical", uncertainty=True, auxiliary={"thread_type": ["v"]}).eval()
     model.standardise(torch.tensor([[8.0, 3.0], [10.0, 4.0]]))
-    config = {"project": "implant", "kind": "regressor", "model": model.arguments, "image_size": 32, "margin": 0.1}
+    config = {"kind": "implant regressor", "taught": {}, "model": model.arguments, "image_size": 32, "margin": 0.1}
     save_model(tmp_path / "best", model, config | {"modalities": None, "train_sizes": []})
     again, config = DualEmbeddingRegressor.from_folder(tmp_path)
     assert config["model"]["attention_type"] == "hierarchical"
@@ -208,6 +208,9 @@ def test_a_saved_model_comes_back(tmp_path):
     named = again.name_classes(again.encode(images))
     for name in ("company", "model"):
         assert named[name].tolist() == model.encoders[name](images).argmax(dim=1).tolist()
-    save_model(tmp_path / "other", torch.nn.Linear(1, 1), {"project": "implant", "kind": "classifier", "model": {}})
-    with pytest.raises(UserError, match="holds a classifier, not a regressor"):
+    save_model(tmp_path / "untaught", model, {name: value for name, value in config.items() if name != "taught"})
+    with pytest.raises(UserError, match="no taught"):
+        DualEmbeddingRegressor.from_folder(tmp_path / "untaught")
+    save_model(tmp_path / "other", torch.nn.Linear(1, 1), {"kind": "implant classifier", "taught": {}, "model": {}})
+    with pytest.raises(UserError, match="of kind 'implant classifier', not 'implant regressor'"):
         DualEmbeddingRegressor.from_folder(tmp_path / "other")

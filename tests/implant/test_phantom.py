@@ -88,7 +88,7 @@ def test_makers_and_models_differ_by_design():
     radii = {}
     for implant in (Implant("Alvento", model, 8.0, 4.1) for model in MODELS):
         y = np.array([0.02, 2.3, 7.0])
-        radii[implant.model] = phantom.outline_of(implant, y).crest / (implant.diameter / 2)
+        radii[implant.model] = phantom.outline_of(implant, y)[0] / (implant.diameter / 2)
     assert radii["TissueLevel"][0] > 1.2  # flared
     assert radii["Short"][0] < 0.8  # a shoulder
     assert radii["Tapered"][2] < 0.8 * radii["Straight"][2]

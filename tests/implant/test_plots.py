@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from core import figures
 from core.uncertainty import Interval
 from implants import plots as dimension_plots
 from implants.evaluation import Evaluation, Predictions, catalogue_of, sizes
-from implants.records import Record
+from implants.records import TARGETS, Record
 
 SEEN = {("Alfa", "Bone")}
 
@@ -127,6 +128,22 @@ def test_one_case_and_infinite_intervals_are_drawn():
         assert faults(fig) == []
 
 
+def test_a_single_target_has_one_panel(evaluation):
+    found = evaluation.predictions
+    one = found._replace(**{name: getattr(found, name)[:, :1] for name in ("mean", "sigma", "low", "high")})
+    one = Evaluation(evaluation.records, one._replace(targets=("length",)), evaluation.catalogue)
+    assert one.rows == ("length",)
+    (alone,), together = one.summary().values(), evaluation.summary()["length"]
+    np.testing.assert_allclose(list(alone.values()), list(together.values()), rtol=1e-9)
+    bars = {"triple": [alone["mae"]]}
+    for fig in (
+        dimension_plots.predicted_against_true(one, SEEN), dimension_plots.residuals(one, SEEN),
+        dimension_plots.interval_plot(one, 0.9), dimension_plots.ablation_bars(bars, (1.46,), one.targets),
+    ):  # fmt: skip
+        assert [ax.get_title(loc="left").split(":")[0] for ax in fig.axes] == ["Length"]
+        assert faults(fig) == []
+
+
 def test_attention_bars():
     attention = {
         "Alfa": {"visual": 0.2, "company": 0.3, "model": 0.5},
@@ -151,14 +168,14 @@ def test_ablation_bars():
         "triple": (Interval(0.7, 0.6, 0.8), Interval(0.25, 0.2, 0.3)),
         "without embeddings, frozen": (Interval(1.3, 1.2, 1.4), Interval(0.5, np.nan, np.nan)),
     }
-    fig = dimension_plots.ablation_bars(results, (1.46, 0.46))
+    fig = dimension_plots.ablation_bars(results, (1.46, 0.46), TARGETS)
     for t, ax in enumerate(fig.axes):
         bars = [bar for bar in ax.patches if bar.get_height() == 0.7]
         assert [bar.get_width() for bar in bars] == [intervals[t].estimate for intervals in results.values()]
-        assert figures.mpl.colors.to_hex(bars[0].get_facecolor()) == figures.BLUE
+        assert to_hex(bars[0].get_facecolor()) == figures.BLUE
         (line,) = lines(ax, "training median")
         assert line.get_xdata()[0] == (1.46, 0.46)[t]
         assert ax.get_xlim()[1] > max(1.46 * (t == 0), 0.5)
     assert [text.get_text() for text in fig.axes[0].get_yticklabels()] == list(results)
     assert faults(fig) == []
-    assert faults(dimension_plots.ablation_bars({"triple": results["triple"]}, (1.46, 0.46))) == []
+    assert faults(dimension_plots.ablation_bars({"triple": results["triple"]}, (1.46, 0.46), TARGETS)) == []

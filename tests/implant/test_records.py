@@ -6,14 +6,17 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import core.validation
 from core.errors import UserError
 from core.validation import DataReport
 from implants.records import Record, convert_to_serializable, load_records, refuse_leaks
+from implants.splits import leave_out_broken
 
 SIZE = (60, 80)  # width, height
 BOX = (10.0, 20.0, 40.0, 70.0)
@@ -60,7 +63,7 @@ def told(folder, **changes):
 
 
 def test_a_record_with_everything(tree):
-    record = only(
+    record, problems = told(
         tree, patient_id=7, bbox=BOX, pixel_spacing=[0.1, 0.05], modality="periapical", source_image="images/b.png",
         thread_type="v", platform=4, guided=True, note=None, score=float("nan"), tags=["x"],
     )  # fmt: skip
@@ -69,6 +72,7 @@ def test_a_record_with_everything(tree):
         patient="7", bbox=BOX, mm_per_px=(0.05, 0.1), modality="periapical", origin="images/b",
         fields={"thread_type": "v", "platform": "4", "guided": "True"},
     )  # fmt: skip
+    assert problems == [("unknown key in the records", "not used")] * 4  # thread_type, platform, guided, tags
 
 
 def test_a_record_with_no_more_than_it_needs(tree):
@@ -181,6 +185,31 @@ def test_other_limits(tree):
     records, problems = load_records(file, limits={"length": (2, 40)})
     assert [record.length for record in records] == [3]
     assert problems[0].reason == "diameter outside 1.5–8 mm"
+
+
+def test_unknown_keys_are_counted_once_with_those_that_were_expected(tree):
+    rows = [entry(lenght=9, Hersteller="A"), entry("images/b.png", Hersteller="B", thread_type="v", note=None)]
+    report = DataReport()
+    _, problems = load_records(written(tree, rows), fields=["thread_type"], report=report)
+    assert [(p.reason, p.action) for p in problems] == [("unknown key in the records", "not used")] * 2
+    assert [p.detail.split(";")[0] for p in problems] == ["lenght (1 records)", "Hersteller (2 records)"]
+    for name in ("length", "company", "thread_type"):
+        assert name in problems[0].detail.split("expected: ")[1].split(", ")
+    assert report.problems == problems
+
+
+def test_what_no_record_gives_may_be_dropped(tree):
+    rows = [{"image": f"images/{name}.png", "length": length} for name, length in (("a", 9), ("b", ""))]
+    file, needs = written(tree, rows), ("length", "diameter")
+    with pytest.raises(UserError, match="diameter is missing"):
+        load_records(file, needs=needs)
+    records, problems = load_records(file, needs=needs, drop_absent=True)
+    assert [record.id for record in records] == ["images/a"]
+    assert [(p.reason, p.action) for p in problems] == [
+        ("no usable diameter in any record", "diameter left out"), ("length is empty", "record skipped")
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="diameter is missing"):
+        load_records(file, needs=("diameter",), drop_absent=True)
 
 
 # ----------------------------------------------------------------------------------------------------- what is skipped
@@ -366,6 +395,21 @@ def test_several_spellings_are_told_once_and_kept(tree):
     ]
 
 
+def test_a_picture_with_several_boxes_is_decoded_once(tree, monkeypatch):
+    read, decoded = core.validation.read_image, []
+    monkeypatch.setattr(core.validation, "read_image", lambda path: decoded.append(path.name) or read(path))
+    (tree / "images" / "b.png").write_bytes((tree / "images" / "b.png").read_bytes()[:60])
+    boxes = [[0, i, 40, 60] for i in range(3)]
+    content = [entry(image, bbox=box) for box in boxes for image in ("images/a.png", "images/b.png", "images/c.png")]
+    records, report = load_records(written(tree, content))[0], DataReport()
+    one = SimpleNamespace(process_index=0, num_processes=1)
+    kept = leave_out_broken({"train": records}, report, one)["train"]
+    assert sorted(decoded) == ["a.png", "b.png", "c.png"]
+    assert kept == [record for record in records if record.image.name != "b.png"]
+    assert report.cases == {"train": 6}
+    assert [(p.reason, p.where) for p in report.problems] == [("picture unreadable", "images/b")]
+
+
 # -------------------------------------------------------------------------------------------------- files that are none
 
 
@@ -467,8 +511,12 @@ def loaded(folder, *entries, name="r.json"):
 )
 def test_augmented_copies_are_refused(tmp_path, train, val):
     splits = {"train": loaded(tmp_path, entry("other.png"), train), "val": loaded(tmp_path, val, entry("more.png"))}
+    report = DataReport()
     with pytest.raises(UserError, match="1 pictures stand in two splits") as caught:
-        refuse_leaks(splits)
+        refuse_leaks(splits, report)
+    assert [(p.reason, p.action, p.detail) for p in report.problems] == [
+        ("in two splits", "refused", "made of one picture")
+    ]
     for name, record in (("train", train), ("val", val)):
         assert f"{tmp_path / record['image']} in {name}" in str(caught.value)
     assert "(made of one picture)" in str(caught.value)
@@ -525,8 +573,10 @@ def test_an_original_named_without_its_folder_is_the_one_beside_its_copy(tmp_pat
 def test_a_shared_patient_is_refused(tmp_path):
     train = loaded(tmp_path, entry("a.png", patient_id=7.0), entry("a.png", bbox=[0, 0, 9, 9]), entry("b.png"))
     val = loaded(tmp_path, entry("c.png", patient_id="7"), entry("d.png"))
+    report = DataReport()
     with pytest.raises(UserError, match=r"1 patients stand in two splits, 7 .*a\.png in train.*c\.png in val"):
-        refuse_leaks({"train": train, "val": val})
+        refuse_leaks({"train": train, "val": val}, report)
+    assert [(p.reason, p.detail) for p in report.problems] == [("in two splits", "patient 7")]
     refuse_leaks({"train": train, "val": [replace(record, patient=None) for record in val]})
 
 

@@ -73,20 +73,87 @@ def test_a_classifier_leaves_its_results(classifiers):
     assert names == {"args.json", "environment.json", "metrics.jsonl", "data_report.json", "best", "last", "previous",
                      "figures"}  # fmt: skip
     config = read_json(classifiers / "company" / "best" / "config.json")
-    assert (config["kind"], config["target"]) == ("classifier", "company")
+    assert (config["kind"], config["target"]) == ("implant classifier", "company")
     assert config["classes"] == ["Alpha", "Beta", "Gamma"]
+    assert config["taught"] == {"company": {"Alpha": 8, "Beta": 8, "Gamma": 8}}
     assert {"val/loss", "val/accuracy", "val/macro_f1"} <= set(logged(classifiers / "company")[0])
     assert (classifiers / "company" / "figures" / "confusion_matrix.png").is_file()
 
 
-def test_a_classifier_needs_two_classes(implants, tmp_path):
-    rows = [row | {"company": "Alpha"} for row in json.loads((implants / "train.json").read_text())]
-    shutil.copytree(implants, tmp_path / "copy")
-    (tmp_path / "copy" / "train.json").write_text(json.dumps(rows))
-    with pytest.raises(UserError, match="every record is of company 'Alpha'"):
-        call(
-            CLASSIFIER, "--target", "company", *records(tmp_path / "copy"), *TINY.split(), "--save_dir", tmp_path / "r"
-        )
+def changed(implants, folder, change):
+    """A copy of the records in `folder` with `change(split, number, row)` applied to each."""
+    shutil.copytree(implants, folder)
+    for split in ("train", "val", "test"):
+        rows = [change(split, i, row) for i, row in enumerate(read_json(implants / f"{split}.json"))]
+        (folder / f"{split}.json").write_text(json.dumps(rows))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "reason"),
+    [
+        (lambda split, i, row: row | {"company": "Alpha"}, "every record is of company 'Alpha'", "one company only"),
+        (lambda split, i, row: row | {"company": ""}, "none of its 24 records", "company is missing or empty"),
+        (lambda split, i, row: row | {"patient_id": i}, "patients stand in two splits, 0", "in two splits"),
+        (lambda split, i, row: row | {"image": "broken.png"}, "no readable picture in train", "picture unreadable"),
+    ],
+)
+def test_a_refusal_leaves_its_reason_in_the_data_report(implants, tmp_path, change, message, reason):
+    copy = changed(implants, tmp_path / "copy", change)
+    if reason == "picture unreadable":
+        shutil.copy(implants / "val.json", copy)
+    (copy / "broken.png").write_bytes((implants / "train_0.png").read_bytes()[:200])
+    with pytest.raises(UserError, match=message):
+        call(CLASSIFIER, "--target", "company", *records(copy), *TINY.split(), "--save_dir", tmp_path / "r")
+    assert reason in [count["reason"] for count in read_json(tmp_path / "r" / "data_report.json")["counts"]]
+    assert not (tmp_path / "r" / "metrics.jsonl").exists()
+
+
+def test_labels_that_training_has_not_seen_are_named(implants, tmp_path):
+    copy = changed(implants, tmp_path / "copy", lambda split, i, row: row | {"company": "New"} if i < 2 else row)
+    shutil.copy(implants / "train.json", copy)
+    call(CLASSIFIER, "--target", "company", *records(copy), *TINY.split(), "--epochs", 1, "--save_dir", tmp_path / "r")
+    problems = read_json(tmp_path / "r" / "data_report.json")["problems"]
+    (unseen,) = [problem for problem in problems if problem["reason"] == "company unseen in training"]
+    assert unseen["detail"] == "New (2); training has Alpha, Beta, Gamma"
+
+
+def test_what_has_no_truth_in_training_is_left_out_everywhere(implants, tmp_path, capsys):
+    """No diameter, no models, and an auxiliary field that no record has."""
+    gone = {"diameter": None, "model": ""}
+    copy = changed(implants, tmp_path / "copy", lambda split, i, row: row | gone)
+    call(REGRESSOR, *records(copy), *TINY.split(), "--epochs", 1, "--embeddings", "none", "--embedding_dim", 16,
+         "--auxiliary", "thread_type", "surface", "--save_dir", tmp_path / "run")  # fmt: skip
+    config, (row,) = read_json(tmp_path / "run" / "best" / "config.json"), logged(tmp_path / "run")
+    assert config["taught"] == {"targets": {"length": 24}, "thread_type": {"r": 12, "v": 12}}
+    assert row["val/avg_mae"] == row["val/length_mae"]
+    call("implant/evaluate.py", "--checkpoint", tmp_path / "run", "--test_json", copy / "test.json", "--level", 0.5,
+         "--calibration_json", copy / "val.json", "--output", tmp_path / "e", "--bootstrap", 10,
+         "--num_workers", 0)  # fmt: skip
+    call("implant/predict.py", "--checkpoint", tmp_path / "run", tmp_path / "run" / "best", "--input",
+         copy / "test.json", "--output", tmp_path / "p")  # fmt: skip
+    metrics = read_json(tmp_path / "e" / "metrics.json")
+    assert list(metrics["methods"]) == ["run", "median of the training split"]
+    assert list(metrics["methods"]["run"]) == ["length"]
+    assert set(metrics["groups"]) == {"company", "modality", "combination", "spacing"}
+    assert list(read_csv(tmp_path / "p" / "predictions.csv")[0]) == [
+        "id", "image", *(f"length{part}_mm" for part in ("", "_sigma", "_low", "_high", "_nearest")), "thread_type"
+    ]  # fmt: skip
+    told = [p["reason"] for p in read_json(tmp_path / "run" / "data_report.json")["problems"]]
+    assert told == ["no usable diameter in any record", "no surface in any training record"]
+    texts = [capsys.readouterr().out.split("avg_mae")[-1]]
+    texts += [(tmp_path / file).read_text() for file in ("e/metrics.json", "e/predictions.csv", "p/predictions.csv")]
+    assert not [text for text in texts if "diameter" in text or "surface" in text]
+    assert "diameter" not in (tmp_path / "e" / "report.html").read_text(encoding="utf-8").lower()
+
+
+def test_limits_travel_with_the_model(implants, tmp_path):
+    copy = changed(implants, tmp_path / "copy", lambda split, i, row: row | {"length": 5 * row["length"]})
+    call(REGRESSOR, *records(copy), *TINY.split(), "--epochs", 1, "--embeddings", "none", "--embedding_dim", 16,
+         "--length_limits", 40, 60, "--save_dir", tmp_path / "run")  # fmt: skip
+    call("implant/evaluate.py", "--checkpoint", tmp_path / "run", "--test_json", copy / "test.json", "--output",
+         tmp_path / "e", "--bootstrap", 10, "--num_workers", 0)  # fmt: skip
+    assert read_json(tmp_path / "e" / "metrics.json")["data"]["cases"] == 10
 
 
 def test_training_leaves_its_results(runs):
@@ -100,6 +167,9 @@ def test_training_leaves_its_results(runs):
     assert config["modalities"] == ["periapical"]
     assert config["model"]["scale_features"] == 5  # on where a spacing is known
     assert sum(row[-1] for row in config["train_sizes"]) == 24
+    counts = {"Alpha": 8, "Beta": 8, "Gamma": 8}, {"Straight": 12, "Tapered": 12}
+    assert config["taught"] == {"targets": {"length": 24, "diameter": 24}, "company": counts[0], "model": counts[1],
+                                "thread_type": {"r": 12, "v": 12}}  # fmt: skip
 
 
 def test_networks_stand_still_until_their_epoch_and_learn_at_a_tenth(implants, classifiers, runs, tmp_path):
@@ -197,17 +267,6 @@ def test_a_schedule_may_be_one_word():
     assert parse([*base, "20 40"]).unfreeze_schedule == parse([*base, "20", "40"]).unfreeze_schedule == [20, 40]
 
 
-def test_patients_of_both_splits_are_an_error(implants, tmp_path):
-    shutil.copytree(implants, tmp_path / "copy")
-    rows = json.loads((tmp_path / "copy" / "val.json").read_text())
-    rows[0]["patient_id"] = "train0"
-    (tmp_path / "copy" / "val.json").write_text(json.dumps(rows))
-    with pytest.raises(UserError, match="patients stand in two splits, train0"):
-        call(
-            CLASSIFIER, "--target", "company", *records(tmp_path / "copy"), *TINY.split(), "--save_dir", tmp_path / "r"
-        )
-
-
 def test_in_a_sagemaker_container(implants, classifiers, tmp_path, monkeypatch, capsys):
     """The layout and the words that the containers give, offline."""
     for name in ("MODEL_DIR", "OUTPUT_DATA_DIR", "CHANNEL_TRAIN", "CHANNEL_VAL"):
@@ -239,7 +298,7 @@ def test_in_a_sagemaker_container(implants, classifiers, tmp_path, monkeypatch, 
 def evaluation(implants, runs, tmp_path_factory):
     """The results of evaluate.py on the test records. Not to be written to."""
     folder = tmp_path_factory.mktemp("evaluation")
-    call("implant/evaluate.py", "--checkpoints", runs / "triple" / "best", "--compare", runs / "cross", runs / "none",
+    call("implant/evaluate.py", "--checkpoint", runs / "triple" / "best", "--compare", runs / "cross", runs / "none",
          "--test_json", implants / "test.json", "--calibration_json", implants / "val.json", "--level", 0.7,
          "--output", folder, "--bootstrap", 30, "--num_workers", 0)  # fmt: skip
     return folder
@@ -270,7 +329,7 @@ def test_evaluation_writes_what_it_measured(evaluation):
 
 
 def test_patch_attention_is_drawn(implants, runs, tmp_path):
-    call("implant/evaluate.py", "--checkpoints", runs / "cross", "--test_json", implants / "test.json", "--output",
+    call("implant/evaluate.py", "--checkpoint", runs / "cross", "--test_json", implants / "test.json", "--output",
          tmp_path, "--bootstrap", 10, "--num_workers", 0)  # fmt: skip
     assert (tmp_path / "figures" / "attention_patches.png").is_file()
     assert read_json(tmp_path / "metrics.json")["interval_level"] is None
@@ -280,7 +339,7 @@ def test_an_ensemble_is_the_mean_of_its_members(implants, runs, tmp_path):
     found = []
     for folders in (["triple"], ["cross"], ["triple", "cross"]):
         output = tmp_path / "_".join(folders)
-        call("implant/predict.py", "--checkpoints", *(runs / name for name in folders), "--input",
+        call("implant/predict.py", "--checkpoint", *(runs / name for name in folders), "--input",
              implants / "test.json", "--output", output)  # fmt: skip
         found.append(np.array([float(row["length_mm"]) for row in read_csv(output / "predictions.csv")]))
     np.testing.assert_allclose(found[2], (found[0] + found[1]) / 2, atol=2e-3)
@@ -288,7 +347,7 @@ def test_an_ensemble_is_the_mean_of_its_members(implants, runs, tmp_path):
 
 def test_dropout_passes_spread(implants, runs, tmp_path):
     for passes in (0, 8):
-        call("implant/predict.py", "--checkpoints", runs / "none", "--input", implants / "test.json", "--output",
+        call("implant/predict.py", "--checkpoint", runs / "none", "--input", implants / "test.json", "--output",
              tmp_path / str(passes), "--mc_dropout", passes)  # fmt: skip
     assert {row["length_sigma_mm"] for row in read_csv(tmp_path / "0" / "predictions.csv")} == {""}
     assert min(float(row["length_sigma_mm"]) for row in read_csv(tmp_path / "8" / "predictions.csv")) > 0
@@ -300,8 +359,8 @@ def test_pictures_alone_are_enough(implants, runs, tmp_path):
     shutil.copy(implants / "test_0.png", pictures)
     shutil.copy(implants / "test_1.png", pictures / "more")
     (pictures / "broken.png").write_bytes((implants / "test_2.png").read_bytes()[:200])
-    call("implant/predict.py", "--checkpoints", runs / "triple", "--input", pictures, pictures / "test_0.png",
-         "--pixel_spacing", 0.12, "--calibration_json", implants / "val.json", "--level", 0.6,
+    call("implant/predict.py", "--checkpoint", runs / "triple", "--input", pictures, pictures / "test_0.png",
+         "--pixel_size", 0.12, "--calibration_json", implants / "val.json", "--level", 0.6,
          "--output", tmp_path / "out")  # fmt: skip
     rows = read_csv(tmp_path / "out" / "predictions.csv")
     assert [row["id"] for row in rows] == ["more/test_1", "test_0"]
@@ -322,7 +381,7 @@ def test_dicom_files_bring_their_spacing_and_need_no_suffix(runs, tmp_path):
     dicom(tmp_path / "in" / "1.2.840.7", pixels, **spacing)
     dicom(tmp_path / "in" / "1.2.840.8", pixels)
     (tmp_path / "in" / "notes").write_text("no picture")
-    call("implant/predict.py", "--checkpoints", runs / "triple", "--input", tmp_path / "in", "--output", tmp_path)
+    call("implant/predict.py", "--checkpoint", runs / "triple", "--input", tmp_path / "in", "--output", tmp_path)
     rows = read_csv(tmp_path / "predictions.csv")
     assert [row["id"] for row in rows] == ["1.2.840.7", "1.2.840.8"]
     assert rows[0]["length_mm"] != rows[1]["length_mm"]  # one knows its scale
@@ -333,7 +392,7 @@ def test_what_is_no_input_is_said_in_one_line(runs, tmp_path, given):
     (tmp_path / "text.txt").write_text("no picture")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=f"--input .*{given}") as caught:
-        call("implant/predict.py", "--checkpoints", runs / "none", "--input", tmp_path / given, "--output",
+        call("implant/predict.py", "--checkpoint", runs / "none", "--input", tmp_path / given, "--output",
              tmp_path / "out")  # fmt: skip
     assert "\n" not in str(caught.value)
 
@@ -347,5 +406,5 @@ def test_runs_on_other_records_are_no_ensemble(implants, runs, tmp_path):
 
     seal(tmp_path / "other" / "best")
     with pytest.raises(UserError, match="trained on other records"):
-        call("implant/predict.py", "--checkpoints", runs / "none", tmp_path / "other", "--input",
+        call("implant/predict.py", "--checkpoint", runs / "none", tmp_path / "other", "--input",
              implants / "test.json", "--output", tmp_path / "out")  # fmt: skip

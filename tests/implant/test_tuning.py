@@ -391,7 +391,9 @@ def test_a_trial_ends_with_its_killed_search(tmp_path):
     text = "import sys, threading; from implants import tuning; from pathlib import Path\n"
     text += "tuning.follow(sys.argv[1:], Path(sys.argv[2]), 'val/loss', print, threading.Event())"
     command = [sys.executable, "-c", text, str(tmp_path / "script.py"), str(tmp_path / "trial")]
-    search = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    search = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "implant")))}
+    )
     try:
         appears(tmp_path / "trial" / "ready")
     finally:

@@ -56,7 +56,7 @@ def test_imagenet_weights_have_no_convolutional_stem(tmp_path):
 
 def test_a_folder_comes_back_at_another_size(tmp_path):
     model = tiny(conv_stem=True).eval()
-    save_model(tmp_path / "best", model, {"project": "implant", "kind": "classifier", "model": model.arguments})
+    save_model(tmp_path / "best", model, {"kind": "implant classifier", "taught": {}, "model": model.arguments})
     images = torch.rand(2, 1, 32, 32)
     again = load_classifier(tmp_path, 32)
     torch.testing.assert_close(again(images), model(images), rtol=0, atol=0)
@@ -109,6 +109,6 @@ def test_other_weights_are_refused_in_one_line(tmp_path, change, message):
 
 
 def test_another_kind_of_model_is_no_classifier(tmp_path):
-    save_model(tmp_path, nn.Linear(1, 1), {"project": "implant", "kind": "regressor", "model": {}})
-    with pytest.raises(UserError, match=r"holds a regressor, not a classifier.*train_classifier\.py"):
+    save_model(tmp_path, nn.Linear(1, 1), {"kind": "implant regressor", "taught": {}, "model": {}})
+    with pytest.raises(UserError, match="of kind 'implant regressor', not 'implant classifier'"):
         load_classifier(tmp_path, 32)

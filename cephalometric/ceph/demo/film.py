@@ -4,15 +4,15 @@
 that into the grey values of one of five invented devices. `draw_case(seed, case)` does it all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from ceph.anatomy import SCHEMA
 from ceph.demo import phantom as atlas
 from ceph.demo.phantom import Head, cervical_spine, dentition, sample_anatomy, smooth
-from ceph.landmarks import LANDMARKS
 
 # ------------------------------------------------------------------------------------------------------------- painting
 
@@ -26,6 +26,7 @@ class Film:
         self.mm_per_px = mm_per_px
 
     def px(self, points: np.ndarray) -> np.ndarray:
+        """Head mm (..., 2) to px."""
         return points @ self.to_px[:, :2].T + self.to_px[:, 2]
 
     def _add(self, points: np.ndarray, reach: float, soft: float, amount: float, draw: Callable) -> None:
@@ -93,16 +94,54 @@ class Brush:
         self.film, self.head, self.shift = film, head, np.zeros(2) if shift is None else shift
 
     def trace(self, outline: list, closed: bool = True) -> np.ndarray:
+        """An outline of the atlas in this head, (n, 2) mm."""
         return self.head.trace(outline, closed) + self.shift
 
-    def fill(self, outline: list, amount: float, soft: float = 0.4) -> None:
-        self.film.fill(self.trace(outline), amount, soft)
+    def draw(self, rows: Iterable[tuple]) -> None:
+        """Draws outlines: ("fill", outline, amount, softness), or ("rim", closed, or "line", open, outline, width,
+        amount, softness). All are mm but the amount; without a softness it is 0.4 or 0.25 mm."""
+        for how, outline, *numbers in rows:
+            if how == "fill":
+                self.film.fill(self.trace(outline), *(*numbers, 0.4)[:2])
+            else:
+                closed = how == "rim"
+                self.film.stroke(self.trace(outline, closed), *(*numbers, 0.25)[:3], closed=closed)
 
-    def rim(self, outline: list, width: float, amount: float, soft: float = 0.25) -> None:
-        self.film.stroke(self.trace(outline), width, amount, soft, closed=True)
 
-    def line(self, outline: list, width: float, amount: float, soft: float = 0.25) -> None:
-        self.film.stroke(self.trace(outline, closed=False), width, amount, soft)
+# What is drawn, in this order; see `Brush.draw`.
+SOFT_TISSUE = (
+    ("fill", atlas.SOFT_PALATE, 0.08, 0.8), ("fill", atlas.TONGUE, 0.06, 2.5),
+    ("line", atlas.ORAL_GAP, 2, -0.06, 0.8), ("fill", atlas.NASAL_CAVITY, -0.10, 2.5),
+    ("fill", atlas.TURBINATE, 0.06, 1.5), ("fill", atlas.EAR, 0.03, 1.0), ("rim", atlas.EAR, 3, 0.03, 1.0),
+)  # fmt: skip
+PAIRED = (
+    ("fill", atlas.BODY, 0.05, 3.5), ("line", atlas.OBLIQUE_LINE, 2.0, 0.04, 0.8),
+    ("line", atlas.MANDIBULAR_CANAL, 2.6, -0.02, 0.5), ("line", atlas.ORBIT_RIM, 1.4, 0.17),
+    ("fill", atlas.LATERAL_RIM, 0.06, 1.0), ("line", atlas.ORBITAL_ROOF, 0.9, 0.10),
+    ("line", atlas.SPHENOID_WING, 0.9, 0.09), ("fill", atlas.ZYGOMA, 0.08, 1.5),
+    ("line", atlas.KEY_RIDGE, 1.2, 0.10, 0.35), ("line", atlas.ZYGOMATIC_ARCH, 4.5, 0.035, 1.0),
+    ("fill", atlas.MAXILLARY_SINUS, -0.04, 1.2), ("rim", atlas.MAXILLARY_SINUS, 0.7, 0.04),
+    ("fill", atlas.PTERYGOID_PLATES, 0.06, 1.0), ("fill", atlas.PTERYGOID_FISSURE, -0.08, 0.5),
+    ("rim", atlas.PTERYGOID_FISSURE, 0.8, 0.06), ("line", atlas.TUBEROSITY, 0.9, 0.06),
+    ("fill", atlas.PETROUS, 0.16, 2.2), ("line", atlas.PETROUS_RIDGE, 2.2, 0.05, 0.8),
+    ("fill", atlas.MASTOID, 0.10, 3.5), ("line", atlas.GLENOID_FOSSA, 1.0, 0.13),
+    ("fill", atlas.EAR_CANAL, -0.20, 0.4), ("rim", atlas.EAR_CANAL, 0.9, 0.15),
+)  # fmt: skip
+MIDLINE = (
+    ("fill", atlas.MIDFACE, 0.10, 4), ("fill", atlas.FRONTAL_SINUS, -0.22, 0.6),
+    ("rim", atlas.FRONTAL_SINUS, 0.8, 0.12), ("fill", atlas.CLIVUS, 0.20, 0.8),
+    *(("line", vessel, 1.6, -0.03, 0.8) for vessel in atlas.VESSELS), ("line", atlas.SELLA, 1.3, 0.34, 0.3),
+    ("line", atlas.CLIVUS_LINE, 1.3, 0.14, 0.4), ("fill", atlas.SELLA_CUP, -0.06, 0.6),
+    ("fill", atlas.CLINOID, 0.16, 0.5), ("line", atlas.SKULL_BASE, 1.4, 0.20, 0.35),
+    ("line", atlas.ANTERIOR_FOSSA, 1.2, 0.24, 0.3), ("fill", atlas.SPHENOID_SINUS, -0.12, 0.8),
+    ("rim", atlas.SPHENOID_SINUS, 0.8, 0.10), *(("line", septum, 0.8, 0.09, 0.4) for septum in atlas.ETHMOID),
+    ("fill", atlas.FRONTAL_PROCESS, 0.07, 1.5), ("fill", atlas.NASAL_BONE, 0.30, 0.35),
+    ("line", atlas.NASOFRONTAL_SUTURE, 0.8, -0.34, 0.2), ("fill", atlas.PALATE, 0.14, 0.3),
+    ("line", atlas.NASAL_FLOOR, 1.0, 0.20), ("line", atlas.ORAL_PALATE, 0.9, 0.14),
+    ("line", atlas.ANTERIOR_MAXILLA, 0.9, 0.16), ("fill", atlas.MAXILLA, 0.17, 0.8),
+    ("fill", atlas.SYMPHYSIS, 0.12, 0.6), ("rim", atlas.SYMPHYSIS, 1.4, 0.20), ("fill", atlas.HYOID, 0.22),
+    ("line", atlas.HYOID_HORN, 2.0, 0.12, 0.5),
+)  # fmt: skip
 
 
 def paint_head(film: Film, head: Head, rng: np.random.Generator) -> None:
@@ -114,7 +153,7 @@ def paint_head(film: Film, head: Head, rng: np.random.Generator) -> None:
     paint_midline_bones(Brush(film, head))
     paint_spine(film, head)
     bone, film.density = np.maximum(film.density, 0), np.zeros_like(film.density)
-    Brush(film, head).fill(atlas.MASTOID, 1, soft=3)
+    Brush(film, head).draw([("fill", atlas.MASTOID, 1, 3)])
     bone *= 1 + bone_texture(film, rng) + film.density * noise_field(film, 2.2, 0.16, rng)  # mastoid air cells
     film.density = soft + bone
     paint_teeth(film, head)
@@ -132,14 +171,7 @@ def paint_soft_tissue(film: Film, head: Head) -> None:
     airway = smooth(np.vstack([behind, wall, wall[-1] + [1, 30], before]), closed=True)
     film.fill(airway, -0.12, soft=1.0)
     film.fill(airway, -0.10, soft=3.5)
-    brush = Brush(film, head)
-    brush.fill(atlas.SOFT_PALATE, 0.08, soft=0.8)
-    brush.fill(atlas.TONGUE, 0.06, soft=2.5)
-    brush.line(atlas.ORAL_GAP, 2, -0.06, soft=0.8)
-    brush.fill(atlas.NASAL_CAVITY, -0.10, soft=2.5)
-    brush.fill(atlas.TURBINATE, 0.06, soft=1.5)
-    brush.fill(atlas.EAR, 0.03, soft=1.0)
-    brush.rim(atlas.EAR, 3, 0.03, soft=1.0)
+    Brush(film, head).draw(SOFT_TISSUE)
 
 
 def paint_paired_bones(brush: Brush) -> None:
@@ -148,28 +180,7 @@ def paint_paired_bones(brush: Brush) -> None:
     depth = film.depth(mandible)
     film.density += 0.09 * chord(depth, 6) + 0.05 * chord(depth, 2.2)
     film.stroke(mandible, 1.1, 0.10, closed=True)
-    brush.fill(atlas.BODY, 0.05, soft=3.5)
-    brush.line(atlas.OBLIQUE_LINE, 2.0, 0.04, soft=0.8)
-    brush.line(atlas.MANDIBULAR_CANAL, 2.6, -0.02, soft=0.5)
-    brush.line(atlas.ORBIT_RIM, 1.4, 0.17)
-    brush.fill(atlas.LATERAL_RIM, 0.06, soft=1.0)
-    brush.line(atlas.ORBITAL_ROOF, 0.9, 0.10)
-    brush.line(atlas.SPHENOID_WING, 0.9, 0.09)
-    brush.fill(atlas.ZYGOMA, 0.08, soft=1.5)
-    brush.line(atlas.KEY_RIDGE, 1.2, 0.10, soft=0.35)
-    brush.line(atlas.ZYGOMATIC_ARCH, 4.5, 0.035, soft=1.0)
-    brush.fill(atlas.MAXILLARY_SINUS, -0.04, soft=1.2)
-    brush.rim(atlas.MAXILLARY_SINUS, 0.7, 0.04)
-    brush.fill(atlas.PTERYGOID_PLATES, 0.06, soft=1.0)
-    brush.fill(atlas.PTERYGOID_FISSURE, -0.08, soft=0.5)
-    brush.rim(atlas.PTERYGOID_FISSURE, 0.8, 0.06)
-    brush.line(atlas.TUBEROSITY, 0.9, 0.06)
-    brush.fill(atlas.PETROUS, 0.16, soft=2.2)
-    brush.line(atlas.PETROUS_RIDGE, 2.2, 0.05, soft=0.8)
-    brush.fill(atlas.MASTOID, 0.10, soft=3.5)
-    brush.line(atlas.GLENOID_FOSSA, 1.0, 0.13)
-    brush.fill(atlas.EAR_CANAL, -0.20, soft=0.4)
-    brush.rim(atlas.EAR_CANAL, 0.9, 0.15)
+    brush.draw(PAIRED)
 
 
 def paint_midline_bones(brush: Brush) -> None:
@@ -177,43 +188,16 @@ def paint_midline_bones(brush: Brush) -> None:
     film, before = brush.film, brush.film.density
     cranium = film.depth(brush.trace(atlas.CRANIUM))
     film.density = np.zeros_like(before)
-    brush.fill(atlas.BASE_ZONE, 1, soft=3)
+    brush.draw([("fill", atlas.BASE_ZONE, 1, 3)])
     base = np.clip(film.density, 0, 1)
     outer, diploe, inner = (chord(cranium - d, 75) - chord(cranium - e, 75) for d, e in ((0, 1.8), (1.8, 5), (5, 6.6)))
     vault = 2.2 * outer + 0.9 * diploe + 1.9 * inner
     film.density = before + (1 - base) * vault + base * 0.14 * np.clip(cranium / 3, 0, 1)
-
-    brush.fill(atlas.MIDFACE, 0.10, soft=4)
-    brush.fill(atlas.FRONTAL_SINUS, -0.22, soft=0.6)
-    brush.rim(atlas.FRONTAL_SINUS, 0.8, 0.12)
-    brush.fill(atlas.CLIVUS, 0.20, soft=0.8)
-    for vessel in atlas.VESSELS:
-        brush.line(vessel, 1.6, -0.03, soft=0.8)
-    brush.line(atlas.SELLA, 1.3, 0.34, soft=0.3)
-    brush.line(atlas.CLIVUS_LINE, 1.3, 0.14, soft=0.4)
-    brush.fill(atlas.SELLA_CUP, -0.06, soft=0.6)
-    brush.fill(atlas.CLINOID, 0.16, soft=0.5)
-    brush.line(atlas.SKULL_BASE, 1.4, 0.20, soft=0.35)
-    brush.line(atlas.ANTERIOR_FOSSA, 1.2, 0.24, soft=0.3)
-    brush.fill(atlas.SPHENOID_SINUS, -0.12, soft=0.8)
-    brush.rim(atlas.SPHENOID_SINUS, 0.8, 0.10)
-    for septum in atlas.ETHMOID:
-        brush.line(septum, 0.8, 0.09, soft=0.4)
-    brush.fill(atlas.FRONTAL_PROCESS, 0.07, soft=1.5)
-    brush.fill(atlas.NASAL_BONE, 0.30, soft=0.35)
-    brush.line(atlas.NASOFRONTAL_SUTURE, 0.8, -0.34, soft=0.2)
-    brush.fill(atlas.PALATE, 0.14, soft=0.3)
-    brush.line(atlas.NASAL_FLOOR, 1.0, 0.20)
-    brush.line(atlas.ORAL_PALATE, 0.9, 0.14)
-    brush.line(atlas.ANTERIOR_MAXILLA, 0.9, 0.16)
-    brush.fill(atlas.MAXILLA, 0.17, soft=0.8)
-    brush.fill(atlas.SYMPHYSIS, 0.12, soft=0.6)
-    brush.rim(atlas.SYMPHYSIS, 1.4, 0.20)
-    brush.fill(atlas.HYOID, 0.22)
-    brush.line(atlas.HYOID_HORN, 2.0, 0.12, soft=0.5)
+    brush.draw(MIDLINE)
 
 
 def paint_spine(film: Film, head: Head) -> None:
+    """The cervical vertebrae."""
     for name, outline in cervical_spine(head).items():
         body = name in {"C2", "C3", "C4", "C5", "C6", "atlas front"}
         film.fill(outline, 0.24 if body else 0.09, 0.4 if body else 1.0)
@@ -221,6 +205,7 @@ def paint_spine(film: Film, head: Head) -> None:
 
 
 def paint_teeth(film: Film, head: Head) -> None:
+    """Each tooth twice, as the two sides' shadows."""
     for tooth in dentition(head.points):
         for shift in (head.asymmetry, -head.asymmetry):
             offset = shift * (1.0 if tooth.paired else 0.3)
@@ -300,7 +285,7 @@ def draw_case(seed: int, case: int) -> Case:
     film = Film(device.height, device.width, sample_pose(head, device, rng), device.mm_per_px)
     paint_head(film, head, rng)
     paint_furniture(film, head, device, rng)
-    truth = {symbol: film.px(head.points[symbol]) for symbol in LANDMARKS}
+    truth = {symbol: film.px(head.points[symbol]) for symbol in SCHEMA.names}
     return Case(expose(film, device, rng), truth, head.stage, device)
 
 
@@ -320,7 +305,7 @@ def sample_pose(head: Head, device: Device, rng: np.random.Generator, margin: fl
     """(2, 3) affine, head mm -> px: nodding by about 3.5 degrees SD, landmarks and C4 at least `margin` mm inside."""
     angle = np.deg2rad(float(np.clip(3.5 * rng.standard_normal(), -8, 8)))
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    inside = np.vstack([[head.points[symbol] for symbol in LANDMARKS], cervical_spine(head)["C4"]]) @ rotation.T
+    inside = np.vstack([[head.points[symbol] for symbol in SCHEMA.names], cervical_spine(head)["C4"]]) @ rotation.T
     field = np.array([device.width, device.height]) * device.mm_per_px
     room = field - 2 * margin - np.ptp(inside, axis=0)
     share = np.clip(device.anchor + 0.15 * rng.standard_normal(2), 0, 1)

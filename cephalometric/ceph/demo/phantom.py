@@ -1,8 +1,8 @@
 """The anatomy of a synthetic head in millimetres: its landmarks, and an atlas of outlines that is warped onto them.
 
-These are phantoms, drawn by formulas; no patient is behind them. `sample_anatomy` draws the 29 landmarks from published
+These are phantoms, drawn by formulas; no patient is behind them. `sample_anatomy` draws the landmarks from published
 norms, a thin-plate spline carries the atlas (outlines written around the mean head) onto them, teeth and vertebrae are
-built piece by piece. phantom_film.py makes a radiograph of the result.
+built piece by piece. film.py makes a radiograph of the result.
 
 Head frame: origin at Sella, x to the face, y down, Frankfort horizontal (Po-Or) level, mm. Angles grow clockwise.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.interpolate import CubicSpline, RBFInterpolator
 
-from ceph.landmarks import LANDMARKS
+from ceph.anatomy import SCHEMA
 
 Points = dict[str, np.ndarray]  # symbol -> (2,) mm in the head frame
 Draw = Callable[[float, float], float]  # (mean, standard deviation) -> a number
@@ -35,7 +35,7 @@ def angle_at(vertex: np.ndarray, first: np.ndarray, second: np.ndarray) -> float
 
 
 def build_anatomy(normal: Draw, stage: float) -> Points:
-    """The 29 landmarks (and a few helpers) of one head, mm, from cephalometric norms.
+    """The landmarks (and a few helpers) of one head, mm, from cephalometric norms.
 
     Means and standard deviations: SNA, SNB, SN-MP, incisors after Steiner 1953 and Riedel 1952; saddle angle and S-Ar
     after Björk 1947; ANS-Me/N-Me = 55 % after Wylie 1947; soft tissue after Burstone 1958 and Arnett 1999; rounded,
@@ -146,7 +146,7 @@ def is_plausible(p: Points) -> bool:
 
 MEAN = build_anatomy(lambda mean, _: mean, stage=4)
 # Teeth and Gn lie too close together to bend the space between them: curves pass through them by name.
-WARPED_BY = [k for k in LANDMARKS if k not in {"Gn", "LPM", "LIT", "LMT", "UPM", "UIA", "UIT", "UMT", "LIA"}]
+WARPED_BY = [k for k in SCHEMA.names if k not in {"Gn", "LPM", "LIT", "LMT", "UPM", "UIA", "UIT", "UMT", "LIA"}]
 VAULT = np.array([[75.0, -48], [4, -107], [-76, -83], [-109, -13], [-72, 50]])  # anchors of the warp, mean head
 NECK = np.array([[18.0, 190], [-82, 190], [24, 125], [-90, 85]])
 

@@ -1,7 +1,7 @@
 """The normal anatomy of a synthetic chest: its measures in millimetres, and a grid of voxels to paint it on.
 
 These are phantoms, drawn by formulas; no patient is behind them. `sample_chest` draws the measures, `paint_anatomy` and
-`paint_lung_vessels` put them on a `Canvas`; chest_findings.py adds what is wrong, chest_phantom.py makes the volume.
+`paint_lung_vessels` put them on a `Canvas`; findings.py adds what is wrong, phantom.py makes the volume.
 
 Body frame: origin in the middle of the chest, x to the patient's left, y to the back, z to the head, mm.
 """
@@ -208,6 +208,7 @@ class Chest:
         return np.array(rows)
 
     def hilum(self, side: int) -> np.ndarray:
+        """Centre (3,) of a hilum, mm."""
         return np.array([side * 34.0, 8.0, 22.0 + 5 * side])
 
 

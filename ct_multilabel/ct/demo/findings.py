@@ -1,8 +1,8 @@
-"""What is wrong in a synthetic chest: one painter a finding, in the names of ct_volumes.LABELS.
+"""What is wrong in a synthetic chest: one painter a finding, in the names of ct.labels.LABELS.
 
 Each has a plain, schematic look that spans many slices, and varies in place, size and number. None of it was taken from
 a patient. Cardiomegaly, pericardial effusion, and the size of the lungs in emphysema and atelectasis are measures of
-the anatomy: see chest_anatomy.sample_chest.
+the anatomy: see ct.demo.anatomy.sample_chest.
 """
 
 import numpy as np
@@ -231,10 +231,7 @@ def septal_thickening(canvas: Canvas, chest: Chest, rng: np.random.Generator) ->
 
 
 # Painted in this order: first what the vessels shine through, then, after the vessels, what hides others last.
-BEHIND_VESSELS = {
-    "Mosaic attenuation pattern": mosaic_attenuation,
-    "Lung opacity": lung_opacity,
-}
+BEHIND_VESSELS = {"Mosaic attenuation pattern": mosaic_attenuation, "Lung opacity": lung_opacity}
 BEFORE_VESSELS = {
     "Emphysema": emphysema,
     "Interlobular septal thickening": septal_thickening,

@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from ct.demo.anatomy import FAT, LEFT, MUSCLE, RIGHT, Canvas, paint_anatomy, paint_lung_vessels, sample_chest
 from ct.demo.findings import BEFORE_VESSELS, BEHIND_VESSELS
-from ct.volumes import LABELS
+from ct.labels import LABELS
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def draw(
     the same `rng` state draws the same patient with and without a finding, and on whatever grid.
     """
     if unknown := set(findings) - set(LABELS):
-        raise ValueError(f"{sorted(unknown)} are no findings; the names are those of ct_volumes.LABELS")
+        raise ValueError(f"{sorted(unknown)} are no findings; the names are those of ct.labels.LABELS")
     anatomy, texture, *streams = rng.integers(2**63, size=2 + len(LABELS))
     chest = sample_chest(np.random.default_rng(anatomy), findings)
     canvas = Canvas(scan.shape, scan.spacing, scan.centre, scan.turn)

@@ -2,7 +2,7 @@
 
 These are phantoms, drawn by formulas; no person is behind them. The curves that carry the landmarks are the curves that
 draw: the helix rises between the outer and the inner helix, the concha lies behind its rim, and so on. The relief is a
-height field, to be lit by ear_scene.py.
+height field, to be lit by scene.py.
 
 Frame: x towards the face, y down, z towards the viewer; the unit is the length of the ear, from superaurale (y = -0.5)
 to subaurale (y = 0.5). A right ear is seen with the face to the right, as a person is seen from their right side; a
@@ -113,22 +113,9 @@ def ear_curves(shape: EarShape, yaw: float = 0.0) -> Curves:
     rim, superior, concha = seen(rim, 0.8), seen(superior, 0.8), seen(concha, 0.8)
     front, crus, tragus = seen(front, 0), seen(crus, 0.3), seen(tragus, 0.3)
 
-    above_lobe = outer[: at[8]]
-    ear17 = [
-        outer[0],
-        outer[at[1]],
-        outer[outer[:, 1].argmin()],
-        outer[at[4]],
-        above_lobe[above_lobe[:, 0].argmin()],
-        outer[at[8]],
-        outer[at[10]],
-        outer[outer[:, 1].argmax()],
-        outer[-1],
-        crus[-1],
-        superior[-1],
-        rim[-1],
-        *rim[fold[[8, 7, 4, 2, 0]]],
-    ]
+    top, back, bottom = outer[:, 1].argmin(), outer[: at[8], 0].argmin(), outer[:, 1].argmax()
+    ear17 = [*outer[[0, at[1], top, at[4], back, at[8], at[10], bottom, -1]], crus[-1], superior[-1], rim[-1],
+             *rim[fold[[8, 7, 4, 2, 0]]]]  # fmt: skip
     ibug55 = [equidistant(outer, 20), equidistant(inner, 15), equidistant(rim, 15), equidistant(superior, 5)]
     return Curves(
         outer, front, inner, outer[: len(inner)], crus, rim, rim[fold[4] :], superior, concha, tragus,

@@ -132,16 +132,11 @@ def draw_scene(person: Person, side: str, rng: np.random.Generator, size: int = 
     box, ear17, ibug55 = box_of(curves, to_px), px(curves.ear17, to_px), px(curves.ibug55, to_px)
     if side == "left":
         image = np.ascontiguousarray(image[:, ::-1])
-        box, ear17, ibug55 = mirrored_box(box, width), mirrored(ear17, width), mirrored(ibug55, width)
-    parameters = {
-        "shape": asdict(shape),
-        "tone": person.tone,
-        "redness": person.redness,
-        "hair": {name: getattr(person, name) for name in ("hair", "hair_gap", "long_hair", "lock")},
-        "light": asdict(light),
-        "yaw": float(yaw),
-        "tilt": float(tilt),
-    }
+        box = np.array([width - 1 - box[2], box[1], width - 1 - box[0], box[3]])
+        ear17, ibug55 = mirrored(ear17, width), mirrored(ibug55, width)
+    hair = {name: getattr(person, name) for name in ("hair", "hair_gap", "long_hair", "lock")}
+    parameters = {"shape": asdict(shape), "tone": person.tone, "redness": person.redness, "hair": hair,
+                  "light": asdict(light), "yaw": float(yaw), "tilt": float(tilt)}  # fmt: skip
     return Scene(image, side, box, ear17, ibug55, parameters)
 
 
@@ -158,10 +153,6 @@ def sample_camera(curves: Curves, tilt: float, height: int, width: int, rng: np.
 def mirrored(points: np.ndarray, width: int) -> np.ndarray:
     """Points (N, 2) of a picture that is mirrored left to right."""
     return np.column_stack([width - 1 - points[:, 0], points[:, 1]])
-
-
-def mirrored_box(box: np.ndarray, width: int) -> np.ndarray:
-    return np.array([width - 1 - box[2], box[1], width - 1 - box[0], box[3]])
 
 
 # ------------------------------------------------------------------------------------------------------------ painting
@@ -288,15 +279,9 @@ def cast_shadow(height: np.ndarray, light: Light, scale: float) -> np.ndarray:
     return blur(np.clip(above / 0.02, 0, 1), 0.008 * scale)
 
 
-def lambert(
-    across: np.ndarray,
-    down: np.ndarray,
-    light: Light,
-    occlusion: float | np.ndarray = 1.0,
-    lit: float | np.ndarray = 1.0,
-) -> np.ndarray:
+def lambert(across: np.ndarray, down: np.ndarray, light: Light, occlusion=1.0, lit=1.0) -> np.ndarray:
     """(H, W) brightness of a matt surface, 1 where it faces the lamp. Its normals are (across, down, 1); `occlusion` is
-    the share of the light from everywhere that reaches it, `lit` that of the lamp."""
+    the share of the light from everywhere that reaches it, `lit` that of the lamp, each a number or (H, W)."""
     lamp = np.clip(facing(across, down, light.towards), 0, None) * np.sqrt(occlusion) * lit
     return light.strength * lamp + (1 - light.strength) * occlusion
 
@@ -360,12 +345,8 @@ def scene_of(seed: int, number: int, size: int) -> Scene:
     """Picture `number` of a data set; depends on the arguments alone. Pictures 2n and 2n + 1 show both ears of one
     person."""
     person, side = divmod(number, 2)
-    return draw_scene(
-        sample_person(np.random.default_rng([seed, 0, person])),
-        SIDES[side],
-        np.random.default_rng([seed, 1, number]),
-        size,
-    )
+    looks = sample_person(np.random.default_rng([seed, 0, person]))
+    return draw_scene(looks, SIDES[side], np.random.default_rng([seed, 1, number]), size)
 
 
 def write_scene(files: list[Path], seed: int, number: int, size: int) -> Scene:

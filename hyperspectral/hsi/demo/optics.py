@@ -1,4 +1,4 @@
-"""How strongly the pigments of an eye absorb at each wavelength; retina_phantom.py mixes a synthetic fundus from them.
+"""How strongly the pigments of an eye absorb at each wavelength; phantom.py mixes a synthetic fundus from them.
 
 Wavelengths in nm, 400-1000. Absorption is natural (base e) throughout.
 """

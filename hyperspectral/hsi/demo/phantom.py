@@ -2,7 +2,7 @@
 arrays or files.
 
 These are phantoms, drawn by formulas; no patient is behind them. Light comes back from the choroid and from the retina
-before it, and each pigment on its way takes its share by Beer and Lambert's law; retina_optics.py has the spectra.
+before it, and each pigment on its way takes its share by Beer and Lambert's law; optics.py has the spectra.
 
 Frame: complex numbers x + iy whose unit is the radius of the field (about 6.5 mm), 0 its middle, y down. The eye is
 drawn as a right one, with the nose and the optic disc to the right, and a left eye is mirrored at the end. All sizes

@@ -116,16 +116,9 @@ def _middling(rng: np.random.Generator, sizes: tuple[float, ...]) -> float:
 # -------------------------------------------------------------------------------------------------------- the implant
 
 
-@dataclass(frozen=True)
-class Outline:
-    """Along the axis of an implant, each (N,), in mm."""
-
-    crest: np.ndarray  # radius over the thread
-    depth: np.ndarray  # of the thread; 0 where the implant is smooth
-
-
-def outline_of(implant: Implant, y: np.ndarray) -> Outline:
-    """The outline at the heights `y` (N,), 0 at the platform and `length` at the apex.
+def outline_of(implant: Implant, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Radius over the thread and depth of the thread, 0 where the implant is smooth, each (N,) in mm, at the heights
+    `y` (N,), 0 at the platform and `length` at the apex.
 
     Makers differ in neck, thread and apex. Model lines are common to them: Straight, Tapered towards the apex,
     TissueLevel with a flared collar, and Short with a narrow platform, a shoulder and a deeper thread.
@@ -159,7 +152,7 @@ def outline_of(implant: Implant, y: np.ndarray) -> Outline:
     else:
         crest *= np.interp(left, [0, 0.35], [0.88, 1])
     depth = min(company.depth * (1.25 if implant.model == "Short" else 1), 0.3 * radius)
-    return Outline(crest, depth * np.clip((y - neck) / 0.4, 0, 1) * np.clip(left / 1.2, 0, 1))
+    return crest, depth * np.clip((y - neck) / 0.4, 0, 1) * np.clip(left / 1.2, 0, 1)
 
 
 def titanium(implant: Implant, step: float, screw: float = 0.0) -> np.ndarray:
@@ -172,10 +165,10 @@ def titanium(implant: Implant, step: float, screw: float = 0.0) -> np.ndarray:
     company, length = COMPANIES[implant.company], implant.length
     rows = round(length / step)
     y = (np.arange(rows) + 0.5) * length / rows
-    outline = outline_of(implant, y)
-    half = int(np.ceil(outline.crest.max() / step)) + 1
+    crest, depth = outline_of(implant, y)
+    half = int(np.ceil(crest.max() / step)) + 1
     x = ((np.arange(2 * half) + 0.5 - half) * step).astype(np.float32)
-    crest, depth = (values.astype(np.float32)[:, None] for values in (outline.crest, outline.depth))
+    crest, depth = (values.astype(np.float32)[:, None] for values in (crest, depth))
     y = y.astype(np.float32)[:, None]
 
     def solid(radius: np.ndarray) -> np.ndarray:
