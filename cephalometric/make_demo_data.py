@@ -26,10 +26,9 @@ import numpy as np
 
 from ceph.anatomy import SCHEMA, TITLES
 from ceph.demo.film import Case, case_stream, picture_file
-from core.args import ArgumentParser, non_negative_int, positive_int, script
-from core.demo_data import dump, start, write
-from core.errors import UserError
-from core.processes import cores, in_processes
+from core.args import script
+from core.demo_data import demo_parser, dump, start, write
+from core.processes import in_processes
 
 SPLITS = {"train": 0.70, "valid": 0.15, "test": 0.15}
 READERS = {"Junior Orthodontists": 1.0, "Senior Orthodontists": 0.7}  # factor on READER_SD
@@ -47,20 +46,11 @@ READER_SD = dict.fromkeys(SCHEMA.names, (0.5, 0.5, 0)) | {
 }  # fmt: skip
 
 
-def parse_args(argv: list[str] | None = None):
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the Aariz tree to write")
-    parser.add_argument("--cases", type=positive_int, default=70, help="number of phantoms, at least 3")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="of everything")
-    parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that draw")
-    parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
-    args = parser.parse_args(argv)
-    if args.cases < len(SPLITS):
-        raise UserError(f"--cases {args.cases} cannot fill train, valid and test; ask for at least {len(SPLITS)}")
-    return args
+def parse_args(argv=None):
+    return demo_parser(__doc__, "cases", 70, len(SPLITS)).parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv=None):
     args = parse_args(argv)
     start(args.output, args.overwrite, {"cases": args.cases, "seed": args.seed}, files_of)
 

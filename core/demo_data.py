@@ -4,9 +4,29 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from core.args import ArgumentParser, at_least, non_negative_int, positive_int
 from core.errors import UserError
+from core.processes import cores
 
 RECIPE = "demo_data.json"  # parameters that determine the list of written files
+
+
+def demo_parser(
+    description: str, counted: str, default: int, fewest: int, size: int | None = None, smallest: int = 1
+) -> ArgumentParser:
+    """The arguments of a make_demo_data.py: --output, --<counted> of at least `fewest`, --seed, --workers, --overwrite
+    and, with a default, --size of at least `smallest` px."""
+    parser = ArgumentParser(description=description)
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="output folder of the data set")
+    parser.add_argument(
+        f"--{counted}", type=at_least(fewest), default=default, help=f"number of {counted} (>= {fewest})"
+    )
+    if size:
+        parser.add_argument("--size", type=at_least(smallest), default=size, help=f"image size in px (>= {smallest})")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="random seed of the data set")
+    parser.add_argument("--workers", type=positive_int, default=cores(), help="number of drawing processes")
+    parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
+    return parser
 
 
 def write(path: Path, content: bytes) -> None:

@@ -125,12 +125,15 @@ def leave_out_unreadable(
 
     kept = {}
     for split, cases in splits.items():
-        problems = in_threads(problem, cases) if accelerator is None else shared(accelerator, problem, cases)
-        kept[split] = [case for case, error in zip(cases, problems, strict=True) if error is None]
-        for case, error in zip(cases, problems, strict=True):
-            if error is not None:
-                report.add("picture unreadable", case.id, "left out", error)
+        pictures = {case.image: case for case in cases}  # several cases may share one
+        shown = list(pictures.values())
+        found = in_threads(problem, shown) if accelerator is None else shared(accelerator, problem, shown)
+        problems = dict(zip(pictures, found, strict=True))
+        kept[split] = [case for case in cases if problems[case.image] is None]
+        for case in cases:
+            if problems[case.image] is not None:
+                report.add("picture unreadable", case.id, "left out", problems[case.image])
         report.cases[split] = len(kept[split])
         if not kept[split]:
-            raise UserError(f"no readable picture in {split} ({problems[0] if problems else 'no cases'})")
+            raise UserError(f"no readable picture in {split} ({problems[cases[0].image] if cases else 'no cases'})")
     return kept

@@ -23,11 +23,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.args import ArgumentParser, non_negative_int, positive_int, script
+from core.args import script
 from core.console import make_console, progress
-from core.demo_data import start, write
-from core.errors import UserError
-from core.processes import cores, in_processes
+from core.demo_data import demo_parser, start, write
+from core.processes import in_processes
 from core.results import write_csv
 from ct.ct_rate import SPLITS, labels_file, metadata_file, no_chest_file, volume_file
 from ct.demo.phantom import Phantom, Scan, write_phantom
@@ -63,20 +62,11 @@ class DemoVolume:
         return volume_file(Path(), self.name, "fixed" if self.phantom.intercept is None else "v1")
 
 
-def parse_args(argv: list[str] | None = None):
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="output folder: the CT-RATE tree")
-    parser.add_argument("--patients", type=positive_int, default=160, help="number of synthetic patients, at least 4")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="random seed of the phantoms")
-    parser.add_argument("--workers", type=positive_int, default=cores(), help="worker processes")
-    parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
-    args = parser.parse_args(argv)
-    if args.patients < 4:
-        raise UserError(f"--patients {args.patients} cannot fill train and valid; ask for at least 4")
-    return args
+def parse_args(argv=None):
+    return demo_parser(__doc__, "patients", 160, 4).parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv=None):
     args = parse_args(argv)
     start(args.output, args.overwrite, {"patients": args.patients, "seed": args.seed}, files_of)
     volumes = demo_volumes(args.seed, args.patients)

@@ -26,11 +26,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.args import ArgumentParser, non_negative_int, positive_int, script
+from core.args import script
 from core.console import make_console, progress
-from core.demo_data import dump, start, write
-from core.errors import UserError
-from core.processes import cores, in_processes
+from core.demo_data import demo_parser, dump, start, write
+from core.processes import in_processes
 from ear.demo.scene import SIDES, Scene, write_scene
 
 SPLITS = ("train", "val", "test")
@@ -84,23 +83,11 @@ class Case:
         return files
 
 
-def parse_args(argv: list[str] | None = None):
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="output folder")
-    parser.add_argument("--images", type=positive_int, default=700, help=f"number of pictures, at least {FEWEST}")
-    parser.add_argument("--size", type=positive_int, default=256, help=f"side of a picture, about, px, >= {SMALLEST}")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="random seed of the data set")
-    parser.add_argument("--workers", type=positive_int, default=cores(), help="number of processes")
-    parser.add_argument("--overwrite", action="store_true", help="replace demo data in --output")
-    args = parser.parse_args(argv)
-    if args.images < FEWEST:
-        raise UserError(f"--images {args.images} cannot fill train, val and test; ask for at least {FEWEST}")
-    if args.size < SMALLEST:
-        raise UserError(f"--size {args.size} is too small to show an ear; ask for at least {SMALLEST}")
-    return args
+def parse_args(argv=None):
+    return demo_parser(__doc__, "images", 700, FEWEST, 256, SMALLEST).parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv=None):
     args = parse_args(argv)
     recipe = {"images": args.images, "seed": args.seed, "size": args.size}
     start(args.output, args.overwrite, recipe, files_of)

@@ -25,11 +25,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.args import ArgumentParser, non_negative_int, positive_int, script
+from core.args import script
 from core.console import make_console, progress
-from core.demo_data import start
-from core.errors import UserError
-from core.processes import cores, in_processes
+from core.demo_data import demo_parser, start
+from core.processes import in_processes
 from core.results import write_csv
 from hsi.demo.optics import LONGEST, SHORTEST
 from hsi.demo.phantom import write_eye
@@ -73,29 +72,18 @@ class Case:
         return {"hs_file": f"cubes/{self.id}.h5", "rgb_file": f"rgb/{self.id}.png", "mask_file": f"masks/{self.id}.png"}
 
 
-def parse_args(argv: list[str] | None = None):
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="output folder of the data set")
-    parser.add_argument("--cases", type=positive_int, default=120, help=f"number of eyes, at least {FEWEST}")
-    parser.add_argument("--size", type=positive_int, default=500, help=f"height and width in px, at least {SMALLEST}")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="random seed of all that is drawn")
-    text = "wavelengths of the bands in nm: a list, ranges, or a file of them"
-    parser.add_argument("--wavelengths", type=parse_wavelengths, default=DEFAULT, metavar="LIST", help=text)
-    parser.add_argument("--workers", type=positive_int, default=cores(), help="number of processes")
-    parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
+def parse_args(argv=None):
+    parser = demo_parser(__doc__, "cases", 120, FEWEST, 500, SMALLEST)
+    parser.add_argument("--wavelengths", type=parse_wavelengths, default=DEFAULT, metavar="LIST",
+                        help="wavelengths of the bands in nm: a list, ranges, or a file of them")  # fmt: skip
     args = parser.parse_args(argv)
-    if args.cases < FEWEST:
-        raise UserError(f"--cases {args.cases} cannot fill train, valid and test; ask for at least {FEWEST}")
-    if args.size < SMALLEST:
-        raise UserError(f"--size {args.size} is too small to show an eye; ask for at least {SMALLEST}")
     for nm in args.wavelengths:
         if not SHORTEST <= nm <= LONGEST:
-            known = f"the spectra are known from {SHORTEST:g} to {LONGEST:g} nm"
-            raise UserError(f"--wavelengths: {nm:g} nm cannot be drawn; {known}")
+            parser.error(f"--wavelengths: {nm:g} nm cannot be drawn; give {SHORTEST:g} to {LONGEST:g} nm")
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv=None):
     args = parse_args(argv)
     start(args.output, args.overwrite, {"cases": args.cases, "seed": args.seed, "size": args.size}, files_of)
     cases = demo_cases(args.seed, args.cases)

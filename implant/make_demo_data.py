@@ -25,11 +25,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.args import ArgumentParser, non_negative_int, positive_int, script
+from core.args import script
 from core.console import make_console, progress
-from core.demo_data import dump, start, write
-from core.errors import UserError
-from core.processes import cores, in_processes
+from core.demo_data import demo_parser, dump, start, write
+from core.processes import in_processes
 from implants.demo.phantom import CATALOGUE, COMPANIES, DEFAULT_SIZE, Implant, Picture, sample_implant, write_picture
 
 SPLITS = ("train", "val", "test")
@@ -67,23 +66,11 @@ class Case:
         return Path("images", f"{self.id}.png")
 
 
-def parse_args(argv: list[str] | None = None):
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="output folder")
-    parser.add_argument("--patients", type=positive_int, default=300, help=f"patients with 1 to 5 images, >= {FEWEST}")
-    parser.add_argument("--size", type=positive_int, default=DEFAULT_SIZE, help=f"image height in px, >= {SMALLEST}")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="random seed of the drawings")
-    parser.add_argument("--workers", type=positive_int, default=cores(), help="number of drawing processes")
-    parser.add_argument("--overwrite", action="store_true", help="replace demo data that this script wrote before")
-    args = parser.parse_args(argv)
-    if args.patients < FEWEST:
-        raise UserError(f"--patients {args.patients} cannot fill train, val and test; ask for at least {FEWEST}")
-    if args.size < SMALLEST:
-        raise UserError(f"--size {args.size} is too small to show a thread; ask for at least {SMALLEST}")
-    return args
+def parse_args(argv=None):
+    return demo_parser(__doc__, "patients", 300, FEWEST, DEFAULT_SIZE, SMALLEST).parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv=None):
     args = parse_args(argv)
     start(args.output, args.overwrite, {"patients": args.patients, "seed": args.seed, "size": args.size}, files_of)
     implants = {

@@ -30,14 +30,14 @@ from core.errors import UserError
 from core.files import distinct
 from core.images import DICOM_SUFFIXES, SUFFIXES, ImageError, is_dicom, read_image, without_suffix
 from core.results import write_csv
-from core.validation import DataReport
+from core.validation import DataReport, leave_out_unreadable
 from implants.arguments import add_inference_arguments
 from implants.crops import ImplantCrops
 from implants.evaluation import Predictions, catalogue_of, mm_cells, nearest_sizes, read_catalogue
 from implants.plots import overview
 from implants.predictor import Answer, load_models, predict_all
 from implants.records import Record, load_records
-from implants.splits import leave_out_broken, needed, read_splits, records_of
+from implants.splits import needed, read_splits, records_of
 
 SHOWN = 24  # cases in overview.png and on the terminal
 
@@ -68,7 +68,7 @@ def main(argv=None):
     catalogue = read_catalogue(args.catalogue, model.targets) if args.catalogue else catalogue_of(train, model.targets)
     report, fields = DataReport(), model.arguments["auxiliary"] or ()
     with report.written_to(args.output / "data_report.json", accelerator.is_main_process):
-        records = leave_out_broken({"input": find_records(args, fields, report)}, report, accelerator)["input"]
+        records = leave_out_unreadable({"input": find_records(args, fields, report)}, report, accelerator)["input"]
         files = {"calibration": args.calibration_json}
         needs = needed(train, model.targets)
         known = read_splits(files, args.data_root, report, accelerator, needs, config["limits"], fields)
@@ -139,6 +139,7 @@ def write_table(file: Path, records: list[Record], answer: Answer, nearest: np.n
 
 
 def print_table(console: Console, records: list[Record], found: Predictions, nearest: np.ndarray) -> None:
+    """Prints the first predictions and the nearest sizes on sale."""
     table = Table("", *found.named, *(f"{target} [mm]" for target in found.targets), "nearest on sale", box=None)
     for row, record in enumerate(records[:SHOWN]):
         named = [getattr(found, name)[row] for name in found.named]

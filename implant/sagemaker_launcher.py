@@ -325,6 +325,7 @@ def aws_errors() -> Iterator[None]:
 
 
 def explain(error: exceptions.BotoCoreError | exceptions.ClientError) -> str:
+    """An error of boto3 in one line, with the way out."""
     said = " ".join(str(error).split()).rstrip(".")
     if isinstance(error, exceptions.ClientError):
         code = error.response["Error"]["Code"]

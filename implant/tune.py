@@ -211,6 +211,7 @@ def run_trial(
 
 
 def trial_folder(args, number: int) -> Path:
+    """Run folder of a trial."""
     return args.output / f"trial_{number:04}"
 
 

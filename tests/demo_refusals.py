@@ -37,3 +37,14 @@ def overwrites_only_what_the_recipe_explains(script, folder, empty, smaller):
     shutil.copy(folder / RECIPE, copy)
     clear(copy, True, script.files_of)
     assert list(copy.rglob("*")) == []
+
+
+def refuses_impossible_numbers(script, empty, arguments, capsys):
+    """In one line that names the flag; nothing is written."""
+    with pytest.raises(SystemExit) as stop:
+        script.main(["--output", str(empty / "new"), *arguments])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert arguments[0] in line
+    assert not (empty / "new").exists()

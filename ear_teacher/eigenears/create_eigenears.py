@@ -102,6 +102,7 @@ def main(argv=None):
 
 
 def components_of(mu: np.ndarray, args) -> PCA:
+    """Principal components of the codes (N, D). Raises UserError for fewer than two codes and for equal ones."""
     try:
         return principal_components(mu)
     except ValueError as error:

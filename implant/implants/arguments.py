@@ -23,6 +23,7 @@ def add_data_arguments(parser: ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def add_data_root(parser) -> None:
+    """The root folder of relative image paths."""
     parser.add_argument("--data_root", type=Path,
                         help="root folder of the image paths (default: folder of the JSON file)")  # fmt: skip
 

@@ -179,6 +179,7 @@ class Fusion(nn.Module):
         )
 
     def project(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Features (B, W) of each branch to its embedding (B, embedding_dim)."""
         return {name: self.projections[name](features[name]) for name in self.names}
 
 

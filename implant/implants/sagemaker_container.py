@@ -30,6 +30,7 @@ ARCHIVE = "model.tar.gz"  # as which SageMaker stores what a job left in SM_MODE
 
 
 def inside() -> bool:
+    """Whether this process runs in a SageMaker training container."""
     return "SM_MODEL_DIR" in os.environ
 
 

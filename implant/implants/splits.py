@@ -30,24 +30,7 @@ def read_splits(
             if training:
                 needs = [name for name in needs if is_known(splits[split][0], name)]
     refuse_leaks(splits, report)
-    return leave_out_broken(splits, report, accelerator)
-
-
-def leave_out_broken(
-    splits: Mapping[str, list[Record]], report: DataReport, accelerator: Accelerator
-) -> dict[str, list[Record]]:
-    """The records whose picture can be decoded. Each picture is decoded once, however many boxes and processes there
-    are. Raises UserError for a split without any."""
-    pictures = {
-        split: list({record.image: record for record in reversed(records)}.values())[::-1]
-        for split, records in splits.items()
-    }
-    kept = {}
-    for split, readable in leave_out_unreadable(pictures, report, accelerator).items():
-        images = {record.image for record in readable}
-        kept[split] = [record for record in splits[split] if record.image in images]
-        report.cases[split] = len(kept[split])
-    return kept
+    return leave_out_unreadable(splits, report, accelerator)
 
 
 def is_known(record: Record, name: str) -> bool:
