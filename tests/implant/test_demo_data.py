@@ -1,4 +1,4 @@
-"""The demo data's files: records that implant_records.py takes, unseen combinations, pictures by their number."""
+"""The demo data's files: records that implants.records reads, unseen combinations, pictures by their number."""
 
 from collections import Counter
 
