@@ -1,15 +1,14 @@
-"""How long training waits for its loader: mae_tiny, whose step is the shortest, on cubes of 500×500 px and 30 bands.
+"""Share of the training time spent waiting for the data loader: mae_tiny, with the shortest step, 500×500 px, 30 bands.
 
     python benchmarks/cube_loading.py
 
-The loop of hyperspectral/train.py, through Run: contiguous files, `CubeDataset` with its augmentation, as many workers
-as there are cores, 8 at most. Waiting is all that the next batch takes, with its way to the device; the step begins
-when the batch is there and ends when the device is done. The start of the workers is no part of the share, as an epoch
-of a real data set is far longer than this one; it is printed. Target: waiting takes at most 5 % of the time.
+The loop of hyperspectral/train.py, through Run: contiguous files, `CubeDataset` with augmentation, one worker per core,
+at most 8. Waiting: time until the next batch is on the device; step: until the device has finished. The start-up of the
+workers is printed but not counted, as epochs of real data are far longer. Target: at most 5 % waiting.
 
-On a CPU the step is slow, and takes one thread, so that the workers find a core free: the target is easily met there.
-On a GPU a step is much shorter. Hence also the cubes a second of the workers alone, through the same loader without a
-step: they feed every GPU that trains on fewer. All files are in the page cache; from a slow disk, its speed counts.
+On a CPU, the slow step uses one thread, which leaves cores for the workers: the target is easily met. On a GPU, steps
+are much shorter. The cubes per second of the workers alone, through the same loader without a step, limit the number of
+GPUs that they can feed. All files are in the page cache; slow disks are slower.
 """
 
 import io
@@ -40,11 +39,11 @@ from hsi.statistics import compute_statistics
 TARGET, VARIANT, FILES, SIZE = 0.05, "mae_tiny", 6, 500
 BATCH, BATCHES = (6, 120) if GPU else (2, 16)
 WORKERS = min(8, cores())
-FIRST = 2 * WORKERS  # batches that are not counted: the workers start, and the model warms up
+FIRST = 2 * WORKERS  # warm-up batches, not counted
 
 
 def training_seconds(run: Run, loader, criterion) -> np.ndarray:
-    """Seconds (batches, 2) that an epoch of train.py waits for each batch, and that its step takes."""
+    """Seconds (batches, 2) of waiting for each batch and of its step, in an epoch of train.py."""
     next(run.epochs())
     rows, end = [], now()
     for batch in run.batches(loader):
@@ -56,7 +55,7 @@ def training_seconds(run: Run, loader, criterion) -> np.ndarray:
 
 
 def loading_seconds(loader) -> np.ndarray:
-    """Seconds (batches,) between the batches of a loader when nothing else is done."""
+    """Seconds (batches,) between the batches of a loader without training."""
     times = [now()]
     for _ in loader:
         times.append(now())
@@ -66,7 +65,7 @@ def loading_seconds(loader) -> np.ndarray:
 def measure() -> list[Result]:
     parser = ArgumentParser()
     add_training_arguments(parser, epochs=1, batch_size=BATCH, lr=1e-6, weight_decay=0.05, num_workers=WORKERS)
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # the scripts' lines are no result
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # output of the scripts
         make_demo_data.main(["--output", f"{folder}/data", "--cases", str(FILES), "--size", str(SIZE)])
         splits = read_cubes(Path(folder) / "data" / "dataset.csv")
         statistics = compute_statistics(splits)

@@ -1,11 +1,11 @@
-"""Reading one hyperspectral cube by `read_cube`: from contiguous HDF5 against gzip, as h5py compresses by default.
+"""Reading a hyperspectral cube with `read_cube`: contiguous HDF5 against gzip with the defaults of h5py.
 
     python benchmarks/cube_reading.py
 
 Target: at least 25 times faster. The cube is a phantom of 500×500 px and 30 bands, float32, whose structure and noise
-compress like a recording's rather than like random numbers; gzip has level 4 and the chunks that h5py chooses. Both
-files hold the same values and lie in the page cache; they are read in turn. `read_cube` also tests all values for NaN,
-which takes as long for both; the ratio without that, of h5py alone, is printed beside it.
+compress like recordings, unlike random numbers; gzip has level 4 and the default chunks. Both files hold the same
+values, lie in the page cache, and are read alternately. `read_cube` also checks all values for NaN, which takes the
+same time for both; the ratio of h5py alone is printed, too.
 """
 
 import sys
@@ -28,7 +28,7 @@ TARGET, ROUNDS, SIZE = 25, 20, 500
 
 
 def read_only(file: Path) -> np.ndarray:
-    """The cube, its values not tested."""
+    """The cube without checks of its values."""
     with open_dataset(file, H5_KEY) as dataset:
         return dataset[...]
 
@@ -49,11 +49,11 @@ def measure() -> list[Result]:
             dataset = store.create_dataset(H5_KEY, data=cube, compression="gzip")
             layout = {"level": dataset.compression_opts, "chunks": dataset.chunks}
         for file in files.values():
-            assert np.array_equal(read_cube(file), cube)  # also brings it into the cache
+            assert np.array_equal(read_cube(file), cube)  # also fills the page cache
         sizes = {name: round(file.stat().st_size / 1e6, 1) for name, file in files.items()}
         pairs = [(read, file) for read in (read_cube, read_only) for file in files.values()]
         rounds = np.array([[seconds(*pair) for pair in pairs] for _ in range(ROUNDS)])
-    rounds = rounds.reshape(ROUNDS, 2, 2)  # (rounds, with the test of the values or without, file)
+    rounds = rounds.reshape(ROUNDS, 2, 2)  # (rounds, with or without checks, file)
     ratio, alone = np.median(rounds[..., 1] / rounds[..., 0], axis=0).round(1).tolist()
     details = {"ratio_of_h5py_alone": alone}
     milliseconds = np.median(1000 * rounds, axis=0).round(1).tolist()

@@ -1,8 +1,8 @@
-"""Decoding 1,000 heatmaps: `decode_dark` in one call against a plain NumPy implementation, point by point.
+"""Decoding 1,000 heatmaps: `decode_dark` in one call against a NumPy implementation that loops over the heatmaps.
 
     python benchmarks/decoding.py
 
-Target: at least 20 times faster. Both find the same points (the largest difference is printed).
+Target: at least 20 times faster. Both give the same points (the largest difference is printed).
 """
 
 import sys
@@ -23,7 +23,7 @@ TARGET = 20
 
 
 def decode_one(heatmap: np.ndarray, sigma: float, radius: int) -> np.ndarray:
-    """The paper's steps on one map (H, W): argmax, smoothing of the whole map, logarithm, Taylor step."""
+    """DARK for one heatmap (H, W): argmax, smoothing of the whole map, logarithm, Taylor step."""
     y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
     smooth = gaussian_filter(heatmap, sigma, mode="constant", radius=radius)
     log = np.log(np.maximum(smooth * heatmap.max() / smooth.max(), 1e-10))

@@ -1,4 +1,4 @@
-"""The device that benchmarks of networks run on, and its clock: a GPU where there is one."""
+"""Device of the benchmarks, a GPU if there is one, and its clock."""
 
 import time
 
@@ -12,14 +12,13 @@ PRECISION = "bf16" if GPU else "fp32"
 
 
 def now() -> float:
-    """Seconds on a clock, once the device has done all that it was given."""
+    """Time in seconds, after synchronisation with the device."""
     if GPU:
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def one_thread() -> None:
-    """On a CPU that others use as well, more threads wait for the one whose core was just taken: steps of 4 s took
-    19 s."""
+    """One thread on a CPU: on a busy machine, threads wait for the slowest, and steps of 4 s took 19 s."""
     if not GPU:
         torch.set_num_threads(1)

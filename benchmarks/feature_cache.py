@@ -1,10 +1,10 @@
-"""A frozen epoch of the implant regressor with cached features against one that computes them again.
+"""Frozen training of the implant regressor with cached features against features computed in every step.
 
     python benchmarks/feature_cache.py
 
-Steps of both are made in turn on the same 224-px crops: forward, loss, backward and AdamW update of the head; three
-frozen ViTs (small on a CPU, base on a GPU) compute features in one and not in the other. Target: at least 10 times
-faster. Reading and cutting the pictures, which the cache spares too, is not counted.
+Steps of both alternate on the same 224-px crops: forward, loss, backward and AdamW update of the head, with or without
+the features of three frozen ViTs (small on a CPU, base on a GPU). Target: at least 10 times faster. Reading and
+cropping of pictures, which the cache also saves, is not counted.
 """
 
 import sys

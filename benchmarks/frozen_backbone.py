@@ -1,12 +1,11 @@
-"""A training step of the CT classifier with its backbone frozen against one that trains it all: time and memory.
+"""Training step of the CT classifier with a frozen backbone against full training: time and memory.
 
     python benchmarks/frozen_backbone.py
 
-A step is forward, loss, backward and AdamW update of ResNet-50 with SE attention on slices of 224×224 px. Steps of
-both are made in turn, so that a machine that others use as well treats both alike. Targets: at least 2 times faster,
-at most 0.6 of the memory. On a GPU the memory is the peak that torch allocates, in steps of its own; on the CPU, where
-torch keeps no such record, it is counted: weights, gradients, state of AdamW, and the tensors kept for the backward
-pass, each storage once.
+A step is forward, loss, backward and AdamW update of ResNet-50 with SE attention on slices of 224×224 px. Steps of both
+alternate, so that other load on the machine affects both alike. Targets: at least 2 times faster, at most 0.6 of the
+memory. Memory: peak allocated by torch on a GPU, in separate steps; on a CPU, for which torch has no record, the sum of
+weights, gradients, AdamW state, and tensors kept for the backward pass, each storage once.
 """
 
 import sys
@@ -30,7 +29,7 @@ BATCH, ROUNDS = (64, 30) if GPU else (8, 8)
 
 
 class Training:
-    """A model with its optimizer; every `step` is one update on the same batch."""
+    """A model with its optimizer; each `step` is an update on the same batch."""
 
     def __init__(self, frozen: bool):
         torch.manual_seed(0)
@@ -53,7 +52,7 @@ class Training:
         return now() - start
 
     def counted_bytes(self) -> int:
-        """Weights, gradients, state of AdamW, and what the backward pass keeps; after at least one step."""
+        """Bytes of weights, gradients, AdamW state, and tensors kept for the backward pass; after at least one step."""
         kept: dict[int, int] = {}
 
         def keep(*tensors: torch.Tensor) -> None:
@@ -64,7 +63,7 @@ class Training:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = self.loss()  # holds them alive: no address is used twice
+            loss = self.loss()  # keeps them alive: addresses are not reused
         keep(*self.model.parameters(), *self.model.buffers())
         keep(*(value for state in self.optimizer.state.values() for value in state.values()))
         loss.backward()
@@ -74,7 +73,7 @@ class Training:
 
 
 def peak_bytes(frozen: bool) -> int:
-    """The most that torch allocates on the GPU while nothing but this training is there."""
+    """Peak memory in bytes that torch allocates on the GPU for this training."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -87,7 +86,7 @@ def peak_bytes(frozen: bool) -> int:
 def measure() -> list[Result]:
     frozen, full = Training(True), Training(False)
     for training in (frozen, full):
-        training.step()  # warms up, and gives AdamW its state
+        training.step()  # warm-up, initialises AdamW
     seconds = np.array([(frozen.step(), full.step()) for _ in range(ROUNDS)])
     if GPU:
         small, large = peak_bytes(True), peak_bytes(False)

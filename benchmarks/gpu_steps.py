@@ -1,11 +1,11 @@
-"""Training steps of the five models at their references' sizes on a GPU or its like: time, memory, pictures a second.
+"""Training steps of the five models at the sizes of their references on an accelerator: time, memory, images per
+second.
 
     python benchmarks/gpu_steps.py
 
-In fp32, fp16 and bf16, compiled or not, each in a process of its own, prepared and stepped by Accelerate as `core.run`
-does it: forward, loss, backward, AdamW; random weights and pictures, no loader. Nothing is frozen but SAM's first six
-blocks; the ear's loss goes without VGG16. Memory is the peak that torch allocates. There are no targets: the numbers
-say what a GPU gives. Where there is none, nothing is measured.
+In fp32, fp16 and bf16, compiled or not, each in its own process, with Accelerate as in `core.run`: forward, loss,
+backward, AdamW; random weights and images, no loader. Only SAM's first six blocks are frozen; the loss of the ear VAE
+is without VGG16. Memory: peak allocated by torch. No targets. Without an accelerator, nothing is measured.
 """
 
 import multiprocessing
@@ -90,7 +90,7 @@ PROJECTS = (cephalometric, ct_multilabel, ear_teacher, hyperspectral, implant)
 
 
 def steps(make: Callable, precision: str, compiled: bool, small: bool) -> dict:
-    """Milliseconds, pictures a second and memory of a step, or why there was none."""
+    """Milliseconds, images per second and memory of a step, or the error."""
     sys.path.insert(0, str(ROOT / make.__name__))
     gpu, seconds, backend = torch.accelerator.is_available(), [], "inductor" if compiled else None
     accelerator = make_accelerator(mixed_precision=PRECISIONS[precision], dynamo_backend=backend)
@@ -110,7 +110,7 @@ def steps(make: Callable, precision: str, compiled: bool, small: bool) -> dict:
             if gpu:
                 torch.accelerator.synchronize()
             seconds.append(time.perf_counter() - start)
-    except RuntimeError as error:  # no memory left, most likely
+    except RuntimeError as error:  # probably out of memory
         return {"failed": first_line(error)}
     step, batch = float(np.median(seconds[-ROUNDS:])), len(next(iter(data.values())))
     found = {"device": torch.cuda.get_device_name() if device.type == "cuda" else device.type, "batch": batch}
@@ -119,9 +119,9 @@ def steps(make: Callable, precision: str, compiled: bool, small: bool) -> dict:
 
 
 def measure(small: bool = False) -> list[Result]:
-    """`small`: two steps of small models, on a CPU too, to try the program."""
+    """`small`: two steps of small models, also on a CPU, to test the program."""
     if not torch.accelerator.is_available() and not small:
-        return [Result("training steps", None, "", "images a second", {"reason": "there is no accelerator here"})]
+        return [Result("training steps", None, "", "images a second", {"reason": "no accelerator"})]
     results = []
     for make, precision, compiled in product(PROJECTS, PRECISIONS, (False, True)):
         if small and (compiled or precision == "fp16"):

@@ -1,4 +1,4 @@
-"""Loading 20-megapixel pictures into 512×512 frames: decoded every time against the cache.
+"""Loading 20-megapixel pictures as 512×512 frames: decoded each time against the cache.
 
     python benchmarks/image_cache.py
 

@@ -1,10 +1,10 @@
-"""What `core.run` adds to a training loop: steps through Run and steps of a bare PyTorch loop, taken in turn.
+"""Overhead of `core.run` in the training loop: steps with Run against steps of a plain PyTorch loop.
 
     python benchmarks/loop_overhead.py
 
-Both do the same work: a batch from a shuffled loader, forward, backward, clipping, learning rate, AdamW. Step by step
-in turn, so that a machine that others use as well treats both alike. Target: at most 3 % more time. The model is the
-quickstart's (HRNet-W18-small at 192×192, batch 6).
+Both do the same work: batch from a shuffled loader, forward, backward, clipping, learning rate, AdamW. Steps alternate,
+so that other load on the machine affects both alike. Target: at most 3 % more time. The model is that of the quickstart
+(HRNet-W18-small at 192×192 px, batch size 6).
 """
 
 import io
@@ -33,7 +33,7 @@ TARGET, EPOCHS = 0.03, 7
 
 
 class Pictures(Dataset):
-    """Samples that cost nothing to make."""
+    """Samples in memory."""
 
     def __init__(self, size: int = 60):
         self.image, self.points = torch.rand(size, 1, 192, 192), torch.rand(size, 29, 2) * 191
@@ -47,7 +47,7 @@ class Pictures(Dataset):
 
 
 def bare_steps(model, criterion, optimizer, loader, total: int):
-    """The loop as one would write it by hand; every `next` makes one step."""
+    """Plain training loop; each `next` makes one step."""
     update = 0
     while True:
         model.train()
@@ -65,7 +65,7 @@ def bare_steps(model, criterion, optimizer, loader, total: int):
 
 
 def run_steps(run: Run, criterion, loader):
-    """The loop of a train.py; every `next` makes one step. The checkpoints of the epochs' ends are not its cost."""
+    """Loop of a train.py; each `next` makes one step. Checkpoints at the end of epochs are left out."""
     for _ in run.epochs():
         for batch in run.batches(loader):
             loss, parts = criterion(run.model(batch["image"]), batch)
@@ -81,7 +81,7 @@ def seconds(steps) -> float:
 
 
 def pairs_of_seconds(make_model, criterion) -> np.ndarray:
-    """Seconds (steps, 2) of a step through Run and of a bare one, side by side."""
+    """Seconds (steps, 2) of steps with Run and of plain steps."""
     parser = ArgumentParser()
     add_training_arguments(parser, epochs=EPOCHS, batch_size=6, lr=1e-4, num_workers=0)
     with tempfile.TemporaryDirectory() as folder:
@@ -102,11 +102,11 @@ def pairs_of_seconds(make_model, criterion) -> np.ndarray:
         theirs = bare_steps(bare_model, criterion, optimizer, bare_loader, EPOCHS * len(bare_loader))
         pairs = np.array([(seconds(ours), seconds(theirs)) for _ in range(EPOCHS * len(bare_loader) - 1)])
         run.finish()
-    return pairs[len(bare_loader) :]  # the first epoch warms up
+    return pairs[len(bare_loader) :]  # without the first epoch, as warm-up
 
 
 def measure() -> list[Result]:
-    with redirect_stdout(io.StringIO()):  # Run's lines are not the result
+    with redirect_stdout(io.StringIO()):  # output of Run
         real = pairs_of_seconds(lambda: HRNetLandmarks("hrnet_w18_small", (192, 192), 48), LandmarkLoss(4, (48, 48)))
         empty = pairs_of_seconds(lambda: torch.nn.Conv2d(1, 1, 1), lambda prediction, batch: (prediction.mean(), {}))
     overhead = float(np.median(real[:, 0] / real[:, 1])) - 1

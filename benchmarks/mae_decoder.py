@@ -1,12 +1,12 @@
-"""A training step of the masked autoencoder with `--decoder cross` against one with the full decoder: mae_medium.
+"""Training step of the masked autoencoder with `--decoder cross` against the full decoder: mae_medium.
 
     python benchmarks/mae_decoder.py
 
-A step is forward, loss, backward and AdamW update on cubes of 500×500 px and 30 bands. The full decoder lets all 2400
-tokens attend to each other; the other decodes a quarter of the columns, whose tokens attend to the visible ones. Its
-loss is of these columns alone: a part of what it saves, and it learns from fewer tokens a step. Steps of both are made
-in turn, and on a CPU in one thread, so that a machine that others use as well treats both alike. Target: at least 1.8
-times faster.
+A step is forward, loss, backward and AdamW update on cubes of 500×500 px and 30 bands. The full decoder has
+self-attention among all 2400 tokens; the cross decoder decodes a quarter of the columns, whose tokens attend to the
+visible ones. Its loss covers these columns only: part of the saving, and fewer tokens to learn from per step. Steps of
+both alternate, on a CPU in one thread, so that other load on the machine affects both alike. Target: at least 1.8 times
+faster.
 """
 
 import sys
@@ -31,7 +31,7 @@ one_thread()
 
 
 class Training:
-    """A model with its optimizer; every `step` is one update on the same cubes."""
+    """A model with its optimizer; each `step` is an update on the same cubes."""
 
     def __init__(self, model: nn.Module):
         self.model = model.to(DEVICE).train()
@@ -53,7 +53,7 @@ class Training:
 
 
 def sample(batch: int) -> tuple[Tensor, Tensor]:
-    """Cubes (batch, 30, 500, 500) and noise for the masks, always the same."""
+    """Fixed random cubes (batch, 30, 500, 500) and noise (batch, 2800) for the masks."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(batch, 30, 500, 500, generator=generator), torch.rand(batch, 2800, generator=generator)
 
@@ -68,7 +68,7 @@ def make_model(variant: str = VARIANT, **arguments) -> MAESpectral:
 def measure() -> list[Result]:
     cross, full = (Training(make_model(decoder=decoder)) for decoder in ("cross", "full"))
     for training in (cross, full):
-        training.step()  # warms up, and gives AdamW its state
+        training.step()  # warm-up, initialises AdamW
     seconds = np.array([(cross.step(), full.step()) for _ in range(ROUNDS)])
     ratio = float(np.median(seconds[:, 1] / seconds[:, 0]))
     milliseconds = np.median(1000 * seconds, axis=0).round(1).tolist()

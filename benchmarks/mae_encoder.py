@@ -1,11 +1,11 @@
-"""The encoder on the visible tokens, one in five, against the encoder on all 2400: mae_base, 500×500 px, 30 bands.
+"""Encoder on the visible fifth of the tokens against the encoder on all 2400: mae_base, 500×500 px, 30 bands.
 
     python benchmarks/mae_encoder.py
 
-One model, the same cubes: both begin with the raw cube, and the visible tokens are drawn as in training, which counts.
-Two ratios: of the forward pass, which keeps what backward needs, and of forward and backward. The two are made in turn,
-and on a CPU in one thread, so that a machine that others use as well treats both alike. Target: at least 4 times
-faster, with the backward pass and without. More than 5 is possible, as attention grows with the square of the tokens.
+Same model and cubes; both start from the raw cube, and the random selection of visible tokens is included. Two ratios:
+forward pass with activations kept for backward, and forward plus backward. The two alternate, on a CPU in one thread,
+so that other load on the machine affects both alike. Target: at least 4 times faster for both. More than 5 is possible,
+as attention grows with the square of the number of tokens.
 """
 
 import sys
@@ -26,7 +26,7 @@ BATCH, ROUNDS = (6, 20) if GPU else (1, 3)
 
 
 def seconds(model, cube: torch.Tensor, noise: torch.Tensor, masked: bool) -> tuple[float, float]:
-    """Of the forward pass, and of forward and backward."""
+    """Seconds of the forward pass, and of forward plus backward."""
     start = now()
     with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
         tokens = model.patchify(model.normalize(cube))
@@ -46,7 +46,7 @@ def measure() -> list[Result]:
     model = make_model(VARIANT).to(DEVICE)
     cube, noise = (x.to(DEVICE) for x in sample(BATCH))
     for masked in (True, False):
-        seconds(model, cube, noise, masked)  # warms up
+        seconds(model, cube, noise, masked)  # warm-up
     rounds = [[seconds(model, cube, noise, masked) for masked in (True, False)] for _ in range(ROUNDS)]
     visible, everything = np.array(rounds).swapaxes(0, 1)  # (rounds, 2)
     passes = ("forward", "forward and backward")

@@ -1,13 +1,13 @@
-"""A training step of the masked autoencoder against a plain one, in the style of He et al.'s code: mae_medium.
+"""Training step of the masked autoencoder against a plain one, in the style of the code of He et al.: mae_medium.
 
     python benchmarks/mae_step.py
 
 A step is forward, loss, backward and AdamW update on cubes of 500×500 px and 30 bands. The plain model embeds all
-tokens by a convolution and takes the visible ones after it, and spells attention out as softmax(q kᵀ) v. Both have the
+tokens by a convolution before it selects the visible ones, and computes attention as softmax(q kᵀ) v. Both have the
 same decoder, sizes and loss, and compute the same function (the largest difference of their predictions is printed).
-What differs most is attention: the ratio to a plain model with fused attention is printed beside it. Steps of all three
-are made in turn, and on a CPU in one thread, so that a machine that others use as well treats them alike. Target: at
-least 1.5 times faster.
+The main difference is attention: the ratio to a plain model with fused attention is printed, too. Steps of all three
+alternate, on a CPU in one thread, so that other load on the machine affects all alike. Target: at least 1.5 times
+faster.
 """
 
 import copy
@@ -30,7 +30,7 @@ TARGET = 1.5
 
 
 class PlainMAE(nn.Module):
-    """The same function of the same weights as `ours`, with the full decoder, as in the code of He et al. 2022."""
+    """The same function with the weights of `ours` and the full decoder, as in the code of He et al. 2022."""
 
     def __init__(self, ours: MAESpectral, fused: bool = False):
         super().__init__()
@@ -71,7 +71,7 @@ def take(x: Tensor, which: Tensor) -> Tensor:
 
 @torch.no_grad()
 def largest_difference(ours: MAESpectral, plain: PlainMAE) -> float:
-    """Of the predictions (z-scores) in float32, on the CPU."""
+    """Largest difference of the predictions (z-scores) in float32 on the CPU."""
     cube, noise = sample(1)
     a, b = ours(cube, noise), plain(cube, noise)
     assert torch.equal(a["hidden"], b["hidden"])
@@ -84,7 +84,7 @@ def measure() -> list[Result]:
     difference = largest_difference(ours, models["plain"])
     trainings = [Training(model) for model in models.values()]
     for training in trainings:
-        training.step()  # warms up, and gives AdamW its state
+        training.step()  # warm-up, initialises AdamW
     seconds = np.array([[training.step() for training in trainings] for _ in range(ROUNDS)])
     ratio, ratio_fused = np.median(seconds[:, 1:] / seconds[:, :1], axis=0).tolist()
     milliseconds = np.median(1000 * seconds, axis=0).round(1).tolist()

@@ -1,16 +1,14 @@
-"""Data sets of 100,000 rows: how long a project checks them before the first step, and in how much memory.
+"""Data checks before the first step with 100,000 rows: time and memory of each project.
 
     python benchmarks/manifests.py
     python benchmarks/manifests.py --only ear_teacher implant --rows 1000 10000
 
 Each `train.py` runs, with a small model, up to its first step: manifests are read and checked, pictures decoded, cubes
-and stores of slices opened, data sets built. `find_volumes` of ct_multilabel, which extract_slices.py begins with, runs
-on a CT-RATE tree with its tables of labels and metadata. What is done once in a data set's life is done before: frames
-of cephalograms drawn into their cache, statistics of cubes measured. Every row has a file of its own name, but the
-files are links to a few small ones: what is measured is the work a row, not that of decoding a large picture, and all
-files are in the page cache. A process of its own checks each data set, of 10,000 and of 100,000 rows; the process that
-started it samples its memory. Targets: 60 s for 100,000 rows, and a peak that grows with the rows by at most 10 kB
-each.
+and slice stores opened, data sets built. For extract_slices.py of ct_multilabel, `find_volumes` runs on a CT-RATE tree
+with tables of labels and metadata. One-off work is done before: cache of letterboxed cephalograms, statistics of cubes.
+Rows have their own file names, which link to a few small files: measured is the work per row, not the decoding of large
+pictures, with all files in the page cache. Data sets of 10,000 and 100,000 rows are checked in separate processes,
+whose memory the parent samples. Targets: 60 s for 100,000 rows, and at most 10 kB of peak memory per additional row.
 """
 
 import csv
@@ -37,9 +35,9 @@ from core.args import ArgumentParser
 
 ROWS = (10_000, 100_000)
 SECONDS, KILOBYTES = 60, 10  # targets
-SOURCES = 8  # files that those of a split are links to: a file system allows 65,000 links to one, or fewer
+SOURCES = 8  # files of a split that its rows link to; file systems limit the links per file, e.g. to 65,000
 RUN = "--save_dir {folder}/run --log_with none --num_workers 0"
-COMMANDS = {  # what `check` runs: arguments of train.py
+COMMANDS = {  # arguments of train.py for `check`
     "cephalometric": f"{RUN} --dataset_path {{folder}}/Aariz --cache_dir {{folder}}/cache --backbone hrnet_w18_small "
     "--no-pretrained --image_size 32 32 --heatmap_size 16",
     "ct_multilabel": f"{RUN} --slices_path {{folder}}/slices --model test_resnet --no-pretrained",
@@ -52,7 +50,7 @@ COMMANDS = {  # what `check` runs: arguments of train.py
 }
 CSV = " --train_manifest {folder}/train.csv --val_manifest {folder}/val.csv"
 COMMANDS["ear_teacher (CSV)"] = COMMANDS["ear_teacher"] + CSV
-METADATA = [f"Column{number}" for number in range(45)]  # CT-RATE's table has about so many
+METADATA = [f"Column{number}" for number in range(45)]  # about as many as in CT-RATE
 TREE = "ct_multilabel (CT-RATE tree)"
 NAMES = (*COMMANDS, TREE)
 
@@ -65,7 +63,7 @@ def split_of(row: int) -> str:
 
 
 def link_pictures(folder: Path, files: list[tuple[str, Path]]) -> None:
-    """(split, file) of pictures to make: links to a few random ones, others for each split."""
+    """Writes (split, file) as links to a few random pictures, different ones for each split."""
     rng, sources = np.random.default_rng(0), {}
     for split in ("train", "val"):
         pictures = [folder / f"{split}_{number}.png" for number in range(SOURCES)]
@@ -135,7 +133,7 @@ def make_ct_multilabel(folder: Path, rows: int) -> None:
 
 
 def make_tree(folder: Path, rows: int) -> None:
-    """A CT-RATE tree, whose files hold nothing: find_volumes opens none."""
+    """Writes a CT-RATE tree of empty files: find_volumes opens none."""
     from ct.ct_rate import labels_file, metadata_file, volume_file
     from ct.labels import LABELS
 
@@ -193,7 +191,7 @@ def make_hyperspectral(folder: Path, rows: int) -> None:
         file.write_text("\n".join(("ID,hs_file,patient,split", *lines)) + "\n")
     for row, source in zip(range(rows), cycle(sources), strict=False):
         os.link(source, folder / f"{row:05}_cube.h5")
-    # Measuring all cubes would take minutes: this is what it would find.
+    # Statistics as measured from all cubes, which would take minutes.
     splits = read_cubes(table)
     fingerprint = {cube.id: fingerprint_of(cube) for part in splits.values() for cube in part}
     replace(compute_statistics(read_cubes(few)), fingerprint=fingerprint).save(statistics_file(table))
@@ -219,7 +217,7 @@ def make_implant(folder: Path, rows: int) -> None:
 
 
 class FirstStep(Exception):
-    """A training is ready for it."""
+    """Raised when a training reaches its first step."""
 
 
 def make(name: str, folder: Path, rows: int) -> None:
@@ -229,7 +227,7 @@ def make(name: str, folder: Path, rows: int) -> None:
 
 
 def check(name: str, folder: Path, connection) -> None:
-    """Sends the seconds of the check, and of them those of the CPU, and holds what it has read until told."""
+    """Sends the seconds of the check (`clocks`), and keeps its data in memory until a reply."""
     sys.path.insert(0, str(ROOT / name.split()[0]))
     with redirect_stdout(io.StringIO()):
         if name == TREE:
@@ -250,20 +248,20 @@ def check(name: str, folder: Path, connection) -> None:
             try:
                 train.main(COMMANDS[name].format(folder=folder).split())
             except FirstStep as reached:
-                kept = reached  # whose traceback has all that main holds
+                kept = reached  # its traceback keeps the data of main
     connection.send(clocks() - start)
     connection.recv()
     del kept
 
 
 def clocks() -> np.ndarray:
-    """Seconds on the wall, and of all cores that this process has used."""
+    """(wall time, processor time of this process) in seconds."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 def checked(name: str, rows: int) -> tuple[np.ndarray, int, int]:
-    """Seconds, as of `clocks`; bytes of memory at the peak, and after it."""
-    context = multiprocessing.get_context("spawn")  # a process with nothing of this one's
+    """Seconds (2,) as of `clocks`; bytes of memory at the peak, and after the check."""
+    context = multiprocessing.get_context("spawn")  # processes without memory of this one
     with tempfile.TemporaryDirectory() as folder:
         making = context.Process(target=make, args=(name, Path(folder), rows))
         making.start()
@@ -271,7 +269,7 @@ def checked(name: str, rows: int) -> tuple[np.ndarray, int, int]:
         here, there = context.Pipe()
         checking = context.Process(target=check, args=(name, Path(folder), there))
         checking.start()
-        there.close()  # so that the end of the process ends the waiting, too
+        there.close()  # so that recv ends with the process
         memory, peak = psutil.Process(checking.pid), 0
         while not here.poll(0.02):
             peak = max(peak, memory.memory_info().rss)
@@ -302,8 +300,8 @@ def measure(names: Sequence[str] = NAMES, rows: Sequence[int] = ROWS) -> list[Re
 
 def main(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="these data sets")
-    parser.add_argument("--rows", type=int, nargs=2, default=ROWS, help="of the smaller and the larger data set")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="data sets to check")
+    parser.add_argument("--rows", type=int, nargs=2, default=ROWS, help="rows of the smaller and the larger data set")
     args = parser.parse_args(argv)
     show(measure(args.only, args.rows))
 

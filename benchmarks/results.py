@@ -1,4 +1,4 @@
-"""What the benchmarks share: the form of a result. Imports no torch, which worker processes would load with it."""
+"""Results of the benchmarks. Imports no torch, which worker processes would load with it."""
 
 import json
 import platform
@@ -9,22 +9,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
-CPU = f"{platform.machine()}, CPU"  # where benchmarks run that use nothing else
+CPU = f"{platform.machine()}, CPU"  # machine of benchmarks on the CPU
 
 
 @dataclass(frozen=True)
 class Result:
-    """One number of a benchmark, beside what it should be."""
+    """A number of a benchmark and its target."""
 
     name: str
-    ratio: float | None  # None: it could not be measured here, and `details` say why
+    ratio: float | None  # None = not measured, with the reason in `details`
     target: str  # ">= 4" or "<= 0.5"; "" = none
-    unit: str  # what the ratio counts: "times faster", "of the memory"
+    unit: str  # "times faster", "of the memory" …
     details: dict = field(default_factory=dict)  # plain JSON
 
     @property
     def met(self) -> bool | None:
-        """None where nothing was measured, or no target is set."""
+        """Whether the target is met; None without a ratio or a target."""
         if self.ratio is None or not self.target:
             return None
         sign, bound = self.target.split()
@@ -32,5 +32,5 @@ class Result:
 
 
 def show(results: Iterable[Result]) -> None:
-    """Prints results as a JSON list: to read, and for run.py."""
+    """Prints results as a JSON list, which run.py reads."""
     print(json.dumps([asdict(result) | {"met": result.met} for result in results], indent=1, ensure_ascii=False))

@@ -1,11 +1,11 @@
-"""Runs the benchmarks, one after the other, each in a process of its own; prints one table and writes it as JSON.
+"""Runs the benchmarks one after the other, each in its own process; prints a table and writes it as JSON.
 
     python benchmarks/run.py
     python benchmarks/run.py --only decoding slice_store --output runs/some.json
 
-A benchmark is a file of this folder with `measure()`, which gives a list of `results.Result`, and which it prints when
-it is run alone. One that fails is listed with the last line that it wrote, and the others go on. The exit code is 1 if
-one failed or missed its target. Leave the machine alone meanwhile: nearly all are ratios of times.
+A benchmark is a file of this folder with `measure()`, which returns a list of `results.Result`; run alone, it prints
+them. A failed benchmark is listed with the last line of its output, and the others continue. Exit code 1 if one failed
+or missed its target. Leave the machine idle meanwhile: nearly all results are ratios of times.
 """
 
 import json
@@ -29,7 +29,7 @@ from core.console import make_console
 from core.errors import UserError
 from core.files import whole_file
 
-SHARED = ("run", "results", "device")  # measure nothing
+SHARED = ("run", "results", "device")  # not benchmarks
 
 
 def benchmarks(folder: Path) -> list[str]:
@@ -37,7 +37,7 @@ def benchmarks(folder: Path) -> list[str]:
 
 
 def run(file: Path) -> dict:
-    """What a benchmark found, or how it failed, and the seconds that it took."""
+    """Results or error of a benchmark, and its duration in seconds."""
     start = time.perf_counter()
     done = subprocess.run([sys.executable, str(file)], capture_output=True, text=True, encoding="utf-8")
     found = {"benchmark": file.stem, "results": [], "failed": None}
@@ -52,7 +52,7 @@ def run(file: Path) -> dict:
 
 
 def machine() -> dict:
-    """What the numbers were measured on."""
+    """Hardware and software of the measurements."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -68,7 +68,7 @@ def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):  # no Linux, or no x86
+    except (OSError, StopIteration):  # not Linux, or not x86
         return platform.processor() or platform.machine()
 
 
@@ -87,11 +87,11 @@ def table_of(found: list[dict]) -> Table:
 
 
 def main(argv=None, folder: Path = HERE):
-    """`folder`: of the benchmarks."""
+    """`folder`: folder of the benchmarks."""
     names = benchmarks(folder)
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of them: {', '.join(names)}")
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks.json"), help="all numbers, as JSON")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"benchmarks to run: {', '.join(names)}")
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks.json"), help="output file, JSON")
     args = parser.parse_args(argv)
     if unknown := sorted(set(args.only or ()) - set(names)):
         raise UserError(f"--only {unknown[0]}: no such benchmark; there are {', '.join(names)}")
@@ -99,7 +99,7 @@ def main(argv=None, folder: Path = HERE):
     for name in args.only or names:
         found.append(run(folder / f"{name}.py"))
         console.print(f"{name}: {found[-1]['failed'] or 'done'}, {found[-1]['seconds']:.0f} s")
-        with whole_file(args.output) as unfinished:  # after each: the next ones may take long
+        with whole_file(args.output) as unfinished:  # after each, as the next may take long
             content = {"machine": machine(), "benchmarks": found}
             unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     console.print()

@@ -1,12 +1,12 @@
-"""What a training step of the ear VAE keeps in memory, by what is frozen and recomputed; its time at 448 and 1024 px.
+"""Memory of a training step of the ear VAE with frozen parts and gradient checkpointing; time at 448 and 1024 px.
 
     python benchmarks/sam_memory.py
 
-Memory: the tensors that the forward pass of one crop keeps for the backward pass, each storage once, without the
-model's own; counted, so that it is the same on every machine. Targets: with gradient checkpointing at most half of what
-is kept without; with six blocks and the embeddings frozen at most 0.75 of what six frozen blocks alone keep, in the
-whole VAE at both sizes. Time: forward, loss without VGG16, backward and AdamW; steps of both sizes in turn, on a CPU in
-one thread. Target: at 448 px at least 4 times faster than at 1024 px.
+Memory: tensors that the forward pass of one crop keeps for the backward pass, each storage once, without parameters and
+buffers; counted, and therefore equal on all machines. Targets: gradient checkpointing at most 0.5; freezing the
+embeddings in addition to six blocks at most 0.75; both relative to six frozen blocks, in the whole VAE at both sizes.
+Time: forward, loss without VGG16, backward and AdamW; steps of both sizes alternate, on a CPU in one thread. Target: at
+448 px at least 4 times faster than at 1024 px.
 """
 
 import sys
@@ -39,7 +39,7 @@ VARIANTS = {
 
 
 class Training:
-    """A VAE with its optimizer; every `step` is one update on the same crops."""
+    """A VAE with its optimizer; each `step` is an update on the same crops."""
 
     def __init__(self, size: int, **arguments):
         torch.manual_seed(0)
@@ -63,7 +63,7 @@ class Training:
         return now() - start
 
     def kept_bytes(self) -> int:
-        """What the forward pass of one crop keeps for the backward pass."""
+        """Bytes that the forward pass of one crop keeps for the backward pass."""
         own = {x.untyped_storage().data_ptr() for x in (*self.model.parameters(), *self.model.buffers())}
         kept: dict[int, int] = {}
 
@@ -72,7 +72,7 @@ class Training:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = self.loss(batch=1)  # holds them alive: no address is used twice
+            loss = self.loss(batch=1)  # keeps them alive: addresses are not reused
         del loss
         return sum(size for place, size in kept.items() if place not in own)
 
@@ -84,7 +84,7 @@ def measure() -> list[Result]:
     }
     large, small = (Training(size, **FREEZE) for size in (1024, 448))
     for training in (large, small):
-        training.step()  # warms up, and gives AdamW its state
+        training.step()  # warm-up, initialises AdamW
     seconds = np.array([(large.step(), small.step()) for _ in range(ROUNDS)])
     checkpointed, frozen = (
         {size: round(by_name[name] / by_name["6 blocks frozen"], 3) for size, by_name in kept.items()}

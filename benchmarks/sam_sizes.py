@@ -1,10 +1,10 @@
-"""SAM-B's encoder at smaller inputs against 1024×1024 px: pictures a second.
+"""Images per second of SAM-B's encoder with smaller inputs than 1024×1024 px.
 
     python benchmarks/sam_sizes.py
 
-Random weights, no gradients; crops of 128×128 px, which the encoder enlarges, as it gets them in ear_teacher. The sizes
-are run in turn, and on a CPU in one thread, so that a machine that others use as well treats them alike. Targets: at
-least 6 times more at 448 px and 25 times more at 224 px, where floating-point operations are 6.6 and 27 times fewer.
+Random weights, no gradients; crops of 128×128 px, which the encoder enlarges as in ear_teacher. The sizes alternate, on
+a CPU in one thread, so that other load on the machine affects all alike. Targets: at least 6 times more at 448 px and
+25 times more at 224 px, with 6.6 and 27 times fewer floating-point operations.
 """
 
 import sys
@@ -38,7 +38,7 @@ def measure() -> list[Result]:
     encoders = [SamEncoder("base", sam_image_size=size).to(DEVICE).eval() for size in SIZES]
     crops = torch.rand(BATCH, 3, 128, 128, device=DEVICE) * 2 - 1
     for encoder in encoders:
-        seconds(encoder, crops)  # warms up
+        seconds(encoder, crops)  # warm-up
     times = np.array([[seconds(encoder, crops) for encoder in encoders] for _ in range(ROUNDS)])  # (rounds, sizes)
     ratios = dict(zip(SIZES, np.median(times[:, :1] / times, axis=0).round(2).tolist(), strict=True))
     rates = dict(zip(SIZES, (BATCH / np.median(times, axis=0)).round(3).tolist(), strict=True))

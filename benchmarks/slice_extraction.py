@@ -1,9 +1,9 @@
-"""Volumes a minute: extract_slices.py on all cores against nibabel and scipy, as one would write the same steps down.
+"""Volumes per minute: extract_slices.py on all cores against a plain implementation with nibabel and SciPy.
 
     python benchmarks/slice_extraction.py
 
 Target: at least 2 times as many. The volumes are synthetic, 512×512×120 int16 in .nii.gz with noise: an ellipse of
-tissue, lungs, a spine. Both sides read, orient, find the lungs, take 32 slices to 224 px and three windows.
+tissue, lungs, a spine. Both read, reorient, find the lungs, and extract 32 slices of 224 px in three windows.
 """
 
 import io
@@ -63,14 +63,14 @@ def plain(file: Path, slices: int = 32, size: int = 224, field_mm: float = 360.0
         padded = np.pad(hu[..., level], [(h, h) for h in half], constant_values=-1024)
         corner = [int(m) for m in middle]
         cut = padded[corner[0] : corner[0] + 2 * half[0], corner[1] : corner[1] + 2 * half[1]]
-        small = ndimage.zoom(cut, zoom, order=1)[:size, :size].T[::-1, ::-1]  # rows to the back, columns to the left
+        small = ndimage.zoom(cut, zoom, order=1)[:size, :size].T[::-1, ::-1]  # LPS order
         small = np.pad(small, [(0, size - n) for n in small.shape], mode="edge")
         result[row] = [np.rint(window(small, *limits) * 255) for limits in WINDOWS.values()]
     return result
 
 
 def make_tree(root: Path) -> list[Path]:
-    """A CT-RATE tree of the synthetic volumes."""
+    """Writes a CT-RATE tree of the synthetic volumes."""
     from ct.ct_rate import LABELS, labels_file, volume_file
 
     names = [f"train_{number}_a_1" for number in range(VOLUMES)]
@@ -103,7 +103,7 @@ def measure() -> list[Result]:
     with tempfile.TemporaryDirectory() as folder:
         files = make_tree(Path(folder) / "CT-RATE")
         arguments = ["--dataset_path", f"{folder}/CT-RATE", "--splits", "train", "--output"]
-        with redirect_stdout(io.StringIO()):  # the script's lines are not the result
+        with redirect_stdout(io.StringIO()):  # output of the script
             script = seconds(extract_slices.main, [*arguments, f"{folder}/slices"]) / VOLUMES
         cv2.setNumThreads(1)
         pairs = [(seconds(ours, file), seconds(plain, file)) for file in files]

@@ -1,9 +1,9 @@
-"""Eight random slices of a volume: from the store of slices against reading the NIfTI file each time.
+"""Eight random slices of a volume: from the slice store against reading the NIfTI file each time.
 
     python benchmarks/slice_store.py
 
-Target: at least 50 times faster. The volume is synthetic, 512×512×120 int16 in .nii.gz; from it the slices are only
-read and taken out, neither resized nor windowed.
+Target: at least 50 times faster. The volume is synthetic, 512×512×120 int16 in .nii.gz; its slices are only read, not
+resized or windowed.
 """
 
 import sys

@@ -1,9 +1,8 @@
-"""Start-up: `train.py --help` of every project against `import torch`, each in a process of its own, in turn.
+"""Start-up: `train.py --help` of each project against `import torch`, alternating, each in its own process.
 
     python benchmarks/startup.py
 
-The median of the pairs' ratios of processor time; what is imported was read before, into the page cache. Target: 1.5
-times `import torch`.
+Median of the ratios of processor time; the imported files are in the page cache. Target: 1.5 times `import torch`.
 """
 
 import statistics
@@ -20,7 +19,7 @@ TARGET, PAIRS = 1.5, 7
 
 
 def seconds(*command) -> float:
-    """Processor time of a process, its children included."""
+    """Processor time of a process and its children."""
     before = psutil.Process().cpu_times()
     subprocess.run([sys.executable, *map(str, command)], check=True, stdout=subprocess.DEVNULL)
     after = psutil.Process().cpu_times()
@@ -31,7 +30,7 @@ def measure(projects: Sequence[str] = tuple(find_projects())) -> list[Result]:
     results = []
     for project in projects:
         script, ratios = ROOT / project / "train.py", []
-        for pair in range(PAIRS + 1):  # the first warms up
+        for pair in range(PAIRS + 1):  # the first is a warm-up
             ours, torch = seconds(script, "--help"), seconds("-c", "import torch")
             ratios += [ours / torch] * (pair > 0)
         details = {"ratios": [round(ratio, 3) for ratio in ratios], "machine": CPU}

@@ -1,12 +1,11 @@
-"""Whether the memory of a training grows: every project's `train.py`, 50 epochs on demo data of its own.
+"""Growth of memory during training: `train.py` of every project, 50 epochs on its demo data.
 
     python benchmarks/training_memory.py
     python benchmarks/training_memory.py --only implant
 
-The small training of project.json, in every folder that has one, with a loader process and TensorBoard. At the end of
-each epoch the resident memory of the process and its children is read. Growth is the median of the last ten epochs
-against that of the epochs 6 to 15; the trend is the median change from one of the last 30 epochs to the one 15 later,
-which chance and what is allocated once do not move. Target: growth of at most 2 %.
+The small training of each project.json, with one loader process and TensorBoard. Resident memory of the process and its
+children is read after each epoch. Growth: median of the last ten epochs relative to epochs 6 to 15; trend: median
+change over 15 epochs within the last 30, which is robust to noise and single allocations. Target: at most 2 %.
 """
 
 import subprocess
@@ -40,7 +39,7 @@ def last_line(folder: Path) -> str:
 
 
 def resident(process: psutil.Process) -> int:
-    """Bytes of a process and its children; those that are just ending count as nothing."""
+    """Resident bytes of a process and its children, without those that have just ended."""
     total = 0
     for one in (process, *process.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
@@ -49,7 +48,7 @@ def resident(process: psutil.Process) -> int:
 
 
 def megabytes(project: str) -> list[float]:
-    """After each epoch of a training."""
+    """Resident memory in MB after each epoch of a training."""
     with tempfile.TemporaryDirectory() as name:
         folder, sizes = Path(name), []
         tests = find_projects()[project]["tests"]

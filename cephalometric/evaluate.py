@@ -1,11 +1,11 @@
-"""Evaluates a model on held-out images: MRE and SDR in mm with intervals, beside the mean-shape baseline.
+"""Evaluates a model on held-out images: MRE and SDR in mm with confidence intervals, and the mean-shape baseline.
 
     python cephalometric/evaluate.py --checkpoint runs/cephalometric/best --dataset_path Aariz --split test
     python cephalometric/evaluate.py --checkpoint … --refiner runs/cephalometric_refiner/best --tta 10 --output both
-    python cephalometric/evaluate.py --compare evaluation_test both             # two folders that this has written
+    python cephalometric/evaluate.py --compare evaluation_test both             # compares two evaluations
 
-Writes metrics.json, predictions.csv (one row a case), data_report.json, figures/ and report.html to --output; a
-comparison comparison.json and comparison.html.
+Writes metrics.json, predictions.csv (one row per case), data_report.json, figures/ and report.html to --output;
+--compare writes comparison.json and comparison.html.
 """
 
 import sys
@@ -38,7 +38,7 @@ def parse_args(argv=None):
     add_data_arguments(parser)
     parser.add_argument("--split", choices=SPLITS, default="test", help="split to evaluate on")
     add_evaluation_arguments(parser, output="evaluation_<split>", batch_size=6, per="images")
-    parser.add_argument("--compare", type=Path, nargs=2, metavar="FOLDER", help="two evaluations, without a new one")
+    parser.add_argument("--compare", type=Path, nargs=2, metavar="FOLDER", help="two evaluation folders to compare")
     args = parser.parse_args(argv)
     if not args.checkpoint and not args.compare:
         parser.error("give --checkpoint, best/ of a run of train.py, or two evaluations with --compare")
@@ -72,7 +72,7 @@ def main(argv=None):
 
 
 def print_summary(metrics: dict, baseline_sdr: dict[float, float], console: Console) -> None:
-    """The headline on the terminal."""
+    """Prints MRE and SDR of the model, of stage 1 alone and of the mean shape."""
     unit = metrics["unit"]
     table = Table("", f"MRE [{unit}]", "95 % interval", *[f"SDR {t:g} {unit}" for t in THRESHOLDS], box=None)
     rows = {"model": metrics, "stage 1 alone": metrics["stage_1"]} if metrics["stage_1"] else {"model": metrics}

@@ -1,11 +1,11 @@
-"""Writes stage 1 as an ONNX file, decoding included: landmarks without PyTorch, wherever ONNX Runtime runs.
+"""Exports stage 1, decoding included, as an ONNX file for inference without PyTorch.
 
     python cephalometric/export_onnx.py --checkpoint runs/cephalometric/best --check PATIENT.png
 
-Input `image` float32 (batch, 1, H, W) in 0-1, the letterboxed picture. Outputs `points` (batch, K, 2) xy in input px,
-`confidence` (batch, K); where they were taught, `measurements` (batch, M), lengths in input px, and `cvm_stage`
-(batch, S), probabilities. The file's metadata say the rest. The script compares the file with PyTorch before it leaves
-it. Needs pip install onnx onnxscript onnxruntime.
+Input: `image` float32 (batch, 1, H, W) in 0-1, letterboxed. Outputs: `points` (batch, K, 2) xy in input px and
+`confidence` (batch, K); if trained, `measurements` (batch, M), lengths in input px, and `cvm_stage` (batch, S),
+probabilities. The metadata of the file hold names, units and preprocessing. The file is written only if its outputs
+agree with PyTorch. Needs pip install onnx onnxscript onnxruntime.
 """
 
 import importlib.util
@@ -36,11 +36,11 @@ UNITS = {
     "cvm_stage": "probability",
 }
 PREPROCESSING = (
-    "8-bit grey / 255, fitted into the frame without distortion (letterbox): one scale s = min(W / width, H / height), "
-    "low-pass filtered where it shrinks, centred on whole pixels, black around. Input px to picture px: "
-    "(u - offset + 0.5) / s - 0.5. Normalisation is inside the model."
+    "8-bit grey / 255, letterboxed: one scale s = min(W / width, H / height), antialiased if s < 1, centred with an "
+    "offset of whole pixels, black padding. Input px u to picture px: (u - offset + 0.5) / s - 0.5. The model includes "
+    "the normalisation."
 )
-TOLERANCE = 0.01  # px of points; of the other outputs in their units, as a share of the largest value beyond 1
+TOLERANCE = 0.01  # points: px; other outputs: absolute, or relative to the largest value if that exceeds 1
 
 
 def parse_args(argv=None):
@@ -50,7 +50,7 @@ def parse_args(argv=None):
         "--output", type=Path, metavar="FILE", help="output file (default: landmarks.onnx beside best/)"
     )
     parser.add_argument("--opset", type=int, choices=range(18, 24), default=18, help="ONNX operator set version")
-    parser.add_argument("--check", type=Path, nargs="+", default=[], metavar="IMAGE", help="images to compare on, too")
+    parser.add_argument("--check", type=Path, nargs="+", default=[], metavar="IMAGE", help="more images to compare on")
     return parser.parse_args(argv)
 
 
@@ -77,14 +77,14 @@ def main(argv=None):
 
 
 class Stage1(nn.Module):
-    """A predictor's stage 1 as a module, which is what the exporter takes."""
+    """Stage 1 of a predictor as a module, for the exporter."""
 
     def __init__(self, predictor: Predictor):
         super().__init__()
         self.model, self.predictor = predictor.model, predictor
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images (B, 1, H, W) in 0-1 to those of the outputs of `UNITS` that were taught."""
+        """Images (B, 1, H, W) in 0-1 to the trained outputs among `UNITS`."""
         found, taught = self.predictor.frames(image), self.predictor.taught
         if not taught.all():
             kept = taught.nonzero()[0].tolist()
@@ -93,13 +93,13 @@ class Stage1(nn.Module):
 
 
 def write_onnx(predictor: Predictor, file: Path, opset: int = 18) -> None:
-    """Writes stage 1 with its decoding, for batches of any size, and what a user must know as metadata."""
+    """Exports stage 1 with decoding, for any batch size, with names, units and preprocessing as metadata."""
     config, anatomy, stage_1 = predictor.config, predictor.anatomy, Stage1(predictor).eval()
-    images = torch.zeros(2, 1, *config["model"]["image_size"])  # 2: the size 1 would be taken for a constant
+    images = torch.zeros(2, 1, *config["model"]["image_size"])  # batch size 2: the exporter takes 1 for a constant
     with torch.inference_mode():
         outputs = list(stage_1(images))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own making
+        warnings.simplefilter("ignore")  # raised inside the exporter
         program = torch.onnx.export(
             stage_1,
             (images,),
@@ -111,7 +111,7 @@ def write_onnx(predictor: Predictor, file: Path, opset: int = 18) -> None:
             verbose=False,
         )
     for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # lines of source code, with the paths of this machine
+        node.metadata_props.clear()  # source lines and local paths
     facts = {"kind": config["kind"], "sigma": config["sigma"]} | anatomy.config()
     facts["landmarks"] = [name for name, known in zip(anatomy.names, predictor.taught, strict=True) if known]
     units = {name: UNITS[name] for name in outputs}
@@ -124,9 +124,9 @@ def write_onnx(predictor: Predictor, file: Path, opset: int = 18) -> None:
 
 @torch.inference_mode()
 def largest_differences(predictor: Predictor, file: Path, pictures: list[torch.Tensor]) -> dict[str, float]:
-    """Output -> the largest difference between PyTorch and ONNX Runtime over `pictures`, batches (B, 1, H, W); see
-    TOLERANCE."""
-    import onnxruntime  # here: the script says so where it is missing
+    """Output -> largest difference between PyTorch and ONNX Runtime over the batches `pictures` (B, 1, H, W), in the
+    units of TOLERANCE."""
+    import onnxruntime  # optional dependency, checked in `main`
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     stage_1, differences = Stage1(predictor).eval(), dict.fromkeys((x.name for x in session.get_outputs()), 0.0)
@@ -140,7 +140,8 @@ def largest_differences(predictor: Predictor, file: Path, pictures: list[torch.T
 
 
 def letterboxed(file: Path, frame: tuple[int, int]) -> torch.Tensor:
-    """A picture as the model takes it, (1, 1, H, W) in 0-1; `frame` is (width, height)."""
+    """Letterboxed picture (1, 1, H, W) in 0-1; `frame` is (width, height) in px. Raises UserError if it is
+    unreadable."""
     try:
         pixels = read_image(file).pixels
     except ImageError as error:

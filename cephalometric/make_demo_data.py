@@ -1,17 +1,17 @@
-"""Draw synthetic lateral cephalograms with exactly known landmarks, in the folder layout of the Aariz data set.
+"""Draws synthetic lateral cephalograms with exactly known landmarks, in the folder layout of the Aariz data set.
 
     python cephalometric/make_demo_data.py --output demo/Aariz --cases 70 --seed 0
 
-The pictures are phantoms, drawn by formulas (ceph/demo); no patient is behind them. They serve to try
-the programs and to test them: an error in millimetres on phantoms says nothing about radiographs. Written are
+The pictures are phantoms drawn from formulas (ceph/demo), without patient data, for trying and testing the software:
+errors in mm on phantoms do not carry over to radiographs. Output:
 
     OUTPUT/{train,valid,test}/Cephalograms/<id>.png|jpg|bmp                          70 / 15 / 15 % of the cases
     OUTPUT/.../Annotations/Cephalometric Landmarks/{Junior,Senior} Orthodontists/<id>.json    two simulated readers
     OUTPUT/.../Annotations/CVM Stages/<id>.json
     OUTPUT/cephalogram_machine_mappings.csv          device and mm per pixel of each case
-    OUTPUT/truth.json                                un-rounded positions, px; not a part of Aariz
+    OUTPUT/truth.json                                unrounded positions, px; not part of Aariz
 
-The same seed gives the same bytes, and a case depends only on (seed, its number), not on how many are drawn.
+The same seed gives the same bytes; each case depends on (seed, case number) only.
 """
 
 import sys
@@ -34,8 +34,8 @@ SPLITS = {"train": 0.70, "valid": 0.15, "test": 0.15}
 READERS = {"Junior Orthodontists": 1.0, "Senior Orthodontists": 0.7}  # factor on READER_SD
 MAPPING = "cephalogram_machine_mappings.csv"
 
-# A reader's spread in mm, (along, across) the outline that runs at `degrees` (0 = to the face, 90 = down). Points that
-# an edge pins in one direction only (Go, Or, Po ...) are spread along it, as in Baumrind & Frantz 1971.
+# SD of a reader in mm: (along, across) an outline at `degrees` (0 = towards the face, 90 = down). Points on an edge
+# (Go, Or, Po …) vary mainly along it, as in Baumrind & Frantz 1971.
 READER_SD = dict.fromkeys(SCHEMA.names, (0.5, 0.5, 0)) | {
     "S": (0.35, 0.35, 0), "N": (0.7, 0.4, 90), "Me": (0.7, 0.3, 0), "Gn": (0.6, 0.35, 140), "Pog": (0.8, 0.3, 90),
     "A": (0.9, 0.4, 90), "B": (0.9, 0.35, 90), "ANS": (0.8, 0.5, 0), "PNS": (1.0, 0.6, 0), "Or": (1.1, 0.6, 10),
@@ -63,16 +63,16 @@ def main(argv=None):
     write(args.output / MAPPING, mapping_csv(args.seed, args.cases))
     write(args.output / "truth.json", dump(truth))
     counts = ", ".join(f"{splits.count(split)} {split}" for split in SPLITS)
-    print(f"{args.cases} synthetic phantoms ({counts}) in {args.output}. They are drawn, and show no patient.")
+    print(f"{args.cases} synthetic phantoms ({counts}) in {args.output}; no patient data.")
 
 
 def case_id(case: int) -> str:
-    """The name of a case's files."""
+    """File name of a case, without suffix."""
     return f"phantom_{case:04d}"
 
 
 def split_of_cases(cases: int) -> list[str]:
-    """The split of each case: 70/15/15 %, at least one each."""
+    """Split of each case: 70/15/15 %, at least one case each."""
     held_out = max(1, round(cases * SPLITS["valid"]))
     return ["train"] * (cases - 2 * held_out) + ["valid"] * held_out + ["test"] * held_out
 
@@ -81,7 +81,7 @@ def split_of_cases(cases: int) -> list[str]:
 
 
 def case_files(seed: int, split: str, case: int) -> dict[str, Path]:
-    """Where the files of a case lie, relative to the output folder; its picture's suffix follows from its device."""
+    """Files of a case, relative to the output folder; the device determines the suffix of the picture."""
     annotations, name = Path(split, "Annotations"), case_id(case)
     files = {"image": Path(split, "Cephalograms", f"{name}.{case_stream(seed, case)[1].suffix}")}
     files |= {reader: annotations / "Cephalometric Landmarks" / reader / f"{name}.json" for reader in READERS}
@@ -89,7 +89,7 @@ def case_files(seed: int, split: str, case: int) -> dict[str, Path]:
 
 
 def write_case(output: Path, seed: int, split: str, case: int, picture: bytes, phantom: Case) -> None:
-    """Write the picture, both readers' clicks and the CVM stage of one case."""
+    """Writes the picture, the landmarks of both readers and the CVM stage of one case."""
     files = case_files(seed, split, case)
     write(output / files["image"], picture)
     for number, (reader, factor) in enumerate(READERS.items()):
@@ -99,7 +99,7 @@ def write_case(output: Path, seed: int, split: str, case: int, picture: bytes, p
 
 
 def read_landmarks(phantom: Case, factor: float, rng: np.random.Generator) -> list[dict]:
-    """One reader's clicks, as Aariz stores them: the truth, an error by READER_SD times `factor`, whole pixels."""
+    """Landmarks of one reader in Aariz format: truth plus noise of READER_SD times `factor`, rounded to whole px."""
     height, width = phantom.image.shape
     clicks = []
     for number, (symbol, title) in enumerate(TITLES.items(), 1):
@@ -113,7 +113,7 @@ def read_landmarks(phantom: Case, factor: float, rng: np.random.Generator) -> li
 
 
 def mapping_csv(seed: int, cases: int) -> bytes:
-    """Aariz's table of devices: one row a case, UTF-8 with a byte-order mark."""
+    """Machine table of Aariz: one row per case, UTF-8 with byte-order mark."""
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(["cephalogram_id", "machine", "pixel_size", "image_format", "mode"])
@@ -127,7 +127,7 @@ def mapping_csv(seed: int, cases: int) -> bytes:
 
 
 def files_of(recipe: dict) -> set[Path]:
-    """All files that a run with this recipe writes."""
+    """All files written for this recipe."""
     seed, splits = int(recipe["seed"]), split_of_cases(int(recipe["cases"]))
     files = {path for case, split in enumerate(splits) for path in case_files(seed, split, case).values()}
     return files | {Path(MAPPING), Path("truth.json")}

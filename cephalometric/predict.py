@@ -3,8 +3,8 @@
     python cephalometric/predict.py --input PATIENT.png --checkpoint runs/cephalometric/best --pixel_size 0.1
     python cephalometric/predict.py --input FOLDER --checkpoint … --refiner runs/cephalometric_refiner/best --tta 10
 
-For each image, in --output: <name>.json (the schema of the training data, with mm and confidence), <name>_tracing.png,
-<name>_measurements.csv; for all of them landmarks.csv and data_report.json. Research use only: not a medical device.
+Writes to --output, for each image, <name>.json (annotation format plus mm and confidence), <name>_tracing.png and
+<name>_measurements.csv; for all images landmarks.csv and data_report.json. Research use only: not a medical device.
 """
 
 import sys
@@ -40,7 +40,7 @@ def parse_args(argv=None):
     add_arguments(parser)
     parser.add_argument("--output", type=Path, default=Path(f"runs/{NAME}_predictions"), help="output folder")
     parser.add_argument("--pixel_size", "--pixel_spacing", type=float, metavar="MM",
-                        help="pixel size in mm (default: that of a DICOM header; else lengths stay in px)")  # fmt: skip
+                        help="pixel size in mm (default: DICOM header; without either, lengths in px)")  # fmt: skip
     parser.add_argument("--norms", type=Path, help='JSON file of norms, {"N-Me": [mean, SD], …}')
     return parser.parse_args(argv)
 
@@ -95,8 +95,10 @@ def main(argv=None):
 def write_landmarks(
     file: Path, anatomy: Anatomy, points: np.ndarray, confidence: np.ndarray, mm_per_px: float | None, stage: dict
 ) -> None:
-    """The schema of the annotations, with `mm` (from the picture's corner) and `confidence` added. Points (K, 2) native
-    px, confidence (K,); landmarks that are NaN are left out."""
+    """Writes landmarks in the annotation format, plus `mm` (from the picture's corner) and `confidence`.
+
+    `points` (K, 2) native px, NaN = left out; `confidence` (K,); `stage`: {"cvm_stage": stage} or {}.
+    """
     landmarks = []
     for place, (symbol, title) in enumerate(zip(anatomy.names, anatomy.schema.titles or anatomy.names, strict=True)):
         if np.isnan(points[place]).any():
@@ -110,7 +112,7 @@ def write_landmarks(
 
 
 def write_measurements(file: Path, assessed: list[tuple[Measurement, float, tuple | None]]) -> None:
-    """`assessed`: (measurement, value, norm) of each."""
+    """Writes (measurement, value, norm) triples with z-score and status as CSV."""
     rows = []
     for m, value, norm in assessed:
         z, status = assess(value, norm)
@@ -120,7 +122,7 @@ def write_measurements(file: Path, assessed: list[tuple[Measurement, float, tupl
 
 
 def print_measurements(console: Console, name: str, assessed: list, stage: dict[str, int], mm_per_px) -> None:
-    """The table of measurements with norm, z and status."""
+    """Prints (measurement, value, norm) triples with z-score and status as a table."""
     calibration = f"{mm_per_px:g} mm/px" if mm_per_px else "uncalibrated: give --pixel_size for mm"
     title = f"{name} ({calibration})" + "".join(f", CVM stage {value}" for value in stage.values())
     table = Table("measurement", "value", "norm", "z", "status", title=title)
@@ -134,19 +136,18 @@ def print_measurements(console: Console, name: str, assessed: list, stage: dict[
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The files of a folder that are pictures; DICOM files often have no suffix."""
+    """Picture files of a folder, DICOM files without suffix included."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     return [file for file in files if file.suffix.lower() in SUFFIXES or is_dicom(file)]
 
 
 def _names(images: list[Path]) -> list[str]:
-    """A name for the results of each picture: its own, numbered where two pictures share it."""
+    """Result name of each picture: its file name, numbered if it occurs twice."""
     return distinct_names(without_suffix(image).name for image in images)
 
 
 def _isotropic(mm_per_px: tuple[float, float] | None, image: Path) -> float | None:
-    """One pixel size for both axes. Raises ImageError where they differ, as angles would be wrong, and for one that
-    cannot be."""
+    """Pixel size in mm, common to both axes. Raises ImageError for anisotropic pixels and implausible sizes."""
     if mm_per_px is None:
         return None
     if abs(mm_per_px[0] - mm_per_px[1]) > 1e-3 * mm_per_px[0]:

@@ -1,8 +1,8 @@
-"""Stage 1: landmarks, measurements and the maturation stage from lateral cephalograms, or other landmarks.
+"""Trains stage 1: landmarks, measurements and maturation stage of lateral cephalograms, or a landmark scheme of yours.
 
     accelerate launch cephalometric/train.py --dataset_path Aariz --batch_size 6
-    python cephalometric/train.py --dataset_path Aariz --resume                  # go on after an interruption
-    python cephalometric/train.py --dataset_path hands --landmarks hand.json     # any other set of points
+    python cephalometric/train.py --dataset_path Aariz --resume                  # resume an interrupted run
+    python cephalometric/train.py --dataset_path hands --landmarks hand.json     # other landmarks
 
 HRNet-W48 at 512×512 with 128×128 heatmaps, ImageNet weights, DARK + Wing + CVM loss. Results in --save_dir:
 best/ (the model), last/ (for --resume), metrics.jsonl, data_report.json, figures/. Then: evaluate.py, predict.py.
@@ -36,22 +36,22 @@ def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
     group = parser.add_argument_group("data")
     add_data_arguments(group, ground_truth="mean")
-    group.add_argument("--landmarks", default=SCHEMA.name, metavar="SCHEME", help="landmarks: the built-in scheme, "
+    group.add_argument("--landmarks", default=SCHEMA.name, metavar="SCHEME", help="landmark scheme: the built-in one "
                        'or a JSON file {"name", "names", "titles", "lines", "flip"}')  # fmt: skip
     group.add_argument("--expansion", choices=EXPANSIONS, default="6500", help="training samples per 1000 originals: "
-                       "flipped, tilted, brighter, darker, with braces; 5500: brightness once, up or down")  # fmt: skip
-    group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="augmentation in size, "
-                       "position, grey levels, noise; without expansion also mirror and tilt")  # fmt: skip
+                       "flipped, tilted, brighter, darker, with braces; 5500: brighter or darker")  # fmt: skip
+    group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="augmentation: size, "
+                       "position, grey levels, noise; without expansion also flip and tilt")  # fmt: skip
     group = parser.add_argument_group("model")
     add_backbone_arguments(group, "hrnet_w48")
     group.add_argument("--image_size", type=positive_int, nargs=2, default=(512, 512), metavar=("H", "W"), help="px")
-    group.add_argument("--heatmap_size", type=positive_int, default=128, help="width in px: 64, 128 or 256 at 512")
+    group.add_argument("--heatmap_size", type=positive_int, default=128, help="heatmap width, px; divides input width")
     group = parser.add_argument_group("loss")
     group.add_argument("--sigma", type=positive, default=2.0, help="SD of the target Gaussians, heatmap px")
     group.add_argument("--cvm_weight", "--branch_weight", dest="branch_weight", type=non_negative, default=0.3,
                        help="loss weight of measurements and stage")  # fmt: skip
     group.add_argument("--cvm_class_weights", "--class_weights", dest="class_weights", default=True,
-                       action=argparse.BooleanOptionalAction, help="class weights of the stages by rarity")  # fmt: skip
+                       action=argparse.BooleanOptionalAction, help="class weights by inverse frequency")  # fmt: skip
     add_training_arguments(parser, epochs=200, batch_size=6, lr=1e-4, warmup_epochs=10, num_workers=6)
     return parser.parse_args(argv)
 
@@ -60,7 +60,7 @@ def main(argv=None):
     args = parse_args(argv)
     run = Run(args, Path(__file__).resolve().parent.name)
 
-    # The model first: if its weights cannot be had, that should be known before pictures are read for minutes.
+    # The model first: missing weights are reported before minutes of data reading.
     anatomy = anatomy_of(read_schema(args.landmarks, {SCHEMA.name: SCHEMA}))
     size = args.image_size, args.heatmap_size
     model = HRNetLandmarks(args.backbone, *size, args.pretrained, args.backbone_weights, anatomy=anatomy)
@@ -110,14 +110,14 @@ def main(argv=None):
 
 @torch.no_grad()
 def validate(run: Run, loader, criterion: LandmarkLoss, stride: int) -> dict[str, float]:
-    """Loss, MRE and SDR on the validation split, every case once."""
+    """Loss, MRE and SDR [%] on the validation split."""
     run.model.eval()
     dataset = loader.dataset
     cases = Cases(run.accelerator, len(dataset))
     for batch in run.batches(loader):
         prediction = run.model(batch["image"])
         points, _ = decode(prediction, stride, run.args.sigma)
-        # Case by case: the last batch of several processes may hold some twice, which `Cases` leaves out.
+        # Per case: on several ranks the last batch may repeat cases, which `Cases` drops.
         losses = [
             criterion(*({name: x[i : i + 1] for name, x in values.items()} for values in (prediction, batch)))[0]
             for i in range(len(points))

@@ -1,11 +1,11 @@
-"""Stage 2: refines each landmark of stage 1 in crops of the native picture.
+"""Trains stage 2: refinement of each landmark of stage 1 in crops of the native picture.
 
     accelerate launch cephalometric/train_refiner.py --checkpoint runs/cephalometric/best --dataset_path Aariz
-    python cephalometric/train_refiner.py --resume …                             # go on after an interruption
+    python cephalometric/train_refiner.py --resume …                             # resume an interrupted run
 
-HRNet-W32 on 256×256 crops of 0.1 mm a pixel, around the truth with noise and around stage 1's own points. Validation
-is the task itself: stage 1's landmarks of the validation split, one crop each. Results in --save_dir: best/ (for
---refiner of evaluate.py and predict.py), last/ (for --resume), metrics.jsonl, data_report.json, figures/.
+HRNet-W32 on 256×256 crops at 0.1 mm per px, centred on the ground truth plus noise or on the predictions of stage 1.
+Validation: one crop around each prediction of stage 1. Results in --save_dir: best/ (for --refiner of evaluate.py and
+predict.py), last/ (for --resume), metrics.jsonl, data_report.json, figures/.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def parse_args(argv=None):
     group = parser.add_argument_group("data")
     group.add_argument("--checkpoint", type=Path, required=True, help="model folder of stage 1: best/ of train.py")
     add_data_arguments(group)
-    group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="augmentation: mirror, "
+    group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True, help="augmentation: flip, "
                        "tilt, magnification, grey levels")  # fmt: skip
     group.add_argument("--crops_per_image", type=positive_int, default=8, help="crops per image and epoch")
     group = parser.add_argument_group("model")
@@ -55,8 +55,8 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     run = Run(args, f"{Path(__file__).resolve().parent.name}_refiner")
-    # Stage 1 names the landmarks; then the model, whose weights may not be had, before pictures are read for minutes.
-    with torch.random.fork_rng():  # whose random initial weights, then overwritten, are no business of the refiner's
+    # Both models first: missing weights are reported before minutes of data reading.
+    with torch.random.fork_rng():  # keeps the refiner's initial weights independent of stage 1
         predictor = Predictor(args.checkpoint)
     anatomy, size = Anatomy(predictor.anatomy.schema), (args.crop_size, args.crop_size)
     model = LandmarkRefiner(args.backbone, size, args.heatmap_size, args.pretrained, args.backbone_weights, anatomy)
@@ -95,9 +95,9 @@ def main(argv=None):
 
 
 def read_coarse(run: Run, args, predictor: Predictor, ground_truth: str) -> tuple[dict, dict]:
-    """The calibrated cases of train and valid, and what stage 1 says of them: points (N, K, 2) native px by split.
+    """(calibrated cases, predictions of stage 1 (N, K, 2) in native px), both by split, of train and valid.
 
-    Raises UserError where a split has none.
+    Raises UserError if a split has no calibrated case.
     """
     report, size, splits = DataReport(), predictor.config["model"]["image_size"], ("train", "valid")
     with report.written_to(run.folder / "data_report.json", run.is_main):
@@ -122,7 +122,7 @@ def read_coarse(run: Run, args, predictor: Predictor, ground_truth: str) -> tupl
 
 @torch.no_grad()
 def validate(run: Run, loader, crops: CoarseCrops, model: LandmarkRefiner, sigma: float) -> dict[str, float]:
-    """MRE and SDR after refinement with one crop, each case once."""
+    """MRE in mm and SDR at 2 mm in % after refinement with one crop per landmark."""
     run.model.eval()
     cases = Cases(run.accelerator, len(crops))
     landmarks = torch.arange(len(model.anatomy.names), device=run.accelerator.device)
@@ -135,7 +135,7 @@ def validate(run: Run, loader, crops: CoarseCrops, model: LandmarkRefiner, sigma
 
 
 def errors_mm(points: np.ndarray, cases: Sequence[Cephalogram]) -> np.ndarray:
-    """Radial errors (N, K) in mm of points (N, K, 2) native px."""
+    """Radial errors (N, K) in mm of points (N, K, 2) in native px."""
     truth = np.stack([case.points for case in cases])
     return radial_errors(points, truth, np.array([case.mm_per_px for case in cases]))
 

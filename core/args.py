@@ -63,8 +63,15 @@ class ArgumentParser(argparse.ArgumentParser):
                 return argument
             return spelling.get(name.replace("_", "-"), name) + equals + value
 
-        args = sys.argv[1:] if args is None else args
-        return super().parse_known_args([respell(str(argument)) for argument in args], namespace)
+        args = [respell(str(argument)) for argument in (sys.argv[1:] if args is None else args)]
+        for argument in args[: args.index("--") if "--" in args else None]:  # before argparse misses a required one
+            if (
+                argument.startswith("--")
+                and argument.partition("=")[0] not in spelling.values()
+                and not self._subparsers
+            ):
+                self.error(f"unrecognized arguments: {argument}")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Exits with code 2 and one line, which suggests the nearest flag for an unknown one."""

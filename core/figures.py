@@ -25,6 +25,7 @@ STYLE = {
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "legend.frameon": False,
+    "text.parse_math": False,  # names of labels may hold dollars
 }
 
 

@@ -128,7 +128,7 @@ def _cell(value: object) -> str:
     text = html.escape(str(value))
     if len(text) > 60:
         return f'<td class="long">{text}</td>'
-    estimate, interval = re.fullmatch(r"(\S+ )?(.*)", text).groups()
+    estimate, interval = re.fullmatch(r"(\S+ )?(.*)", text, re.DOTALL).groups()
     if estimate and re.fullmatch(r"\(.+ to .+\)", interval):  # the interval may wrap below the estimate
         return f'<td class="interval">{estimate}<span>{interval}</span></td>'
     return f"<td>{text}</td>"

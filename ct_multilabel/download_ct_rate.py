@@ -1,14 +1,14 @@
-"""Fetch a part of CT-RATE from the Hugging Face hub: its tables, then whole patients.
+"""Downloads a part of CT-RATE from the Hugging Face Hub: the tables, then whole patients.
 
-    python ct_multilabel/download_ct_rate.py --output CT-RATE --max_patients 100 --dry_run    # which files, how many GB
-    python ct_multilabel/download_ct_rate.py --output CT-RATE --max_patients 100              # again: it goes on
+    python ct_multilabel/download_ct_rate.py --output CT-RATE --max_patients 100 --dry_run    # files and sizes only
+    python ct_multilabel/download_ct_rate.py --output CT-RATE --max_patients 100              # also resumes
     python ct_multilabel/download_ct_rate.py --output CT-RATE --splits valid --reconstructions 1
-    python ct_multilabel/download_ct_rate.py --output CT-RATE --volumes LIST.txt              # names, one a line
+    python ct_multilabel/download_ct_rate.py --output CT-RATE --volumes LIST.txt              # names, one per line
 
 CT-RATE (Hamamci et al. 2024) is for non-commercial use (CC-BY-NC-SA-4.0) and gated: accept its licence once at
-https://huggingface.co/datasets/ibrahimhamamci/CT-RATE, then set HF_TOKEN or run `hf auth login`. HF_ENDPOINT names a
-mirror of the hub. Volumes in the no_chest lists are left out. All that was left out or failed is listed in
-OUTPUT/download_report.json.
+https://huggingface.co/datasets/ibrahimhamamci/CT-RATE, then set HF_TOKEN or run `hf auth login`. HF_ENDPOINT sets a
+mirror of the Hub. Volumes in the no_chest lists are left out. OUTPUT/download_report.json lists left-out and failed
+volumes.
 """
 
 import sys
@@ -36,10 +36,10 @@ from core.validation import DataReport
 from ct import ct_rate
 
 REPOSITORY = "ibrahimhamamci/CT-RATE"
-TIMEOUT = 60  # s without an answer
-ATTEMPTS = 3  # at a file; within each the library goes on after a cut for as long as bytes still come
+TIMEOUT = 60  # s without a response
+ATTEMPTS = 3  # per file; within each, huggingface_hub resumes interrupted transfers
 PATHS_A_REQUEST = 500
-STALE = 600  # s after which a partial file belongs to no running transfer: the library gives up much sooner
+STALE = 600  # s without a write after which a partial file is abandoned; transfers time out much sooner
 
 
 def parse_args(argv=None):
@@ -48,7 +48,7 @@ def parse_args(argv=None):
     parser.add_argument("--dry_run", action="store_true", help="list volumes and sizes, fetch only tables")
     group = parser.add_argument_group("selection")
     group.add_argument("--splits", nargs="+", choices=ct_rate.SPLITS, default=ct_rate.SPLITS, help="splits to fetch")
-    group.add_argument("--volumes", type=Path, metavar="LIST", help="list of volumes such as train_1_a_1, one a line")
+    group.add_argument("--volumes", type=Path, metavar="LIST", help="list of volumes such as train_1_a_1, one per line")
     group.add_argument("--max_patients", type=positive_int, metavar="N", help="patients per split; more includes fewer")
     group.add_argument("--max_volumes", type=positive_int, metavar="N", help="volumes per split, in whole patients")
     group.add_argument("--reconstructions", choices=("1", "all"), default="all", help="reconstructions per scan")
@@ -68,12 +68,12 @@ def main(argv=None):
     args = parse_args(argv)
     console, report, api = make_console(), DataReport(), HfApi()
     console.print(f"{args.repository}: CT-RATE is licensed CC-BY-NC-SA-4.0, for non-commercial use only")
-    disable_progress_bars()  # one bar for all files is enough
-    logging.set_verbosity_error()  # what fails for good is reported below; what is tried again need not be
-    get_session().timeout = TIMEOUT  # the library would wait for a list of sizes for ever
+    disable_progress_bars()  # one progress bar for all files
+    logging.set_verbosity_error()  # errors are reported below, retries are not
+    get_session().timeout = TIMEOUT  # file lists have no timeout by default
 
     with plain_errors(api, args):
-        # All files come from one commit: nothing changes under way, and the library asks no second time for a file.
+        # All files come from one commit, which cannot change during the download; this also saves a request per file.
         commit = api.dataset_info(args.repository, revision=args.revision, expand=["sha"], timeout=TIMEOUT).sha
         source = {"repo_id": args.repository, "repo_type": "dataset", "revision": commit}
         args.output.mkdir(parents=True, exist_ok=True)
@@ -117,10 +117,10 @@ def main(argv=None):
 
 
 def choose_volumes(args, report: DataReport) -> list[str]:
-    """The names of the volumes that the arguments ask for, by the tables in `args.output`.
+    """Names of the volumes that the arguments select from the tables in `args.output`.
 
-    Volumes in the no_chest lists are left out and reported. Raises UserError for a listed name that is in no label
-    table, and where no volume is left.
+    Volumes in the no_chest lists are left out and reported. Raises UserError for a listed name without a row in the
+    label tables, and for an empty selection.
     """
     tables = {split: ct_rate.read_labels(ct_rate.labels_file(args.output, split), report)[1] for split in args.splits}
     listed = dict.fromkeys(ct_rate.read_names(args.volumes)) if args.volumes else None
@@ -143,7 +143,7 @@ def choose_volumes(args, report: DataReport) -> list[str]:
                 names.append(name)
         chosen += select(names, args.max_patients, args.max_volumes, args.reconstructions == "1", args.seed)
     if not chosen:
-        raise UserError(f"{args.output}: the tables leave no volume to fetch; ask for other --splits or --volumes")
+        raise UserError(f"{args.output}: no volume selected from the tables; choose other --splits or --volumes")
     return chosen
 
 
@@ -154,10 +154,10 @@ def select(
     first_reconstruction: bool = False,
     seed: int = 0,
 ) -> list[str]:
-    """Of the volumes `names`, those of the first patients in a seeded order; each patient whole.
+    """Selection of whole patients from the volumes `names`, in a random order given by `seed`.
 
-    A patient's place in the order comes from the seed and its own name: a larger number includes what a smaller one
-    gave, whatever else the table holds. Raises UserError if not even the first patient fits into `max_volumes`.
+    The place of a patient in the order depends on seed and name only: a larger selection contains every smaller one.
+    Raises UserError if the first patient exceeds `max_volumes`.
     """
     scans = defaultdict(lambda: defaultdict(list))  # patient -> scan -> reconstructions
     for name in names:
@@ -181,7 +181,7 @@ def select(
 
 
 def hub_sizes(api: HfApi, source: dict, paths: list[str], console: Console) -> dict[str, int]:
-    """Path -> bytes, for those of `paths` that the hub has."""
+    """Path -> size in bytes, for those of `paths` that exist on the Hub."""
     sizes = {}
     starts = range(0, len(paths), PATHS_A_REQUEST)
     with progress(console, "sizes", len(starts)) as advance:
@@ -193,7 +193,7 @@ def hub_sizes(api: HfApi, source: dict, paths: list[str], console: Console) -> d
 
 
 def fetch_tables(api: HfApi, source: dict, output: Path, splits: Sequence[str], report: DataReport) -> None:
-    """Brings the tables of `splits` up to date. Raises UserError where the hub has no labels."""
+    """Downloads or updates the tables of `splits`. Raises UserError if the Hub has no label table."""
     for split in splits:
         labels = ct_rate.labels_file(Path(), split)
         tables = [labels, ct_rate.metadata_file(Path(), split), ct_rate.no_chest_file(Path(), split)]
@@ -210,9 +210,9 @@ def fetch_tables(api: HfApi, source: dict, output: Path, splits: Sequence[str], 
 def fetch_volumes(
     api: HfApi, source: dict, output: Path, sizes: dict[str, int], workers: int, console: Console
 ) -> dict[str, str]:
-    """Fetches the files `sizes` (path -> bytes) and returns those that failed, path -> reason.
+    """Downloads files in parallel. `sizes`: path -> bytes; returns the failed ones: path -> reason.
 
-    What would stop every file (no access, a full disk) is raised at once.
+    Errors that affect all files (no access, full disk) are raised at once.
     """
     failed = {}
     pool = ThreadPoolExecutor(workers)
@@ -227,8 +227,8 @@ def fetch_volumes(
                     failed[jobs[job]] = first_line(error)
                 advance()
     except KeyboardInterrupt:
-        # Python would wait for the running transfers, and they cannot be told to stop. They write to partial files of
-        # random names in .cache, of no use to a later run.
+        # Python would wait for the running transfers, which cannot be cancelled. Their partial files in .cache have
+        # random names and cannot be resumed.
         remove_partials(output)
         os._exit(130)
     finally:
@@ -237,16 +237,16 @@ def fetch_volumes(
 
 
 def fetch(api: HfApi, source: dict, output: Path, path: str, size: int) -> None:
-    """Fetches one file of `size` bytes, in ATTEMPTS attempts. The library renames it into its place when it has all
-    bytes that the server announced. Raises the library's errors, and OSError for a file of another size."""
+    """Downloads one file of `size` bytes in up to ATTEMPTS attempts; huggingface_hub renames it when it is complete.
+    Raises the library's errors, and OSError for another size."""
     file = output / path
     if not is_whole(file, size):
-        file.unlink(missing_ok=True)  # the library does not look at the size of what is there
+        file.unlink(missing_ok=True)  # huggingface_hub does not check the size of existing files
     for attempt in range(1, ATTEMPTS + 1):
         try:
             api.hf_hub_download(filename=path, local_dir=output, **source)
             break
-        except Exception as error:  # a closed connection has many names: OSError, httpx's own, RuntimeError
+        except Exception as error:  # closed connections raise OSError, httpx errors or RuntimeError
             refusal = cause(error)
             refused = isinstance(refusal, errors.HfHubHTTPError) and refusal.response.status_code < 500
             if refused or not_writable(error) or attempt == ATTEMPTS:
@@ -259,12 +259,12 @@ def fetch(api: HfApi, source: dict, output: Path, path: str, size: int) -> None:
 
 
 def is_whole(file: Path, size: int) -> bool:
-    """Whether a file has all of its `size` bytes."""
+    """Whether a file exists and has `size` bytes."""
     return file.is_file() and file.stat().st_size == size
 
 
 def remove_partials(output: Path, age: float = 0) -> None:
-    """Removes what killed runs left: partial files of random names, not written to for `age` seconds."""
+    """Deletes partial files of killed runs that were not written to for `age` seconds."""
     for file in (output / ".cache" / "huggingface" / "download").rglob("*.????????.incomplete"):
         with suppress(FileNotFoundError):
             if time.time() - file.stat().st_mtime >= age:
@@ -272,17 +272,17 @@ def remove_partials(output: Path, age: float = 0) -> None:
 
 
 def check_space(output: Path, size: int) -> None:
-    """Raises UserError if the disk has no room for `size` bytes."""
+    """Raises UserError if the disk has less than `size` bytes free."""
     free = shutil.disk_usage(output).free
     if size > free:
         raise UserError(
             f"{output}: {gigabytes([size])} to fetch and {gigabytes([free])} free; "
-            "ask for less (--max_patients, --reconstructions 1) or choose another --output"
+            "select less (--max_patients, --reconstructions 1) or choose another --output"
         )
 
 
 def gigabytes(sizes: Iterable[int]) -> str:
-    """The sum of sizes in bytes, as text."""
+    """Sum of sizes in bytes, as text in GB."""
     return f"{sum(sizes) / 1e9:.2f} GB"
 
 
@@ -290,7 +290,7 @@ def gigabytes(sizes: Iterable[int]) -> str:
 
 
 def cause(error: BaseException | None) -> BaseException | None:
-    """What is behind the library's "cannot find it on the disk either"."""
+    """Original error behind a LocalEntryNotFoundError; other errors unchanged."""
     return error.__cause__ or error if isinstance(error, errors.LocalEntryNotFoundError) else error
 
 
@@ -300,7 +300,7 @@ def not_writable(error: BaseException | None) -> bool:
 
 
 def no_access(error: BaseException | None) -> bool:
-    """Whether the hub refuses the token, or misses one."""
+    """Whether the Hub refuses access, with or without a token."""
     return isinstance(error, errors.GatedRepoError) or (
         isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403)
     )
@@ -308,7 +308,7 @@ def no_access(error: BaseException | None) -> bool:
 
 @contextmanager
 def plain_errors(api: HfApi, args) -> Iterator[None]:
-    """Turns whatever the hub's library raises within into a UserError that says what to do."""
+    """Context manager: raises errors of huggingface_hub as UserError with a remedy."""
     try:
         yield
     except UserError:
@@ -320,7 +320,7 @@ def plain_errors(api: HfApi, args) -> Iterator[None]:
 
 
 def explain(error: BaseException, endpoint: str, repository: str, revision: str) -> str:
-    """The user error behind an error of the hub, with the way out."""
+    """Message with a remedy for an error of the Hub."""
     page = f"{endpoint}/datasets/{repository}"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     if no_access(error) and get_token() is None:

@@ -1,11 +1,11 @@
-"""Evaluates one model or an ensemble on held-out volumes, with intervals and baselines.
+"""Evaluates a model or an ensemble on held-out volumes, with confidence intervals and baselines.
 
     python ct_multilabel/evaluate.py --checkpoint runs/ct_multilabel/best --slices_path slices
-    python ct_multilabel/evaluate.py --checkpoint runs/a/best runs/b/best runs/c/best       # their average
+    python ct_multilabel/evaluate.py --checkpoint runs/a/best runs/b/best runs/c/best       # ensemble
 
-Thresholds, calibration and pooling come with the models; they were tuned on training patients that were held out.
-Writes metrics.json, predictions.csv (one row a volume), figures/, report.html and data_report.json to --output; for
-the labels of CT-RATE also results.json, the submission to VLM3D, and its metrics.
+Pooling, calibration and thresholds are part of the checkpoints. Writes metrics.json, predictions.csv (one row per
+volume), figures/, report.html and data_report.json to --output; for CT-RATE's labels also results.json, the submission
+to VLM3D, and its metrics.
 """
 
 import sys
@@ -39,15 +39,12 @@ from ct.vlm3d import write_submission
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
+    add = parser.add_argument
     several = "model folder: best/ of a training run; several are averaged"
-    parser.add_argument("--checkpoint", "--checkpoints", type=Path, nargs="+", required=True, help=several)
-    parser.add_argument("--slices_path", type=Path, default=Path("slices"), help="slice store of extract_slices.py")
-    parser.add_argument(
-        "--split", choices=("valid", "tune"), default="valid", help="evaluated split; tune = the tuning patients"
-    )
-    parser.add_argument(
-        "--mc_dropout", type=non_negative_int, default=0, metavar="N", help="Monte Carlo dropout passes; 0 = none"
-    )
+    add("--checkpoint", "--checkpoints", type=Path, nargs="+", required=True, help=several)
+    add("--slices_path", type=Path, default=Path("slices"), help="slice store of extract_slices.py")
+    add("--split", choices=("valid", "tune"), default="valid", help="evaluated split; tune = the tuning patients")
+    add("--mc_dropout", type=non_negative_int, default=0, metavar="N", help="Monte Carlo dropout passes; 0 = none")
     add_evaluation_arguments(
         parser, output="evaluation_<split>", batch_size=4, per="volumes", seed="the bootstrap and the dropout masks"
     )
@@ -82,9 +79,9 @@ def main(argv=None):
 
 
 def read_volumes(args, config: dict, report: DataReport) -> list[StoredVolume]:
-    """The volumes of --split with the model's labels. Labels that only the store or only the model has are reported.
+    """Volumes of --split with the labels of the model. Labels of only the store or only the model are reported.
 
-    Raises UserError for a store of other slices than the model's.
+    Raises UserError for other slice settings than in training, and if no label of the model has a known case.
     """
     if (settings := read_settings(args.slices_path)) != config["slices"]:
         ours, theirs = settings_text(settings), settings_text(config["slices"])
@@ -108,7 +105,7 @@ def read_volumes(args, config: dict, report: DataReport) -> list[StoredVolume]:
 def predict_all(
     accelerator: Accelerator, console: Console, members: list[Member], dataset: VolumeDataset, args
 ) -> list[Predictions]:
-    """The predictions of each member for every volume."""
+    """Predictions of each member for all volumes."""
     loader = DataLoader(dataset, batch_size=args.batch_size, num_workers=args.num_workers)
     loader = accelerator.prepare(loader)
     cases = Cases(accelerator, len(dataset))
@@ -126,7 +123,7 @@ def predict_all(
 
 
 def print_summary(metrics: dict, console: Console) -> None:
-    """The headline on the terminal."""
+    """Prints the headline metrics."""
     intervals = metrics["intervals"]
     crg = [name for name in ("crg",) if name in intervals]
     table = Table("", "AUROC (95 % interval)", "F1 (95 % interval)", *map(str.upper, crg), box=None)

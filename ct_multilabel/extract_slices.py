@@ -1,11 +1,11 @@
-"""Extracts slices from CT volumes: small files from which training reads at random.
+"""Extracts slices from CT volumes into a slice store, which training reads at random.
 
     python ct_multilabel/extract_slices.py --dataset_path CT-RATE --output slices
 
-Reads NIfTI, MetaImage and DICOM, turns them to one orientation, checks that they are in HU, finds the lungs, and writes
---slices slices of each volume to --output (see ct/store.py), with manifest.csv and data_report.json. The labels are the
-columns of the label tables that hold 0, 1 and -1. A volume that cannot be used is listed. The same command goes on
-after an interruption, and adds what is new.
+Reads NIfTI, MetaImage and DICOM, unifies the orientation, checks for Hounsfield units, finds the lungs, and writes
+--slices slices per volume to --output (see ct/store.py), with manifest.csv and data_report.json. Columns of the label
+tables with 0, 1 and -1 are labels. Unusable volumes are listed. The same command resumes after an interruption and adds
+new volumes.
 """
 
 import multiprocessing
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]  # this folder, then the repository root
 
-# Nothing here imports torch: every worker process loads what this file does.
+# No imports of torch: every worker process loads the imports of this file.
 from core.args import ArgumentParser, positive, positive_int, script
 from core.console import make_console, progress
 from core.errors import UserError, first_line
@@ -101,7 +101,7 @@ def main(argv=None):
             stored.sort(key=lambda volume: (volume.split, volume.name))
             store.write_manifest(args.output, both, stored)
             report.cases = dict(Counter(volume.split for volume in stored))
-            report.problems.sort(key=lambda problem: problem.where)  # they came as the processes ended
+            report.problems.sort(key=lambda problem: problem.where)  # instead of the order of completion
     report.print(console, args.output / "data_report.json")
     skipped = sum(volume is None for volume in done.values())
     if skipped == len(done):
@@ -131,8 +131,8 @@ def check_store(folder: Path, settings: dict, overwrite: bool) -> None:
 
 
 def earlier(folder: Path, done: dict, settings: dict) -> tuple[tuple[str, ...], list[StoredVolume]]:
-    """The labels of the manifest of earlier runs, and its volumes that this run did not come to, if their files have
-    the same settings; no labels where there are no such volumes."""
+    """(labels, volumes) of the manifest of earlier runs: volumes that are not in `done` and whose files have the same
+    settings; no labels without such volumes."""
     if not (folder / MANIFEST).exists():
         return (), []
     try:
@@ -144,20 +144,20 @@ def earlier(folder: Path, done: dict, settings: dict) -> tuple[tuple[str, ...], 
 
 
 def run_jobs(jobs: dict[str, tuple], workers: int) -> Iterator[tuple[str, Extraction | str]]:
-    """Runs `extract` with each job's arguments in worker processes; yields (name, result or error message).
+    """Runs `extract` with the arguments of each job in worker processes; yields (name, result or error message).
 
-    When a process is killed, most likely out of memory, its whole pool fails. The unfinished volumes are retried one
-    by one, so that only the volume at fault is lost.
+    A killed process (probably out of memory) breaks its pool. The unfinished volumes are then repeated one by one, so
+    that only the faulty volume is lost.
     """
     waiting, suspects = deque(jobs), deque()
-    context = multiprocessing.get_context("spawn")  # the start method of Windows and macOS, for all systems
+    context = multiprocessing.get_context("spawn")  # the same start method on all systems
     while waiting or suspects:
         queue, width = (suspects, 1) if suspects else (waiting, workers)
         running = {}
         with ProcessPoolExecutor(width, mp_context=context, initializer=start_worker) as pool:
             try:
                 while queue or running:
-                    while queue and len(running) < width:  # no more at a time: what runs when a process dies is suspect
+                    while queue and len(running) < width:  # no look-ahead, so that few are repeated
                         future = pool.submit(extract, *jobs[queue[0]])
                         running[future] = queue.popleft()
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -178,7 +178,7 @@ def _outcome(future, path: Path) -> Extraction | str:
         return str(error).removeprefix(f"{path}: ")
     except (BrokenProcessPool, OSError):
         raise
-    except Exception as error:  # one volume that trips a library must not stop the others
+    except Exception as error:  # of a library: the other volumes continue
         return f"unexpected {type(error).__name__}: {first_line(error)}"
 
 

@@ -1,17 +1,15 @@
-"""Draw synthetic chest CTs with known findings, in the folder layout of CT-RATE.
+"""Draws synthetic chest CTs with known findings, in the folder layout of CT-RATE.
 
     python ct_multilabel/make_demo_data.py --output demo/CT-RATE --patients 160 --seed 0
 
-The volumes are phantoms, drawn by formulas (ct/demo/); no patient is behind them. They serve to try the
-programs and to test them: a score on phantoms says nothing about CT. Of four patients one is held out (valid). Written
-are
+The volumes are phantoms drawn from formulas (ct/demo), without patient data, for trying and testing the software:
+metrics on phantoms say nothing about CT. One of four patients is held out (valid). Output:
 
     OUTPUT/dataset/{train,valid}_fixed/train_1/train_1_a/train_1_a_1.nii.gz     HU; 1-2 scans, 2 reconstructions each
-    OUTPUT/dataset/train/…                                          version 1: not HU, about 5 % of train
-    OUTPUT/dataset/multi_abnormality_labels/, OUTPUT/dataset/metadata/        tables; about 1 % of train's labels are -1
+    OUTPUT/dataset/train/…                                          version 1: not in HU, about 5 % of train
+    OUTPUT/dataset/multi_abnormality_labels/, OUTPUT/dataset/metadata/        tables; about 1 % of train labels are -1
 
-and in each split one volume that shows no chest. The same seed gives the same bytes, and a patient depends only on
-(seed, its number), not on how many are drawn.
+and one volume without a chest per split. The same seed gives the same bytes; a patient depends on (seed, number) only.
 """
 
 import sys
@@ -32,23 +30,23 @@ from ct.ct_rate import SPLITS, labels_file, metadata_file, no_chest_file, volume
 from ct.demo.phantom import Phantom, Scan, write_phantom
 from ct.labels import LABELS, UNKNOWN
 
-BLOCK = 20  # patients that share a permutation a label, so that each block has its share of every finding
+BLOCK = 20  # patients per permutation of a label: every finding has its share in each block
 POSITIVE = {"train": 3, "valid": 1}  # patients of a block with a finding: 20 % of 15 and of 5
 COLUMNS = ("VolumeName", "Manufacturer", "PatientSex", "PatientAge", "RescaleIntercept", "RescaleSlope", "XYSpacing",
            "ZSpacing", "Rows", "Columns", "NumberofSlices")  # fmt: skip
 INTERCEPTS = {"Siemens Healthineers": -8192, "Philips": -1024, "PNMS": -1024}
 # Volumes in version 1: (patient of a block, scan, reconstruction) -> intercept; the patients are in train.
 VERSION_1 = {(1, "a", 1): -1024, (9, "a", 2): -8192}
-ORIENTATIONS = ("LPS", "LPS", "LPS", "LAS", "RAS", "LPI")  # where the axes of a file point to
+ORIENTATIONS = ("LPS", "LPS", "LPS", "LAS", "RAS", "LPI")  # directions of the axes of a file
 
 
 @dataclass
 class DemoVolume:
-    """A volume of the tree; all of it follows from (seed, patient)."""
+    """A volume of the tree, determined by (seed, patient)."""
 
     name: str
     phantom: Phantom
-    labels: tuple[int, ...]  # as in the table, with -1 for unknown
+    labels: tuple[int, ...]  # 1, 0, or -1 for unknown
     row: dict[str, str]  # of the metadata table
 
     @property
@@ -85,27 +83,23 @@ def main(argv=None):
     held_out = sum(patient_split(patient) == "valid" for patient in range(args.patients))
     console.print(
         f"{args.patients} synthetic phantoms ({args.patients - held_out} train, {held_out} valid), {len(volumes)} "
-        f"volumes in {args.output}. They are drawn, and show no patient."
+        f"volumes in {args.output}; no patient data."
     )
 
 
-# ------------------------------------------------------------------------------------------------------- what to draw
-
-
 def patient_split(patient: int) -> str:
-    """Every fourth patient is held out."""
+    """Every fourth patient is in valid."""
     return "valid" if patient % 4 == 3 else "train"
 
 
 def patient_name(patient: int) -> str:
-    """CT-RATE counts from 1 in each split."""
+    """Name as in CT-RATE, numbered from 1 in each split."""
     split = patient_split(patient)
     return f"{split}_{patient // 4 + 1 if split == 'valid' else patient - patient // 4 + 1}"
 
 
 def patient_findings(seed: int, patient: int) -> set[str]:
-    """The findings of a patient's first scan. In each whole block of patients every finding has its share of either
-    split, and findings are drawn independently of each other."""
+    """Findings of a patient's first scan: independent, with the same share in both splits of each block."""
     block, place = divmod(patient, BLOCK)
     split = patient_split(patient)
     peers = [peer for peer in range(BLOCK) if patient_split(peer) == split]
@@ -118,22 +112,22 @@ def patient_findings(seed: int, patient: int) -> set[str]:
 
 
 def demo_volumes(seed: int, patients: int) -> list[DemoVolume]:
-    """All volumes, with the one of each split that shows no chest."""
+    """All volumes, including one without a chest in each split."""
     volumes = [volume for patient in range(patients) for volume in patient_volumes(seed, patient)]
-    for patient in (0, 3):  # the first of train, and of valid
+    for patient in (0, 3):  # the first patients of train and valid
         volumes.append(no_chest_volume(seed, patient))
     return volumes
 
 
 def patient_volumes(seed: int, patient: int) -> list[DemoVolume]:
-    """The volumes of one patient: findings mostly persist from scan to scan, and are the same in reconstructions."""
+    """Volumes of a patient: findings mostly persist between scans and are equal in reconstructions."""
     rng = np.random.default_rng([seed, 2, patient])
     findings, split = patient_findings(seed, patient), patient_split(patient)
     person = str(rng.choice(["M", "F"])), f"{rng.integers(22, 88):03d}Y"
     volumes = []
     for scan in "ab" if rng.random() < 1 / 3 else "a":
         if scan == "b" and rng.random() < 0.5:
-            findings = findings ^ {LABELS[rng.integers(len(LABELS))]}  # one has come, or gone
+            findings = findings ^ {LABELS[rng.integers(len(LABELS))]}  # one finding changes
         unknown = rng.random(len(LABELS)) < (0.01 if split == "train" else 0)
         labels = tuple(UNKNOWN if u else int(label in findings) for label, u in zip(LABELS, unknown, strict=True))
         manufacturer = str(rng.choice(list(INTERCEPTS)))
@@ -160,25 +154,21 @@ def patient_volumes(seed: int, patient: int) -> list[DemoVolume]:
 
 
 def no_chest_volume(seed: int, patient: int) -> DemoVolume:
-    """Thighs under a chest patient's name, as a third scan."""
+    """Thighs, as third scan of a chest patient."""
     name, phantom = f"{patient_name(patient)}_c_1", Phantom(None, (seed, 4, patient))
     row = metadata_row(name, "Philips", "F", "060Y", phantom.scan, INTERCEPTS["Philips"])
     return DemoVolume(name, phantom, (0,) * len(LABELS), row)
 
 
 def metadata_row(name: str, manufacturer: str, sex: str, age: str, scan: Scan, intercept: int) -> dict[str, str]:
-    """A volume's row of the metadata table. As in CT-RATE, slope and intercept stand there for fixed volumes, too,
-    whose values are HU already."""
+    """Row of the metadata table. As in CT-RATE, volumes already in HU also have slope and intercept."""
     (slices, rows, columns), (thick, pixel, _) = scan.shape, scan.spacing
     values = (f"{name}.nii.gz", manufacturer, sex, age, intercept, 1, [pixel, pixel], thick, rows, columns, slices)
     return dict(zip(COLUMNS, map(str, values), strict=True))
 
 
-# ------------------------------------------------------------------------------------------------------------- files
-
-
 def files_of(recipe: dict) -> set[Path]:
-    """All files that a run with this recipe writes."""
+    """All files written with this recipe."""
     files = {volume.file for volume in demo_volumes(int(recipe["seed"]), int(recipe["patients"]))}
     return files | {file(Path(), split) for file in (labels_file, metadata_file, no_chest_file) for split in SPLITS}
 

@@ -1,10 +1,10 @@
-"""Predicts the labels of your own chest CT volumes, with pictures of where the model saw them.
+"""Predicts the labels of chest CT volumes, with Grad-CAM pictures.
 
     python ct_multilabel/predict.py --input VOLUME_OR_FOLDER --checkpoint runs/ct_multilabel/best
 
-Reads NIfTI, MetaImage and DICOM series. Writes predictions.csv, data_report.json and for each volume <name>.png (the
-most telling slices of each label found, with Grad-CAM) to --output; for the labels of CT-RATE also results.json, the
-submission to VLM3D. Several checkpoints are averaged. Research use only: not a medical device.
+Reads NIfTI, MetaImage and DICOM series. Writes predictions.csv, data_report.json and <name>.png per volume (the slices
+with the highest logits of each label found, with Grad-CAM) to --output; for CT-RATE's labels also results.json, the
+submission to VLM3D. Several checkpoints are averaged. For research. Not a medical device.
 """
 
 import sys
@@ -31,21 +31,25 @@ from ct.montage import montage
 from ct.vlm3d import write_submission
 from ct.volumes import VolumeError, load_volume, slice_stack
 
-MOST = 6  # labels in a picture
-SLICES = 3  # a label
+MOST = 6  # labels per picture
+SLICES = 3  # slices per label
 
 
 def parse_args(argv=None):
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--input", type=Path, nargs="+", required=True, help="input volumes: files or folders")
+    add = parser.add_argument
+    add("--input", type=Path, nargs="+", required=True, help="input volumes: files or folders")
     several = "model folder: best/ of a training run; several are averaged"
-    parser.add_argument("--checkpoint", "--checkpoints", type=Path, nargs="+", required=True, help=several)
-    parser.add_argument("--output", type=Path, default=Path("runs/ct_predictions"), help="output folder")
-    parser.add_argument("--metadata", type=Path, help="metadata CSV of CT-RATE, for volumes that are not in HU")
-    parser.add_argument(
-        "--mc_dropout", type=non_negative_int, default=0, metavar="N", help="Monte Carlo dropout passes; 0 = none"
+    add("--checkpoint", "--checkpoints", type=Path, nargs="+", required=True, help=several)
+    add(
+        "--output",
+        type=Path,
+        default=Path("runs", f"{Path(__file__).resolve().parent.name}_predictions"),
+        help="output folder",
     )
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="random seed of the dropout masks")
+    add("--metadata", type=Path, help="metadata CSV of CT-RATE, for volumes that are not in HU")
+    add("--mc_dropout", type=non_negative_int, default=0, metavar="N", help="Monte Carlo dropout passes; 0 = none")
+    add("--seed", type=non_negative_int, default=0, help="random seed of the dropout masks")
     return parser.parse_args(argv)
 
 
@@ -88,15 +92,15 @@ def main(argv=None):
 
 
 def note(report: DataReport, file: Path, action: str, problem: str, console: Console) -> None:
-    """Reports and prints what is wrong with a volume."""
+    """Reports and prints a problem of a volume."""
     report.add(problem.partition(": ")[0], file, action, problem)
     console.print(f"{action}: {file}: {problem}", style="bold")
 
 
 @torch.no_grad()
 def predict(members: list[Member], slices: torch.Tensor, dropout_samples: int) -> tuple[Predictions, list[tuple]]:
-    """The prediction for the slices (S, 3, H, W) uint8 of one volume, and what `montage` shows of the labels found:
-    (label, score, numbers of the slices with the highest logits, heat maps), as the first member sees it."""
+    """Prediction for the slices (S, 3, H, W) uint8 of a volume, and the findings for `montage`: (label, score, numbers
+    of the slices with the highest logits, heat maps), by the first member."""
     logits = [predict_logits(member, slices[None], dropout_samples) for member in members]
     prediction = average([calibrated(m, x.cpu().numpy()) for m, x in zip(members, logits, strict=True)])
     scores, model = prediction.scores[0], members[0].model
@@ -111,7 +115,7 @@ def predict(members: list[Member], slices: torch.Tensor, dropout_samples: int) -
 
 
 def print_labels(console: Console, name: str, prediction: Predictions, labels: list[str]) -> None:
-    """The labels found, and the next three."""
+    """Prints the labels found and the next three."""
     table = Table(name, "score", "probability", "", box=None)
     scores, probabilities = prediction.scores[0], prediction.probabilities[0]
     order = np.argsort(-scores)
@@ -121,7 +125,7 @@ def print_labels(console: Console, name: str, prediction: Predictions, labels: l
 
 
 def write_table(file: Path, rows: list[tuple[str, Path, list[str], Predictions]], labels: list[str]) -> None:
-    """One row a volume and label: calibrated probability, score (0.5 = threshold), spread where there is one."""
+    """Writes one row per volume and label: calibrated probability, score (0.5 = threshold), SD if any."""
     lines = []
     for name, path, warnings, prediction in rows:
         for k, label in enumerate(labels):

@@ -1,11 +1,11 @@
-"""Trains a classifier of the labels of chest CT on slices, and validates it volume by volume.
+"""Trains a slice classifier for the labels of chest CT, with validation by volume.
 
     accelerate launch ct_multilabel/train.py --freeze-backbone --use-attention se --loss-type asl
     python ct_multilabel/train.py --resume                                    # resume after an interruption
 
-Slices and labels come from extract_slices.py. A part of the training patients is held out for early stopping,
-thresholds and calibration, which are kept with the model. Results in --save_dir: best/ (the model), last/ (for
---resume), metrics.jsonl, data_report.json, figures/. Then: evaluate.py, predict.py.
+Slices and labels come from extract_slices.py. A share of the training patients is held out for early stopping,
+thresholds and calibration, which are stored in the checkpoint. Writes to --save_dir: best/ (model), last/ (for
+--resume), metrics.jsonl, data_report.json, figures/. Next: evaluate.py, predict.py.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from ct.store import StoredVolume, check_files, label_table, read_manifest, read
 from ct.vlm3d import AGGREGATES, Calibration, headline, official_metrics, prevalence
 
 LOSSES = {"focal": FocalLoss, "bce": MaskedBCE, "asl": AsymmetricLoss}
-MODES = {"auroc": "max", "f1": "max", "loss": "min"}  # what --monitor chooses the best model by
+MODES = {"auroc": "max", "f1": "max", "loss": "min"}  # choices of --monitor
 
 
 def parse_args(argv=None):
@@ -56,10 +56,10 @@ def parse_args(argv=None):
     group.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="ImageNet weights")
     group.add_argument("--backbone_weights", type=Path, metavar="FILE", help="ImageNet weights from a file (offline)")
     group = parser.add_argument_group("strategy")
-    group.add_argument("--freeze_backbone", action="store_true", help="frozen backbone: attention and head learn")
-    group.add_argument("--progressive_unfreeze", action="store_true", help="unfreezing of the backbone part by part")
-    group.add_argument("--unfreeze_epoch", type=positive_int, default=10, help="epochs before the last part learns")
-    group.add_argument("--unfreeze_every", type=positive_int, default=2, help="epochs between two parts")
+    group.add_argument("--freeze_backbone", action="store_true", help="freeze the backbone, train attention and head")
+    group.add_argument("--progressive_unfreeze", action="store_true", help="gradual unfreezing, from the last part")
+    group.add_argument("--unfreeze_epoch", type=positive_int, default=10, help="epochs before unfreezing the last part")
+    group.add_argument("--unfreeze_every", type=positive_int, default=2, help="epochs between parts")
     rate = "learning rate factor of the backbone (default: 0.1 with --progressive_unfreeze, else 1)"
     group.add_argument("--backbone_lr_scale", type=non_negative, help=rate)
     group.add_argument("--loss_type", choices=tuple(LOSSES), default="focal", help="focal, asymmetric or cross-entropy")
@@ -79,9 +79,8 @@ def main(argv=None):
 
     report = DataReport()
     with report.written_to(run.folder / "data_report.json", run.is_main):
-        taught, parts = read_volumes(args, report)
-        labels = [label for label, count in taught.items() if count]
-        # The model before the files: if its weights cannot be had, that should be known before so many are opened.
+        taught, labels, parts = read_volumes(args, report)
+        # The model before the files: a failed download of its weights is reported first.
         model = SliceClassifier(
             len(labels), args.model, args.use_attention, args.use_multiscale, gated, args.pooling,
             args.dropout, settings["size"], args.pretrained, args.backbone_weights,
@@ -90,16 +89,15 @@ def main(argv=None):
     report.print(run.console, run.folder / "data_report.json")
 
     criterion = LOSSES[args.loss_type]()
-    staged = args.progressive_unfreeze
     lr_scale = args.backbone_lr_scale
     if lr_scale is None:
-        lr_scale = 0.1 if staged else 1.0
+        lr_scale = 0.1 if args.progressive_unfreeze else 1.0
     groups = parameter_groups(model, args.lr, args.weight_decay, {"backbone.": lr_scale})
     unfreezing = None
-    if staged:
+    if args.progressive_unfreeze:
         unfreezing = model.unfreezing(args.unfreeze_epoch, args.unfreeze_every)
     elif args.freeze_backbone:
-        unfreezing = UnfreezingSchedule([(args.epochs, [model.backbone])])  # that is, never
+        unfreezing = UnfreezingSchedule([(args.epochs, [model.backbone])])  # never unfrozen
     augment = augmentation(args.use_advanced_aug, args.mirror)
     train_set = SliceDataset(parts["train"], args.slices_per_volume, bag, augment, args.seed)
     tune_set = VolumeDataset(parts["tune"])
@@ -108,7 +106,7 @@ def main(argv=None):
     config = {
         "kind": KIND,
         "model": model.arguments,
-        "slices": settings,  # of extract_slices.py: predict.py cuts volumes in the same way
+        "slices": settings,  # of extract_slices.py, also used by predict.py
         "labels": labels,
         "taught": {"labels": taught},
         "tune_fraction": args.tune_fraction,
@@ -116,10 +114,10 @@ def main(argv=None):
     }
     train_loader = run.loader(train_set, shuffle=True, batch_size=args.batch_size // bag)
     tune_loader = run.loader(tune_set, shuffle=False, batch_size=max(1, args.batch_size // tune_set.n_slices))
-    choice = {"monitor": args.monitor, "mode": MODES[args.monitor]}
     train_loader, tune_loader = run.prepare(
-        model, groups, train_loader, tune_loader, config=config, unfreezing=unfreezing, **choice
-    )
+        model, groups, train_loader, tune_loader,
+        config=config, monitor=args.monitor, mode=MODES[args.monitor], unfreezing=unfreezing,
+    )  # fmt: skip
     for _ in run.epochs():
         for batch in run.batches(train_loader):
             slices, targets = batch["slices"], batch["labels"]
@@ -127,47 +125,48 @@ def main(argv=None):
                 slices, targets = cutmix(slices, targets, args.cutmix_prob)
             prediction = run.model(slices)
             logits = prediction["volume"] if gated else prediction["slices"][:, 0]
-            loss = criterion(logits, targets)
-            run.step(loss)
+            run.step(criterion(logits, targets))
         metrics, config["calibration"] = validate(run, tune_loader, criterion, args.aggregate, labels)
         if run.end_epoch(metrics):
             break
     run.finish()
 
 
-def read_volumes(args, report: DataReport) -> tuple[dict[str, int], dict[str, list[StoredVolume]]]:
-    """(label -> number of training volumes with a known truth, split -> volumes with the labels that have any).
+def read_volumes(args, report: DataReport) -> tuple[dict[str, int], list[str], dict[str, list[StoredVolume]]]:
+    """(label -> number of training volumes with a known truth, labels that are both positive and negative in training,
+    split -> volumes with these labels).
 
-    Labels without one, or with a single class, are reported. Raises UserError where no label can be learnt or tuned.
+    Other labels are reported. Raises UserError where no label can be learnt or tuned.
     """
     labels, volumes = read_manifest(args.slices_path)
     parts = divide(volumes, args.tune_fraction)
     report.cases = {part: len(found) for part, found in parts.items()}
-    table = label_table(parts["train"])
+    table, kept = label_table(parts["train"]), []
     known, positives = (table != UNKNOWN).sum(axis=0).tolist(), (table == 1).sum(axis=0).tolist()
-    taught = dict(zip(labels, known, strict=True))
     for label, cases, found in zip(labels, known, positives, strict=True):
         if cases == 0:
             report.add("label without a known training case", label, "left out")
         elif found in (0, cases):
-            report.add("label with one class in training", label, "kept", f"{found} of {cases} positive")
-    kept = [label for label in labels if taught[label]]
+            report.add("label with one class in training", label, "left out", f"{found} of {cases} positive")
+        else:
+            kept.append(label)
+    if not kept:
+        raise UserError(f"{args.slices_path}: no label is both positive and negative in training; check the labels")
     parts = {part: with_labels(found, labels, kept) for part, found in parts.items()}
     tuned = label_table(parts["tune"])
     if not ((tuned == 0).any(axis=0) & (tuned == 1).any(axis=0)).any():
         report.add("no label with both classes", "tuning patients", "refused")
         raise UserError("no label is both positive and negative among the tuning patients: enlarge --tune_fraction")
-    return taught, parts
+    return dict(zip(labels, known, strict=True)), kept, parts
 
 
 @torch.no_grad()
 def validate(
     run: Run, loader, criterion: torch.nn.Module, aggregate: str, names: list[str]
 ) -> tuple[dict[str, float], dict]:
-    """Loss, AUROC, F1 and, for CT-RATE's labels, CRG of the tuning volumes, each once; and the calibration for this
-    state of the model.
+    """(loss, AUROC, F1 and, for CT-RATE's labels, CRG of the tuning volumes; calibration for the current weights).
 
-    F1 and CRG are with thresholds tuned on the same volumes: good for comparing epochs, too good to be reported.
+    F1 and CRG are for comparing epochs only: their thresholds are tuned on the same volumes.
     """
     run.model.eval()
     output = "volume" if aggregate == "attention" else "slices"

@@ -1,9 +1,9 @@
-"""Evaluates a VAE on held-out ears: PSNR and SSIM of the reconstructions, beside a pixel PCA with codes of that length.
+"""Evaluates a VAE on held-out ears: PSNR and SSIM of the reconstructions, with a pixel PCA of equal size as baseline.
 
     python ear_teacher/evaluate.py --checkpoint runs/ear_teacher/best --manifest DATA/val_teacher.npy
 
-The training ears serve for the baselines and as candidates for nearest neighbours. Writes metrics.json, predictions.csv
-(one row an ear), data_report.json, figures/ and report.html to --output.
+Baselines and nearest neighbours use the training ears. Writes metrics.json, predictions.csv (one row per ear),
+data_report.json, figures/ and report.html to --output.
 """
 
 import sys
@@ -36,12 +36,12 @@ from ear.sam_vae import EarVAE
 
 MODEL, PCA, MEAN = METHODS = ("model", "pixel PCA", "mean ear")
 METRICS = {"psnr": ("PSNR [dB]", "{:.2f}"), "ssim": ("SSIM", "{:.3f}")}
-MOST_PSNR = 20 * np.log10(255 * np.sqrt(12))  # 58.9 dB, that of rounding to 8 bit: nothing can be told above it
+MOST_PSNR = 20 * np.log10(255 * np.sqrt(12))  # 58.9 dB, PSNR of rounding to 8 bit
 REASONS = (
     "Possible reasons: short training, or few training ears; the PCA is the optimal linear method for PSNR, while the "
     "model minimises further losses; hundreds of components keep nearly every pixel."
 )
-STRIPS, STEPS, NEIGHBOURS = 3, 9, 6  # interpolations and their pictures; neighbours of an ear
+STRIPS, STEPS, NEIGHBOURS = 3, 9, 6  # interpolations, pictures of each, neighbours of an ear
 
 
 def parse_args(argv=None):
@@ -104,7 +104,7 @@ def reconstructions(evaluated: dict, pca: PixelPCA) -> dict[str, np.ndarray]:
 
 
 def measure(originals: np.ndarray, made: np.ndarray) -> dict[str, np.ndarray]:
-    """PSNR and SSIM (N,) of pictures (N, S, S, 3) uint8. Equal ones get MOST_PSNR, not infinity."""
+    """PSNR in dB (MOST_PSNR at most) and SSIM, both (N,), of pictures (N, S, S, 3) uint8."""
     pairs = zip(originals, made, strict=True)
     rows = [quality(to_tensor(ours)[None], to_tensor(truth)[None]) for truth, ours in pairs]
     table = {name: np.array([row[name].item() for row in rows]) for name in METRICS}
@@ -112,7 +112,7 @@ def measure(originals: np.ndarray, made: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def summarise(table: dict, evaluated: dict, splits: dict, model: EarVAE, components: int, args) -> dict:
-    """Everything of metrics.json but the machine."""
+    """Content of metrics.json without the environment."""
     subjects, known = [ear.subject for ear in splits["evaluated"]], all(e.subject_known for e in splits["evaluated"])
 
     def interval(values: np.ndarray) -> Interval:
@@ -136,7 +136,7 @@ def summarise(table: dict, evaluated: dict, splits: dict, model: EarVAE, compone
 
 
 def write_predictions(table: dict, ears: list, file: Path) -> None:
-    """One row an ear: id, subject, side, PSNR and SSIM of every method."""
+    """Writes a CSV table, one row per ear: id, subject, side, PSNR and SSIM of each method."""
     names = [(method, metric) for method in METHODS for metric in METRICS]
     header = ["id", "subject", "side", *(f"{m.replace(' ', '_')}_{metric}" for m, metric in names)]
     rows = (
@@ -150,7 +150,7 @@ def write_predictions(table: dict, ears: list, file: Path) -> None:
 
 
 def draw(model: EarVAE, pictures: dict, table: dict, evaluated: dict, train: dict, splits: dict, args) -> list:
-    """Writes the pictures; returns [(title, sentence, file, caption), …]."""
+    """Writes the figures; returns [(title, text, file, caption), …]."""
     order, n = np.argsort(-table[MODEL]["psnr"]), min(args.nb_to_plot, len(splits["evaluated"]))
     middle = (len(order) - n) // 2
     choices = {"typical": order[middle : middle + n], "best": order[:n], "worst": order[::-1][:n]}
@@ -186,10 +186,11 @@ def draw(model: EarVAE, pictures: dict, table: dict, evaluated: dict, train: dic
 
 @torch.no_grad()
 def interpolations(model: EarVAE, mu: np.ndarray, ids: list[str], count: int) -> dict[str, np.ndarray]:
-    """Pictures (STEPS, S, S, 3) along the lines between the most different of the first ears' codes, by their ids."""
+    """Ids of two ears -> pictures (STEPS, S, S, 3) on the line between their codes, for the most different pairs among
+    the first ears."""
     first = mu[: 4 * count]
     distances = np.linalg.norm(first[:, None] - first[None], axis=-1)
-    np.fill_diagonal(distances, -1)  # from an ear to itself is no way, also where all codes are the same
+    np.fill_diagonal(distances, -1)  # excludes pairs of one ear
     strips, device = {}, next(model.parameters()).device
     for _ in range(count):
         a, b = np.unravel_index(distances.argmax(), distances.shape)
@@ -204,7 +205,7 @@ def interpolations(model: EarVAE, mu: np.ndarray, ids: list[str], count: int) ->
 
 
 def write_report(metrics: dict, shown: list, args, data_report: DataReport) -> None:
-    """report.html: headline, table of methods, figures."""
+    """Writes report.html: main results, table of methods, figures."""
     data, methods = metrics["data"], metrics["methods"]
     active = f"{metrics['active_units']} of {metrics['latent_dim']}"
     guessed = "" if data["subjects_known"] else ", guessed from names of files"
@@ -220,8 +221,8 @@ def write_report(metrics: dict, shown: list, args, data_report: DataReport) -> N
     )
     report.text(
         "PSNR and SSIM are means over the ears, of pictures in [0, 1]. Intervals: bootstrap over persons, "
-        f"{args.bootstrap} resamples. The pixel PCA has {metrics['pca_components']} components, of {data['pca_ears']} "
-        "training ears; the mean ear is theirs.",
+        f"{args.bootstrap} resamples. Pixel PCA with {metrics['pca_components']} components and mean ear: from "
+        f"{data['pca_ears']} training ears.",
         note=True,
     )
     report.text(compare(metrics))
@@ -237,7 +238,7 @@ def write_report(metrics: dict, shown: list, args, data_report: DataReport) -> N
 
 
 def compare(metrics: dict) -> str:
-    """Verdict on the difference from the PCA."""
+    """Verdict on the difference from the pixel PCA."""
     psnr, ssim = metrics["psnr_above_pca"], metrics["ssim_above_pca"]
     if psnr.low > 0:
         by = ", by at least 1 dB" if psnr.low >= 1 else ", perhaps by less than 1 dB"
@@ -248,7 +249,7 @@ def compare(metrics: dict) -> str:
 
 
 def print_summary(metrics: dict, console: Console) -> None:
-    """The headline on the terminal."""
+    """Prints PSNR and SSIM of each method."""
     table = Table("", *(heading for heading, _ in METRICS.values()), box=None)
     for method, values in metrics["methods"].items():
         table.add_row(method, *(with_span(values[name], form) for name, (_, form) in METRICS.items()))

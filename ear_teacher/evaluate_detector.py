@@ -1,9 +1,9 @@
-"""Evaluates detectors on held-out ears: errors of landmarks, contours and boxes with intervals, beside the mean ear.
+"""Evaluates detectors on held-out ears: errors of landmarks, contours and boxes, with the mean ear as baseline.
 
     python ear_teacher/evaluate_detector.py --checkpoint runs/taught/best --compare runs/scratch/best \
         --manifest DATA/test_detector.npy
 
-Two-stage inference on every picture. Writes metrics.json, predictions.csv (one row an ear and detector),
+Two-stage inference on every picture. Writes metrics.json, predictions.csv (one row per ear and detector),
 data_report.json, figures/ and report.html to --output.
 """
 
@@ -45,7 +45,7 @@ from ear.evaluation import (
 from ear.manifest import Ear, add_reading_arguments, split_by_subject
 from ear.plots import overlays
 
-COLUMNS = {  # measure -> title, digits
+COLUMNS = {  # metric -> title, number format
     "nme": ("NME [%]", "{:.2f}"),
     "failures": (f"> {FAILURE:g} % [%]", "{:.1f}"),
     "iou": ("IoU", "{:.3f}"),
@@ -61,7 +61,7 @@ def parse_args(argv=None):
     parser.add_argument("--split", choices=("all", "test"), default="all",
                         help="ears to evaluate; test: the test split of training with --data")  # fmt: skip
     add_reading_arguments(parser)
-    parser.add_argument("--nb_to_plot", type=positive_int, default=4, help="best, typical and worst ears shown, each")
+    parser.add_argument("--nb_to_plot", type=positive_int, default=4, help="ears shown: best, typical, worst, each")
     add_evaluation_arguments(parser, output="evaluation_<manifest>", batch_size=None, per="ears")
     return parser.parse_args(argv)
 
@@ -90,7 +90,7 @@ def main(argv=None):
 
 
 def load(args) -> dict[str, tuple[EarDetector, dict]]:
-    """Name -> (model, config), the names as short as they can differ. Raises UserError where the landmarks differ."""
+    """Shortest distinct name -> (model, config). Raises UserError for repeated folders and different landmarks."""
     folders = [args.checkpoint, *args.compare]
     runs = [(folder.parent if folder.name == "best" else folder).name for folder in folders]
     names = runs if len(set(runs)) == len(runs) else [str(folder) for folder in folders]
@@ -106,8 +106,8 @@ def load(args) -> dict[str, tuple[EarDetector, dict]]:
 
 
 def read_data(accelerator: Accelerator, args, schema: Schema, config: dict, report: DataReport) -> list[Ear]:
-    """The ears to measure on, with the landmarks that the detector was trained for."""
-    names = list(config["taught"]["landmarks"])  # those in the files of the training, of which a few may be unknown
+    """Ears for the evaluation, with the landmarks of the detector. Raises UserError for another number of landmarks."""
+    names = list(config["taught"]["landmarks"])  # all landmarks in the training files
     in_files = make_schema({"name": schema.name, "names": names}, f"{args.checkpoint}: ")
     ears = read_labelled(args.manifest, args.data_root, args.box_format, report, in_files)
     if args.split == "test":
@@ -127,7 +127,7 @@ def read_data(accelerator: Accelerator, args, schema: Schema, config: dict, repo
 def predict_all(
     accelerator: Accelerator, console: Console, name: str, model: EarDetector, ears: list[Ear]
 ) -> Predictions:
-    """Detections in the pictures of `ears`; the processes share them."""
+    """Detections in the pictures of `ears`; the ranks share the work."""
     model.to(accelerator.device)
     with accelerator.split_between_processes(ears) as share, progress(console, name, len(share)) as advance:
         found = []
@@ -140,7 +140,7 @@ def predict_all(
 
 
 def baselines(ears: list[Ear], sizes, first: Predictions, config: dict, schema: Schema) -> dict[str, Predictions]:
-    """The mean ear of the training split, in its mean box and in the boxes of the first detector."""
+    """Mean ear of the training split, in its mean box and in the boxes of the first detector."""
     box, shape = np.array(config["mean_ear"]["box"]), np.array(config["mean_ear"]["shape"], float)
     boxes, scores, sides = mean_boxes(ears, sizes, box), np.ones(len(ears)), np.array([ear.side for ear in ears])
     return {
@@ -155,7 +155,7 @@ def baselines(ears: list[Ear], sizes, first: Predictions, config: dict, schema: 
 def write_results(
     evaluations: dict[str, Evaluation], detectors: list[str], args, data_report: DataReport, machine: dict
 ) -> None:
-    """metrics.json, predictions.csv, figures/ and report.html in `args.output`."""
+    """Writes metrics.json, predictions.csv, figures/ and report.html to `args.output`."""
     first = evaluations[detectors[0]]
     sides = {name: evaluations[name].sides_right() for name in detectors}
     metrics = {
@@ -179,7 +179,7 @@ def write_results(
 
 
 def write_report(metrics: dict, evaluations: dict[str, Evaluation], args, data_report: DataReport) -> None:
-    """report.html: headline, table of methods, curves, pictures, landmarks."""
+    """Writes report.html: main results, table of methods, error curves, pictures, landmarks."""
     methods, data = metrics["methods"], metrics["data"]
     name, first = next(iter(evaluations.items()))
     ours, folder = methods[name], args.output / "figures"
@@ -221,7 +221,7 @@ def write_report(metrics: dict, evaluations: dict[str, Evaluation], args, data_r
         {method: evaluation.errors for method, evaluation in evaluations.items() if method != MEAN_IN_PICTURE},
         "%", (FAILURE / 2, FAILURE),
     )  # fmt: skip
-    curves.axes[0].set_xlim(0, 3 * FAILURE)  # a single ear that was missed has errors of 100 %
+    curves.axes[0].set_xlim(0, 3 * FAILURE)  # a missed ear has errors around 100 %
     bars = figures.interval_bars(
         dict(sorted(metrics["by_landmark"][name].items(), key=lambda row: row[1].estimate)),
         "NME [%] with 95 % interval",
@@ -247,7 +247,7 @@ def write_report(metrics: dict, evaluations: dict[str, Evaluation], args, data_r
 
 
 def draw_cases(evaluation: Evaluation, folder: Path, number: int) -> list[tuple[Path, str]]:
-    """Rows of the best, the middle and the worst ears: (file, caption)."""
+    """Figures of the best, typical and worst ears: (file, caption)."""
     order = np.argsort(evaluation.nme)
     number = min(number, len(order))
     middle = (len(order) - number) // 2
@@ -268,7 +268,7 @@ def draw_cases(evaluation: Evaluation, folder: Path, number: int) -> list[tuple[
 
 
 def print_summary(evaluations: dict[str, Evaluation], console: Console) -> None:
-    """The headline on the terminal."""
+    """Prints the metrics of each method."""
     titles = [title for title, _ in COLUMNS.values()]
     table = Table("", titles[0], "95 % interval", *titles[1:], box=None)
     for name, evaluation in evaluations.items():

@@ -2,18 +2,18 @@
 
     python ear_teacher/make_demo_data.py --output demo/ears --images 700 --seed 0
 
-The ears are phantoms, drawn by formulas (ear/demo/), of no person. They serve to try and test the programs: a score on
-phantoms says nothing about ears. Written are
+The ears are phantoms drawn from formulas (ear/demo/), of no person, for trying and testing the software: scores on
+phantoms do not carry over to ears. Output:
 
-    OUTPUT/images/<person>_<R|L>.jpg           a side view; right ears have the face to the right, left ones to the left
+    OUTPUT/images/<person>_<R|L>.jpg           side views; right ears with the face to the right, left ears to the left
     OUTPUT/{train,val,test}_teacher.npy        all pictures, unlabelled: image_paths, bboxes, subjects, sides
-    OUTPUT/{train,val,test}_detector.npy       the same with landmarks (17, 2); in train a seventh of the persons only
-    OUTPUT/ibug/{train,test}/<id>.jpg, .pts    the detector's train and test pictures with 55 points, as iBUG has them
+    OUTPUT/{train,val,test}_detector.npy       the same with landmarks (17, 2); in train only a seventh of the persons
+    OUTPUT/ibug/{train,test}/<id>.jpg, .pts    train and test pictures of the detector with 55 points, as in iBUG
     OUTPUT/truth.json                          shape, skin, light and pose of each picture; both sets of landmarks
 
-Boxes are x0, y0, x1, y1 in px with pixel centres at integers; .pts files count from 1, as theirs do. Both ears of a
-person are in one split; 70 / 15 / 15 % of the persons are in train, val and test. The same seed gives the same bytes,
-and a picture depends only on (seed, its number, size), not on how many are drawn.
+Boxes are x0, y0, x1, y1 in px with pixel centres at integers; .pts coordinates start at 1. Both ears of a person are in
+one split: 70 / 15 / 15 % of the persons in train, val and test. The same seed gives the same bytes; each picture
+depends on (seed, number, size) only.
 """
 
 import sys
@@ -33,7 +33,7 @@ from core.processes import in_processes
 from ear.demo.scene import SIDES, Scene, write_scene
 
 SPLITS = ("train", "val", "test")
-# Persons repeat this pattern of 20, 14 in train, 3 in val, 3 in test; * = their train pictures have landmarks.
+# Pattern of 20 persons, repeated: 14 in train, 3 in val, 3 in test; * = training pictures with landmarks.
 PATTERN = (
     "train*", "val", "test", "train", "train", "train", "train", "train", "val", "train",
     "train*", "test", "train", "train", "train", "val", "train", "train", "test", "train",
@@ -44,7 +44,7 @@ TRUTH = "truth.json"
 
 @dataclass(frozen=True)
 class Case:
-    """One picture; all of it follows from its number."""
+    """One picture, determined by its number."""
 
     number: int
 
@@ -66,7 +66,7 @@ class Case:
 
     @property
     def labelled(self) -> bool:
-        """Whether the detector's manifests list it."""
+        """Whether it is in a manifest of the detector."""
         return self._place != "train"
 
     @property
@@ -75,7 +75,7 @@ class Case:
 
     @property
     def files(self) -> dict[str, Path]:
-        """The picture, and its copy and points in iBUG's form if it has them, relative to the output folder."""
+        """Its files, relative to the output folder: picture, and if labelled its copy and points in iBUG format."""
         files = {"image": Path("images", f"{self.id}.jpg")}
         if self.labelled and self.split != "val":
             files["ibug"] = Path("ibug", self.split, f"{self.id}.jpg")
@@ -107,8 +107,8 @@ def main(argv=None):
     write(args.output / TRUTH, dump({case.id: truth(case, scene) for case, scene in scenes.items()}))
     counts = ", ".join(f"{sum(case.split == split for case in cases)} {split}" for split in SPLITS)
     console.print(
-        f"{len(cases)} synthetic ears ({counts}) of {cases[-1].number // 2 + 1} persons in {args.output}. They are "
-        "drawn, and show no person."
+        f"{len(cases)} synthetic ears ({counts}) of {cases[-1].number // 2 + 1} persons in {args.output}; no "
+        "pictures of real persons."
     )
 
 
@@ -116,7 +116,7 @@ def main(argv=None):
 
 
 def manifests(cases: list[Case]) -> dict[str, list[Case]]:
-    """File name -> the pictures that it lists."""
+    """Manifest file -> its pictures."""
     files = {}
     for split in SPLITS:
         files[f"{split}_teacher.npy"] = [case for case in cases if case.split == split]
@@ -125,7 +125,7 @@ def manifests(cases: list[Case]) -> dict[str, list[Case]]:
 
 
 def manifest(cases: list[Case], scenes: dict[Case, Scene], landmarks: bool) -> bytes:
-    """A .npy file that holds a dict, as ear_teacher's data sets are stored."""
+    """Content of a manifest, a .npy file of a dict."""
     content = {
         "image_paths": [case.files["image"].as_posix() for case in cases],
         "bboxes": [scenes[case].box.round(3).tolist() for case in cases],
@@ -140,7 +140,7 @@ def manifest(cases: list[Case], scenes: dict[Case, Scene], landmarks: bool) -> b
 
 
 def pts(points: np.ndarray) -> bytes:
-    """Points (K, 2) in iBUG's format, whose first pixel is 1."""
+    """Points (K, 2) px in iBUG format, with coordinates from 1."""
     lines = ["version: 1", f"n_points: {len(points)}", "{", *(f"{x + 1:.3f} {y + 1:.3f}" for x, y in points), "}"]
     return ("\n".join(lines) + "\n").encode()
 
@@ -151,7 +151,7 @@ def truth(case: Case, scene: Scene) -> dict:
 
 
 def files_of(recipe: dict) -> set[Path]:
-    """All files that a run with this recipe writes."""
+    """All files written for this recipe."""
     cases = [Case(number) for number in range(int(recipe["images"]))]
     return {file for case in cases for file in case.files.values()} | {Path(TRUTH), *map(Path, manifests([]))}
 

@@ -1,13 +1,13 @@
-"""Encodes your own ears with a trained VAE, reconstructs them, and searches for the most similar ears.
+"""Encodes and reconstructs your own ears with a trained VAE, and searches for similar ears.
 
     python ear_teacher/predict.py --checkpoint runs/ear_teacher/best --input PICTURES --output codes --reconstruct
     python ear_teacher/predict.py --checkpoint runs/ear_teacher/best --search QUERY.jpg --index FOLDER --output found
 
-An input is a picture of one ear, a folder of such, or a manifest as for training, whose boxes are then cut out. Writes
-to --output codes.safetensors (`mu` and `logvar` (N, latent_dim)), codes.csv (id, file, subject, side and box of each
-row), and with --reconstruct reconstructions/ID.png (crop and reconstruction). A search writes neighbours.csv and
-neighbours.png; --index is an --output of this script, whose codes are used as they are, or an input. Problems of the
-data are listed in data_report.json.
+Inputs are pictures of one ear each, folders of such pictures, or manifests as for training, whose boxes are cropped.
+--input writes to --output codes.safetensors (`mu` and `logvar` (N, latent_dim)), codes.csv (id, file, subject, side and
+box of each row), and with --reconstruct reconstructions/ID.png (crop and reconstruction). --search writes
+neighbours.csv and neighbours.png; --index is an output folder of --input, or an input. Both list data problems in
+data_report.json.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ from ear.plots import picture_grid
 from ear.sam_vae import EarVAE
 
 CODES, TABLE = "codes.safetensors", "codes.csv"
-GREY = 128  # in place of a neighbour whose picture is missing
+GREY = 128  # replaces unreadable pictures of neighbours
 COLUMNS = ("id", "file", "subject", "side", "x0", "y0", "x1", "y1")
 
 
@@ -53,10 +53,10 @@ def parse_args(argv=None):
     source.add_argument("--input", type=Path, nargs="+", help="pictures, folders or manifests to encode")
     source.add_argument("--search", type=Path, nargs="+", metavar="QUERY", help="query pictures of a search")
     parser.add_argument("--index", type=Path, metavar="FOLDER", help="codes, pictures or manifest to search in")
-    parser.add_argument("--top", type=positive_int, default=5, help="number of neighbours a query")
-    parser.add_argument("--output", type=Path, help="output folder (default: codes; of a search: found)")
+    parser.add_argument("--top", type=positive_int, default=5, help="number of neighbours per query")
+    parser.add_argument("--output", type=Path, help="output folder (default: codes; with --search: found)")
     add_reading_arguments(parser)
-    parser.add_argument("--reconstruct", action="store_true", help="write the reconstruction of each ear, too")
+    parser.add_argument("--reconstruct", action="store_true", help="also write the reconstruction of each ear")
     parser.add_argument("--batch_size", type=positive_int, default=16, help="batch size in ears")
     parser.add_argument("--num_workers", type=non_negative_int, default=2, help="data loader workers")
     args = parser.parse_args(argv)
@@ -98,7 +98,7 @@ def main(argv=None):
 
 
 def fingerprint(model: EarVAE) -> str:
-    """SHA-256 of the weights: codes of different models cannot be compared."""
+    """SHA-256 of the weights, which identifies the model of stored codes."""
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
@@ -106,8 +106,8 @@ def fingerprint(model: EarVAE) -> str:
 
 
 def find_ears(paths: list[Path], args, report: DataReport) -> list[Ear]:
-    """The ears of pictures, folders and manifests; a picture named twice counts once. Of two ears of one name, as 1.jpg
-    of two folders, the second gets the id 1_2."""
+    """Ears of pictures, folders and manifests, without duplicates. Repeated ids get a number, as 1_2. Raises UserError
+    as `read_manifest`."""
     ears = {}
     for path in paths:
         if path.suffix.lower() in SUFFIXES and not path.is_dir():
@@ -122,7 +122,7 @@ def find_ears(paths: list[Path], args, report: DataReport) -> list[Ear]:
 
 
 def write_codes(ears: list[Ear], table: dict[str, np.ndarray], owner: str, folder: Path) -> None:
-    """Writes codes.safetensors and codes.csv. `owner`: fingerprint of the model."""
+    """Writes codes.safetensors and codes.csv. `owner`: `fingerprint` of the model."""
     with whole_file(folder / CODES) as unfinished:
         codes = {name: np.ascontiguousarray(table[name]) for name in ("mu", "logvar")}
         save_file(codes, unfinished, {"model": owner})
@@ -131,8 +131,8 @@ def write_codes(ears: list[Ear], table: dict[str, np.ndarray], owner: str, folde
 
 
 def read_codes(folder: Path, owner: str) -> tuple[list[Ear], np.ndarray]:
-    """Reads the files of `write_codes`: ears, and mu (N, latent_dim). Raises UserError if they are damaged, or not of
-    the model whose fingerprint is `owner`."""
+    """(ears, mu (N, latent_dim)) of the files of `write_codes`. Raises UserError for damaged files and those of a model
+    with another fingerprint than `owner`."""
     again = "write it again with --input"
     rows = read_table(folder / TABLE, COLUMNS, again)
     try:
@@ -160,7 +160,7 @@ def search(
     ears: list[Ear], table: dict[str, np.ndarray], others: list[Ear], codes: np.ndarray, crops: EarCrops, args,
     report: DataReport, console: Console,
 ) -> None:  # fmt: skip
-    """Writes the ears of the index that are nearest to each query, by the Euclidean distance of their codes."""
+    """Writes the nearest ears of the index to each query, by Euclidean distance of the codes (N, latent_dim)."""
     rows, distances = nearest(table["mu"], codes, min(args.top, len(others)))
     neighbours, shown = [], Table("query", "nearest", "distance", box=None)
     for ear, found, far in zip(ears, rows, distances, strict=True):
@@ -174,7 +174,7 @@ def search(
     for row in np.unique(rows[:10]):
         try:
             pictures[row] = crops.pixels(row)
-        except ImageError as error:  # codes outlive pictures
+        except ImageError as error:  # picture removed after encoding
             report.add("picture unreadable", others[row].id, "found by its code, not shown", error)
             pictures[row] = np.full_like(table["original"][0], GREY)
     grid = {

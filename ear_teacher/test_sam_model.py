@@ -1,9 +1,9 @@
-"""Checks the model on this machine before a long training: encoder, VAE, one training step.
+"""Checks encoder, VAE and one training step on this machine before a long training run.
 
     python ear_teacher/test_sam_model.py
     python ear_teacher/test_sam_model.py --sam_config tiny --sam_image_size 224      # without weights from the hub
 
-Needs no data: the input is noise. Exit code 1 if a check fails.
+The input is noise. Exit code 1 if a check fails.
 """
 
 import sys
@@ -53,7 +53,7 @@ def main(argv=None):
         start = time.perf_counter()
         try:
             said = check(model, images, accelerator, args)
-        except (AssertionError, RuntimeError) as error:  # RuntimeError: torch's, mostly out of memory
+        except (AssertionError, RuntimeError) as error:  # RuntimeError: mostly out of memory
             failures += 1
             console.print(f"FAILED  {name}: {error}", style="bold red")
         else:
@@ -65,7 +65,7 @@ def main(argv=None):
 
 @torch.no_grad()
 def check_encoder(model: EarVAE, images: torch.Tensor, accelerator, args) -> str:
-    """SAM's features have the expected grid, and differ between pictures."""
+    """Shape of the SAM features, and their dependence on the picture; returns a summary. Raises AssertionError."""
     sam = model.encoder.sam
     features = sam(images)
     expected = (len(images), sam.channels, sam.grid, sam.grid)
@@ -78,7 +78,8 @@ def check_encoder(model: EarVAE, images: torch.Tensor, accelerator, args) -> str
 
 @torch.no_grad()
 def check_vae(model: EarVAE, images: torch.Tensor, accelerator, args) -> str:
-    """In eval, a picture has one code, and a code has one picture."""
+    """Shapes, range and determinism of codes and reconstructions in eval mode; returns a summary. Raises
+    AssertionError."""
     model.eval()
     mu, logvar = model.encode(images)
     picture = model.decode(mu)
@@ -93,7 +94,8 @@ def check_vae(model: EarVAE, images: torch.Tensor, accelerator, args) -> str:
 
 
 def check_training_step(model: EarVAE, images: torch.Tensor, accelerator, args) -> str:
-    """Every term is finite, all trainable parameters get a gradient, and frozen ones get none."""
+    """Finite loss terms and gradients of the trainable parameters, none of the frozen ones; returns a summary. Raises
+    AssertionError."""
     weights, note = {name: weight for name, (weight, _) in WEIGHTS.items()}, ""
     try:
         criterion = EarVAELoss(weights, args.vgg_weights)
@@ -110,7 +112,7 @@ def check_training_step(model: EarVAE, images: torch.Tensor, accelerator, args) 
     assert not bad, f"not finite: {', '.join(bad)}"
     accelerator.backward(loss)
     named = list(accelerator.unwrap_model(model).named_parameters())
-    may_overflow = accelerator.scaler is not None  # fp16 finds its scale in the first steps
+    may_overflow = accelerator.scaler is not None  # fp16 loss scale not yet adapted
     learns = [(name, p.grad) for name, p in named if p.requires_grad]
     deaf = [name for name, grad in learns if grad is None or not (may_overflow or grad.isfinite().all())]
     assert not deaf, f"{len(deaf)} parameters have no finite gradient, {deaf[0]} first"

@@ -1,8 +1,8 @@
-"""Trains a SAM-based variational autoencoder (VAE) of ears: the teacher.
+"""Trains the teacher, a SAM-based variational autoencoder (VAE) of ears.
 
     python ear_teacher/train.py --epochs 60 --batch-size 4
     accelerate launch ear_teacher/train.py --train_manifest DATA/train_teacher.npy --val_manifest DATA/val_teacher.npy
-    python ear_teacher/train.py --resume                          # after an interruption
+    python ear_teacher/train.py --resume                          # resume an interrupted run
 
 A manifest is a .npy with image_paths and bboxes, a .csv, or a folder of pictures. Results in --save_dir: best/, best_2/
 and best_3/ (the three best models), last/ (for --resume), metrics.jsonl, data_report.json, figures/ (reconstructions of
@@ -43,10 +43,10 @@ def parse_args(argv=None):
     group.add_argument("--val_manifest", type=Path, default=DATA / "val_teacher.npy", help="validation manifest")
     add_reading_arguments(group)
     group.add_argument("--crop", action=argparse.BooleanOptionalAction, default=True,
-                       help="crops around the boxes, where there are any; otherwise whole pictures")  # fmt: skip
+                       help="crops around the boxes; whole pictures without boxes")  # fmt: skip
     group.add_argument("--margin", type=non_negative, default=0.1, help="margin around the box, over its longer side")
     group.add_argument("--mirror_left", action=argparse.BooleanOptionalAction, default=True,
-                       help="mirroring of left ears, where the side is known")  # fmt: skip
+                       help="mirroring of ears known to be left")  # fmt: skip
     group.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True,
                        help="augmentation: small shifts, rotations, changes of scale and light")  # fmt: skip
     group = parser.add_argument_group("model")
@@ -58,7 +58,7 @@ def parse_args(argv=None):
     group.add_argument("--image_size", type=int, default=128, help="side of crops and reconstructions, px")
     group.add_argument("--freeze_layers", type=int, help="frozen SAM blocks, from the first (default: 6; tiny: 0)")
     group.add_argument("--freeze_embeddings", action=argparse.BooleanOptionalAction, default=False,
-                       help="freeze patch and position embeddings, too: less memory")  # fmt: skip
+                       help="also freeze patch and position embeddings: less memory")  # fmt: skip
     group.add_argument("--gradient_checkpointing", action=argparse.BooleanOptionalAction, default=False,
                        help="gradient checkpointing of SAM's blocks: less memory, more time")  # fmt: skip
     group = parser.add_argument_group("loss")
@@ -71,7 +71,7 @@ def parse_args(argv=None):
     group.add_argument("--valid_interval", type=positive_int, default=1, help="epochs between validations")
     group.add_argument("--nb_to_plot", type=positive_int, default=8, help="ears in the figures")
     add_training_arguments(parser, epochs=60, batch_size=4, lr=3e-4, num_workers=4)
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), help="the reference's name of --mixed_precision")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), help="--mixed_precision as named in the reference")
     args = parser.parse_args(argv)
     if args.precision:
         if args.mixed_precision not in (None, PRECISIONS[args.precision]):
@@ -80,7 +80,7 @@ def parse_args(argv=None):
     if args.sam_config:
         args.sam_model = None
     if args.freeze_layers is None:
-        args.freeze_layers = 0 if args.sam_config == "tiny" else 6  # random and frozen blocks cannot learn
+        args.freeze_layers = 0 if args.sam_config == "tiny" else 6  # random blocks must not be frozen
     return args
 
 
@@ -122,7 +122,7 @@ def main(argv=None):
 
 
 def read_data(run: Run, args, report: DataReport) -> dict[str, list[Ear]]:
-    """Usable ears by split; the problems are printed."""
+    """Usable ears by split; prints the data problems. Raises UserError for a split without ears, or shared subjects."""
     files = {"train": args.train_manifest, "val": args.val_manifest}
     splits = {split: read_manifest(file, args.data_root, args.box_format, report) for split, file in files.items()}
     refuse_shared_subjects(splits)
@@ -133,13 +133,13 @@ def read_data(run: Run, args, report: DataReport) -> dict[str, list[Ear]]:
 
 @torch.no_grad()
 def validate(run: Run, loader, criterion: EarVAELoss, args) -> dict[str, float]:
-    """Loss, PSNR [dB], SSIM (means over the pictures, in [0, 1]), KL [nats] and active units; draws the figures."""
+    """Means of loss, PSNR [dB] and SSIM over the pictures, KL [nats] and active units; draws the figures."""
     run.model.eval()
     cases, shown = Cases(run.accelerator, len(loader.dataset)), []
     for batch in run.batches(loader):
         images = batch["image"]
         result = run.model(images)
-        # Picture by picture: the last batch may hold some twice, which `Cases` leaves out.
+        # Per picture: on several ranks the last batch may repeat pictures, which `Cases` drops.
         each = [{name: x[i : i + 1] for name, x in result.items()} for i in range(len(images))]
         losses = [criterion(one, images[i : i + 1])[0] for i, one in enumerate(each)]
         cases.add(

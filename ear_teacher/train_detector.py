@@ -1,12 +1,12 @@
-"""Trains the ear detector (box, side, landmarks) on the encoder of a VAE, on SAM's, or from scratch.
+"""Trains the ear detector (box, side, landmarks) on the encoder of a VAE, of SAM, or from scratch.
 
     python ear_teacher/train_detector.py --teacher runs/ear_teacher/best --train_manifest DATA/train_detector.npy \
         --val_manifest DATA/val_detector.npy
     python ear_teacher/train_detector.py --sam_model facebook/sam-vit-base --data IBUG --landmark_schema ibug55
 
-A manifest is a .npy with image_paths, landmarks and, if known, bboxes, a .csv, or a folder with .pts files. Results in
+A manifest is a .npy with image_paths, landmarks and optionally bboxes, a .csv, or a folder with .pts files. Results in
 --save_dir: best/ (the model), last/ (for --resume), metrics.jsonl, data_report.json. Next: evaluate_detector.py.
-Choice of the settings: DETECTION_GUIDE.md.
+Settings: DETECTION_GUIDE.md.
 """
 
 import sys
@@ -43,14 +43,14 @@ def parse_args(argv=None):
     group.add_argument("--train_manifest", type=Path, default=DATA / "train_detector.npy", help="training manifest")
     group.add_argument("--val_manifest", type=Path, default=DATA / "val_detector.npy", help="validation manifest")
     group.add_argument("--data", type=Path, metavar="FILE_OR_FOLDER",
-                       help="one manifest instead of both, split by subject; of a folder, its train/")  # fmt: skip
+                       help="manifest to split by subject, instead of both; of a folder with train/, that")  # fmt: skip
     group.add_argument("--val_fraction", type=share, default=0.1, help="share of the subjects of --data for validation")
     group.add_argument("--test_fraction", type=share, default=0.1,
-                       help="share of the subjects of --data for the test (none with train/)")  # fmt: skip
+                       help="share of the subjects of --data for testing (none with train/)")  # fmt: skip
     add_reading_arguments(group)
     group.add_argument("--landmark_schema", metavar="NAME_OR_FILE",
                        help=f"scheme: {', '.join(SCHEMAS)} or a JSON file (default: by names or number)")  # fmt: skip
-    group.add_argument("--windows", type=positive_int, default=4, help="random windows of each ear an epoch")
+    group.add_argument("--windows", type=positive_int, default=4, help="random windows per ear and epoch")
     group = parser.add_argument_group("encoder (one of)")
     group = group.add_mutually_exclusive_group(required=True)
     group.add_argument("--teacher", type=Path, metavar="FOLDER", help="VAE: best/ of a run of train.py")
@@ -63,9 +63,9 @@ def parse_args(argv=None):
     group.add_argument("--image_size", type=positive_int, default=128, help="side of the windows, px")
     group.add_argument("--margin", type=non_negative, default=0.3,
                        help="margin of stage 2's window around the box, over its longer side")  # fmt: skip
-    group.add_argument("--freeze_encoder", action="store_true", help="training of the head alone")
+    group.add_argument("--freeze_encoder", action="store_true", help="train only the head")
     group.add_argument("--freeze_layers", type=int,
-                       help="frozen SAM blocks, from the first (default: the teacher's; 6; 0 if random)")  # fmt: skip
+                       help="frozen SAM blocks, from the first (default: as teacher; SAM: 6; random: 0)")  # fmt: skip
     group.add_argument("--encoder_lr_scale", type=non_negative,
                        help="learning rate of the encoder over --lr (default: 0.1; 1 if random)")  # fmt: skip
     group.add_argument("--gradient_checkpointing", action="store_true",
@@ -98,7 +98,7 @@ def main(argv=None):
         "model": model.arguments,
         "schema": asdict(schema),
         "taught": {"landmarks": counts, "boxes": {"box": len(splits["train"])}, "side": {"side": sides}},
-        "mean_ear": mean_ear(splits["train"], sizes, schema),  # the baseline of every evaluation
+        "mean_ear": mean_ear(splits["train"], sizes, schema),  # baseline of the evaluation
         "encoder": str(args.teacher or args.sam_model or f"random weights, {args.sam_config}"),
         "split_fractions": [args.val_fraction, args.test_fraction],
     }
@@ -120,7 +120,7 @@ def main(argv=None):
 
 
 def make_model(args, num_landmarks: int, flip: tuple[int, ...] | None) -> EarDetector:
-    """The detector on the encoder of --teacher, --sam_model or --sam_config."""
+    """Detector on the encoder of --teacher, --sam_model or --sam_config. Raises UserError as these."""
     options = {
         "image_size": args.image_size, "margin": args.margin, "flip": flip, "freeze_encoder": args.freeze_encoder,
         "gradient_checkpointing": args.gradient_checkpointing,
@@ -130,13 +130,13 @@ def make_model(args, num_landmarks: int, flip: tuple[int, ...] | None) -> EarDet
     if args.teacher:
         return EarDetector.from_vae_checkpoint(args.teacher, num_landmarks, **options)
     if args.sam_config:
-        options.setdefault("freeze_layers", 0)  # random blocks have nothing to keep
+        options.setdefault("freeze_layers", 0)  # random blocks must not be frozen
     return EarDetector(args.sam_config or "base", args.sam_model, num_landmarks=num_landmarks, **options)
 
 
 def read_data(run: Run, args, report: DataReport) -> tuple[dict[str, list[Ear]], Schema, dict[str, int]]:
-    """(usable ears by split, scheme of their landmarks, number of training truths of each landmark in the files). The
-    first two without landmarks that no training ear has; the problems are printed."""
+    """(usable ears by split, their scheme, landmark in the files -> number of training ears); the first two without
+    landmarks of no training ear. Prints the data problems. Raises UserError for unusable data."""
     scheme = args.landmark_schema
     named = read_schema(scheme, SCHEMAS) if scheme else named_schema(args.data or args.train_manifest)
 
@@ -145,7 +145,7 @@ def read_data(run: Run, args, report: DataReport) -> tuple[dict[str, list[Ear]],
 
     if args.data is None:
         splits = {"train": read(args.train_manifest), "val": read(args.val_manifest)}
-    elif (args.data / "train").is_dir():  # iBUG's: its test/ is not read
+    elif (args.data / "train").is_dir():  # iBUG; test/ is not read
         splits = split_by_subject(read(args.data / "train"), args.val_fraction, 0)
     else:
         splits = split_by_subject(read(args.data), args.val_fraction, args.test_fraction)
@@ -171,14 +171,14 @@ def read_data(run: Run, args, report: DataReport) -> tuple[dict[str, list[Ear]],
 
 @torch.no_grad()
 def validate(run: Run, loader, criterion: DetectionLoss) -> dict[str, float]:
-    """Loss of both stages; `nme` [% of the true box's diagonal] and `iou` of stage 2 in windows around the true boxes;
-    `iou_whole` and, where sides are known and trained, the share `side_whole` of right sides of stage 1."""
+    """Loss of both stages; `nme` [% of the diagonal of the true box] and `iou` of stage 2 in windows around the true
+    boxes; `iou_whole` and, with sides, the share of correct sides `side_whole` of stage 1."""
     run.model.eval()
     cases = Cases(run.accelerator, len(loader.dataset))
     for batch in run.batches(loader):
         truth = {name: batch[name].flatten(0, 1) for name in ("image", "points", "box", "left")}
         prediction = run.model(truth["image"])
-        # Ear by ear, two stages each: the last batch may hold some twice, which `Cases` leaves out.
+        # Per ear: on several ranks the last batch may repeat ears, which `Cases` drops.
         pairs = [slice(i, i + 2) for i in range(0, len(truth["image"]), 2)]
         losses = [criterion(*({k: x[pair] for k, x in y.items()} for y in (prediction, truth)))[0] for pair in pairs]
         diagonal = (truth["box"][:, 2:] - truth["box"][:, :2]).norm(dim=1)

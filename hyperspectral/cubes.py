@@ -1,12 +1,12 @@
-"""Tools for hyperspectral cubes: checks, statistics of the bands, copies that read faster.
+"""Tools for hyperspectral cubes: checks, band statistics, copies that are faster to read.
 
-    python hyperspectral/cubes.py check  --csv_file DATA.csv                    # reads every file and value
-    python hyperspectral/cubes.py stats  --csv_file DATA.csv                    # mean and SD of every band
-    python hyperspectral/cubes.py repack --csv_file DATA.csv --output FOLDER    # copies that read faster
+    python hyperspectral/cubes.py check  --csv_file DATA.csv                    # reads all files and values
+    python hyperspectral/cubes.py stats  --csv_file DATA.csv                    # mean and SD of each band
+    python hyperspectral/cubes.py repack --csv_file DATA.csv --output FOLDER    # contiguous copies
 
-`check` changes nothing. `stats` writes DATA_stats.json beside the CSV. `repack` writes copies, not compressed and in
-one piece, and a CSV of them; the same command goes on after an interruption. The README describes the CSV and the
-files.
+`check` writes nothing unless --output is given. `stats` writes DATA_stats.json beside the CSV. `repack` writes
+uncompressed, contiguous copies and a CSV of them; the same command resumes after an interruption. The README describes
+the CSV and the files.
 """
 
 import sys
@@ -30,7 +30,7 @@ from hsi.files import Splits, add_data_arguments, inspect, leave_out, read_cubes
 from hsi.repack import claim, repack_cube, repack_targets, repacked_table
 from hsi.statistics import compute_statistics, constant_bands, measure_all, statistics_file, unusable
 
-# Neither torch nor a module that imports it: every worker process would load it with this file.
+# No imports of torch: every worker process loads the imports of this file.
 
 
 def parse_args(argv=None):
@@ -39,7 +39,7 @@ def parse_args(argv=None):
     for name, text in (
         ("check", "check of every file and value"),
         ("stats", "mean and SD of every band over the foreground of the training split"),
-        ("repack", "copies that are not compressed and in one piece, and a CSV of them"),
+        ("repack", "uncompressed, contiguous copies and a CSV of them"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         add_data_arguments(command)
@@ -67,7 +67,7 @@ def main(argv=None):
 
 
 def check(args, splits: Splits, report: DataReport, console: Console) -> None:
-    """Prints what the splits hold, and all problems."""
+    """Prints the contents of the splits and all problems."""
     usable = inspect(splits, args.h5_key, len(args.wavelengths), None, report)
     measured = measure_all(usable, args.h5_key, args.workers, console)
     good = defaultdict(list)  # (split, shape) -> cubes
@@ -94,8 +94,8 @@ def check(args, splits: Splits, report: DataReport, console: Console) -> None:
 
 
 def stats(args, splits: Splits, report: DataReport, console: Console) -> None:
-    """Measures the cubes, and writes the statistics."""
-    usable = inspect(splits, args.h5_key, len(args.wavelengths), None, report)  # first: it takes no time
+    """Measures the cubes and writes the statistics."""
+    usable = inspect(splits, args.h5_key, len(args.wavelengths), None, report)  # first, as it is fast
     statistics = compute_statistics(splits, args.h5_key, args.workers, console)
     leave_out(usable, statistics.unusable, report)
     if len(statistics.mean) != len(args.wavelengths):
@@ -111,7 +111,7 @@ def stats(args, splits: Splits, report: DataReport, console: Console) -> None:
 
 
 def repack(args, splits: Splits, report: DataReport, console: Console) -> None:
-    """Copies the cubes, and writes a CSV of the copies."""
+    """Copies the cubes and writes a CSV of the copies."""
     cubes = [cube for part in splits.values() for cube in part]
     targets = repack_targets(args.csv_file, args.output, cubes)
     settings = {"csv_file": args.csv_file.name, "h5_key": args.h5_key, "dtype": args.dtype}
@@ -135,6 +135,6 @@ def repack(args, splits: Splits, report: DataReport, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    import cubes  # by the name under which worker processes know its functions and classes
+    import cubes  # the module name in worker processes
 
     script(cubes.main)

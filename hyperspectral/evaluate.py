@@ -1,9 +1,9 @@
-"""Evaluates a masked autoencoder on held-out cubes: reconstruction errors with intervals, against two baselines.
+"""Evaluates a masked autoencoder on held-out cubes: reconstruction errors with confidence intervals, and two baselines.
 
     python hyperspectral/evaluate.py --checkpoint runs/hyperspectral/best --csv_file DATA.csv --split test
 
-Every cube is masked in several fixed ways. Errors are in the cubes' own units, of the foreground alone. Writes to
---output metrics.json, predictions.csv (one row a cube), data_report.json, figures/ and report.html.
+Each cube is evaluated with several fixed masks. Errors are in the cubes' units, over the foreground. Writes
+metrics.json, predictions.csv (one row per cube), data_report.json, figures/ and report.html to --output.
 """
 
 import sys
@@ -53,7 +53,7 @@ def parse_args(argv=None):
     parser.add_argument("--csv_file", type=Path, required=True, help="table of the cubes; paths relative to it")
     parser.add_argument("--h5_key", help="data set with the cube in the HDF5 files (default: as in training)")
     parser.add_argument("--split", choices=SPLITS, default="test", help="split to evaluate")
-    parser.add_argument("--mask_seeds", type=positive_int, default=4, metavar="N", help="number of masks of each cube")
+    parser.add_argument("--mask_seeds", type=positive_int, default=4, metavar="N", help="number of masks per cube")
     parser.add_argument("--mask_ratio", type=share, help="share of hidden tokens (default: as in training)")
     parser.add_argument("--nb_to_plot", type=positive_int, default=4, help="number of cubes in the figures")
     seed = "the masks and the bootstrap"
@@ -94,7 +94,7 @@ def main(argv=None):
 def predict_all(
     accelerator: Accelerator, console: Console, model: MAESpectral, config: dict, dataset: CubeDataset, args
 ) -> tuple[dict[str, np.ndarray], list[Shown]]:
-    """(table, shown): `method/scope_metric` -> (N,) or (N, C), the mean over the masks; and the first few cubes."""
+    """(table, shown): `method/scope_metric` -> (N,) or (N, C), mean over the masks; and the first cubes for figures."""
     statistics, device = config["statistics"], accelerator.device
     mean, std = (torch.tensor(statistics[name], device=device) for name in ("mean", "std"))
     plain_model, patch_size, shown, tables = model.to(device), config["model"]["patch_size"], [], []
@@ -125,7 +125,7 @@ def predict_all(
 
 
 def summarise(table: dict[str, np.ndarray], dataset: CubeDataset, config: dict, args) -> dict:
-    """Everything of metrics.json but the machine: data, intervals of each method, errors by wavelength."""
+    """Content of metrics.json without the machine: data, intervals by method, errors by wavelength."""
     patients = [cube.patient for cube in dataset.cubes]
     statistics = config["statistics"]
     intervals = {
@@ -152,13 +152,13 @@ def summarise(table: dict[str, np.ndarray], dataset: CubeDataset, config: dict, 
 
 
 def _finite_mean(values: np.ndarray, rows: np.ndarray) -> float:
-    return np.nanmean(np.where(np.isfinite(values[rows]), values[rows], np.nan))  # an error of 0 has an infinite PSNR
+    return np.nanmean(np.where(np.isfinite(values[rows]), values[rows], np.nan))  # PSNR is infinite for an error of 0
 
 
 def write_report(
     metrics: dict, table: dict[str, np.ndarray], dataset: CubeDataset, shown: list[Shown], args, data_report: DataReport
 ) -> None:
-    """Writes report.html: headline, table of methods, figures, worst cubes."""
+    """Writes report.html: headline metrics, table of methods, figures, worst cubes."""
     unit, data, methods = metrics["unit"], metrics["data"], metrics["methods"]
     report = Report("Masked autoencoder of hyperspectral cubes", f"{args.checkpoint} on {args.csv_file}, {args.split}")
     mse = {method: methods[method]["masked_mse"] for method in METHODS}
@@ -174,7 +174,7 @@ def write_report(
     )
     report.text(
         f"{100 * data['mask_ratio']:.0f} % of the tokens are hidden. MSE in {unit}², of the foreground (pixels "
-        "brighter than a tenth of the cube's bright ones); PSNR and SSIM for the data range of the training split, "
+        "brighter than 10 % of the cube's bright pixels); PSNR and SSIM for the data range of the training split, "
         f"{metrics['data_range']:.3g} {unit}. SAM of hidden voxels is the angle over a pixel's hidden bands. "
         f"Intervals: bootstrap over patients, {args.bootstrap} resamples. The mean spectrum is that of the training "
         "split; the interpolation uses the visible voxels, and the training split's mean and SD of each band.",
@@ -182,18 +182,18 @@ def write_report(
     )
     if metrics["norm_pix_loss"]:
         report.text(
-            "This model was trained with norm_pix_loss: it predicts tokens relative to their mean and standard "
-            "deviation, which were given to it here. Its errors cannot be compared with those of the baselines."
+            "This model was trained with norm_pix_loss: it predicts tokens relative to their true mean and standard "
+            "deviation, which are inputs here. Its errors cannot be compared with those of the baselines."
         )
     for scope, title in SCOPES.items():
-        report.section(title, "Mean over the cubes, with its 95 % interval.")
+        report.section(title, "Mean over the cubes with 95 % interval.")
         rows = [
             [heading, *(with_span(methods[method][f"{scope}_{name}"], form) for method in METHODS)]
             for name, (heading, form) in METRICS.items()
         ]
         report.table(["", *METHODS], rows)
 
-    report.section("Figures", "The first cubes of the split, under their first mask.")
+    report.section("Figures", "The first cubes of the split, with their first mask.")
     curves = metrics["masked_mse_by_wavelength"]
     for picture in write_figures(args.output / "figures", shown, curves, metrics["wavelengths"], unit):
         report.figures([picture])
@@ -210,7 +210,7 @@ def write_report(
 
 
 def print_summary(metrics: dict, console: Console) -> None:
-    """Prints the errors of hidden voxels by each method."""
+    """Prints the errors of hidden voxels by method."""
     columns = {name: heading for name, (heading, _) in METRICS.items() if name != "band_mean"}
     table = Table("hidden voxels", *columns.values(), box=None)
     for method, values in metrics["methods"].items():

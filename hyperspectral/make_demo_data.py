@@ -1,19 +1,18 @@
-"""Draw synthetic hyperspectral retinas with known anatomy and lesions, as cubes, pictures, masks and a table.
+"""Draws synthetic hyperspectral retinas with known anatomy and lesions: cubes, pictures, masks and a table.
 
     python hyperspectral/make_demo_data.py --output demo/retina --cases 120 --size 500 --seed 0
 
-The eyes are phantoms, drawn by formulas (hsi/demo/); no patient is behind them, and their
-spectra are mixed, not measured. They serve to try the programs and to test them: a score on phantoms says nothing about
-retinas. Written are
+The eyes are phantoms drawn from formulas (hsi/demo), without patient data and with computed spectra, for trying and
+testing the software: metrics on phantoms say nothing about retinas. Output:
 
     OUTPUT/cubes/<patient>_<R|L>.h5      data set /Cube/Images: reflectance, float32 (30, size, size), contiguous
-    OUTPUT/rgb/<patient>_<R|L>.png       what an eye would see
+    OUTPUT/rgb/<patient>_<R|L>.png       sRGB picture
     OUTPUT/masks/<patient>_<R|L>.png     uint8: 0 background, 1 retina, 2 vessel, 3 optic disc, 4 lesion
     OUTPUT/dataset.csv                   ID,label,hs_file,rgb_file,mask_file,patient,split
 
-Half of the eyes are normal, half have haemorrhages, some with exudates (label: lesion). About half of the patients show
-both eyes; 65 / 10 / 25 % of the patients are in train, valid and test. The same seed gives the same bytes, and a case
-depends only on (seed, its number), not on how many are drawn.
+Half of the eyes are normal, half have haemorrhages, some with exudates (label: lesion). About half of the patients have
+both eyes; 65 / 10 / 25 % of the patients are in train, valid and test. The same seed gives the same bytes; a case
+depends on (seed, number) only.
 """
 
 import sys
@@ -38,8 +37,8 @@ from hsi.wavelengths import DEFAULT, parse_wavelengths
 
 LABELS = ("normal", "lesion")
 TABLE = "dataset.csv"
-# Patients repeat this pattern of 20, 13 in train, 2 in valid, 5 in test: (split, eyes). It begins with two eyes in each
-# split, so that the smallest set has both labels everywhere.
+# Pattern of 20 patients, 13 in train, 2 in valid, 5 in test: (split, eyes). It begins with two eyes per split, so that
+# the smallest set has both labels in each.
 PATTERN = [
     ("train", 2), ("valid", 2), ("test", 2), ("train", 1), ("train", 2), ("test", 1), ("train", 1),
     ("train", 2), ("train", 1), ("test", 2), ("train", 1), ("train", 2), ("valid", 1), ("train", 1),
@@ -50,7 +49,7 @@ FEWEST, SMALLEST = 6, 20  # cases; pixels
 
 @dataclass(frozen=True)
 class Case:
-    """One eye; all of it follows from (seed, number)."""
+    """An eye, determined by (seed, number)."""
 
     patient: int
     eye: str  # "R" or "L"
@@ -59,7 +58,7 @@ class Case:
 
     @property
     def patient_name(self) -> str:
-        """Five characters, as where a table has no patients their names are the first five of a file's."""
+        """Five characters, the default length of patient names in file names."""
         return f"P{self.patient + 1:04d}"
 
     @property
@@ -98,17 +97,15 @@ def main(argv=None):
     write_csv(args.output / TABLE, COLUMNS, [[row[column] for column in COLUMNS] for row in rows])
     counts = ", ".join(f"{sum(case.split == split for case in cases)} {split}" for split in SPLITS)
     console.print(
-        f"{len(cases)} synthetic eyes ({counts}) of {cases[-1].patient + 1} patients in {args.output}. They are drawn, "
-        "and show no patient."
+        f"{len(cases)} synthetic eyes ({counts}) of {cases[-1].patient + 1} patients in {args.output}; no patient data."
     )
 
 
-# ------------------------------------------------------------------------------------------------------- what to draw
+# --------------------------------------------------------------------------------------------------------------- cases
 
 
 def demo_cases(seed: int, number: int) -> list[Case]:
-    """The first `number` cases, patient by patient. In each split every two cases that follow each other are one of
-    each label, in random order."""
+    """The first `number` cases, by patient. In each split, consecutive pairs have both labels in random order."""
     cases, members = [], dict.fromkeys(SPLITS, 0)
     patient = 0
     while len(cases) < number:
@@ -127,7 +124,7 @@ def demo_cases(seed: int, number: int) -> list[Case]:
 
 
 def files_of(recipe: dict) -> set[Path]:
-    """All files that a run with this recipe writes, and the statistics that others measure: they go with the data."""
+    """All files written with this recipe, and the statistics measured from them."""
     cases = demo_cases(int(recipe["seed"]), int(recipe["cases"]))
     return {Path(file) for case in cases for file in case.files.values()} | {Path(TABLE), statistics_file(Path(TABLE))}
 

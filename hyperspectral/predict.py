@@ -1,15 +1,15 @@
-"""Features of cubes from a trained encoder; on request, reconstructions of the masked cubes and a probe's predictions.
+"""Computes encoder features of cubes, and optionally reconstructions of masked cubes and predictions of a probe.
 
     python hyperspectral/predict.py --checkpoint runs/hyperspectral/best --input CUBES --output features
     python hyperspectral/predict.py --checkpoint runs/hyperspectral/best --csv_file DATA.csv --reconstruct
     python hyperspectral/predict.py --checkpoint BEST --input CUBES --probe runs/hyperspectral_probe/best
 
-Features are those of whole, unmasked cubes. Cubes may differ in size from each other and from those of the training,
-and may have other bands if --wavelengths names them. Writes to --output features.csv (a row a cube: ID, file, label,
-the D pooled features), ID.safetensors (`pooled` (D,) and `grid` (S, h, w, D): spectral groups, rows, columns), and with
---reconstruct ID_reconstruction.h5 (the cube, and `hidden`: which voxels were predicted) and ID_figures/. With --probe
-also its predictions: predictions.csv (a probability for each label), or ID_mask.png (class numbers). The ID of a file
-is its name; a second one of that name becomes NAME_2. Cubes that cannot be used are listed in data_report.json.
+Features are those of whole, unmasked cubes. Cubes may differ in size from each other and from the training data, and in
+bands with --wavelengths. Writes to --output features.csv (one row per cube: ID, file, label, D pooled features),
+ID.safetensors (`pooled` (D,) and `grid` (S, h, w, D): spectral groups, rows, columns), and with --reconstruct
+ID_reconstruction.h5 (cube, and `hidden`: the predicted voxels) and ID_figures/. With --probe also its predictions:
+predictions.csv (class probabilities) or ID_mask.png (class numbers). IDs are file names, numbered if not unique.
+Unusable cubes are listed in data_report.json.
 """
 
 import os
@@ -79,14 +79,14 @@ def main(argv=None):
         header = ["ID", "file", "predicted", *(f"p_{name}" for name in probe.taught.values())]
         write_csv(args.output / "predictions.csv", header, answers)
     if args.reconstruct and model.norm_pix_loss:
-        console.print("norm_pix_loss: hidden tokens have the mean and SD of the true ones, which the model was given")
+        console.print("norm_pix_loss: mean and SD of hidden tokens are the true ones, which are inputs of the model")
     console.print(f"{len(rows)} of {len(cubes)} cubes done, results in {args.output}", style="bold")
 
 
 def load(args, device: torch.device, img_size=None) -> tuple[MAESpectral, dict, ProbeModel | None]:
-    """(model and config of the checkpoint, model of `--probe`), for the bands of `args` and cubes of `img_size` (H, W).
+    """(model, config, model of `--probe` or None) for the bands of `args` and cubes of `img_size` (H, W).
 
-    Raises UserError if the probe wants other bands than the encoder.
+    Raises UserError for a probe with other wavelengths.
     """
     model, config = MAESpectral.from_folder(args.checkpoint, img_size, args.wavelengths, mask_ratio=args.mask_ratio)
     if args.probe is None:
@@ -98,13 +98,13 @@ def load(args, device: torch.device, img_size=None) -> tuple[MAESpectral, dict, 
 
 
 def find_files(paths: Iterable[Path]) -> list[Cube]:
-    """The cubes in files and folders, each with an ID of its own. Raises UserError for a path without any."""
-    files = {}  # by what they resolve to: a file that is named twice is one cube
+    """Cubes in files and folders, with unique IDs. Raises UserError if there are none."""
+    files = {}  # by resolved path, without duplicates
     for path in paths:
         if not path.exists():
             raise UserError(f"--input {path}: no such file or folder")
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            ours = file.name.endswith(RECONSTRUCTION)  # of an earlier call, with its --output in this folder
+            ours = file.name.endswith(RECONSTRUCTION)  # output of an earlier call
             if file == path or (file.is_file() and file.suffix.lower() in SUFFIXES and not ours):
                 files.setdefault(os.path.realpath(file), file)
     if paths and not files:
@@ -115,8 +115,8 @@ def find_files(paths: Iterable[Path]) -> list[Cube]:
 
 @torch.no_grad()
 def predict(loaded: tuple, cubes: list[Cube], args, report: DataReport, console: Console) -> tuple[list, list]:
-    """Rows of features.csv and of predictions.csv; writes the files of each cube, and adds what cannot be used to the
-    `report`. `loaded` as of `load`. Raises UserError if no cube can be used."""
+    """Rows of features.csv and predictions.csv; writes the files of each cube and adds unusable cubes to the `report`.
+    `loaded`: of `load`. Raises UserError if no cube is usable."""
     model, config, probe = loaded
     names, rows, answers, failures = distinct_names(cube.id for cube in cubes), [], [], []
     args.output.mkdir(parents=True, exist_ok=True)
@@ -149,10 +149,10 @@ def predict(loaded: tuple, cubes: list[Cube], args, report: DataReport, console:
 
 
 def read_fitting(cube: Cube, key: str, config: dict, report: DataReport) -> np.ndarray:
-    """The values (C, H, W) of a cube that the model can use; adds to the `report` if they are unlike the training's.
+    """Values (C, H, W) of a cube for the model; a different range than in training is added to the `report`.
 
-    Raises BadCube for what `read_cube` refuses, for another number of bands, a size that patches do not divide, and a
-    cube without foreground.
+    Raises BadCube like `read_cube`, for another number of bands, a size that is no multiple of the patch, and a cube
+    without foreground.
     """
     pixels = read_cube(cube.file, key, len(config["wavelengths"]))
     patch, (height, width) = config["model"]["patch_size"][0], pixels.shape[1:]
@@ -169,8 +169,8 @@ def read_fitting(cube: Cube, key: str, config: dict, report: DataReport) -> np.n
 
 
 def write_features(model: MAESpectral, cube: Cube, batch: torch.Tensor, stem: Path) -> np.ndarray:
-    """Writes STEM.safetensors of a cube (1, C, H, W); returns the pooled features (D,). Raises BadCube if they are not
-    finite."""
+    """Writes STEM.safetensors of a cube (1, C, H, W); returns the pooled features (D,). Raises BadCube if features are
+    not finite."""
     features = model.encode(batch)
     if not features.grid.isfinite().all():
         raise BadCube(cube.file, f"features are not finite: values from {batch.min():.3g} to {batch.max():.3g}")
@@ -183,7 +183,7 @@ def write_features(model: MAESpectral, cube: Cube, batch: torch.Tensor, stem: Pa
 def write_reconstruction(model: MAESpectral, config: dict, cube: Cube, batch: torch.Tensor, stem: Path, args) -> None:
     """Masks a cube (1, C, H, W); writes its reconstruction to STEM_reconstruction.h5, and figures to STEM_figures/.
 
-    The mask follows from the file's name and --seed alone.
+    The mask depends on the file name and --seed only.
     """
     rng = sample_rng(args.seed, 0, zlib.crc32(cube.file.name.encode()))
     noise = torch.from_numpy(rng.random((1, model.n_noise), dtype=np.float32))

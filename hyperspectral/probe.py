@@ -1,12 +1,12 @@
-"""Fits and evaluates a spectral probe: classification by the CSV's label, or segmentation by its masks, on an encoder.
+"""Fits and evaluates a spectral probe on an encoder: classification by the CSV's label, or segmentation by its masks.
 
     python hyperspectral/probe.py --checkpoint runs/hyperspectral/best --csv_file DATA.csv
     python hyperspectral/probe.py --checkpoint runs/hyperspectral/best --csv_file DATA.csv --task segment
     accelerate launch hyperspectral/probe.py --checkpoint runs/hyperspectral/best --csv_file DATA.csv --finetune
 
-The encoder is frozen without --finetune. A frozen classification is a linear probe, solved exactly on train and valid;
-all else is trained on train, and valid chooses the epoch. Writes to --save_dir: best/ (for predict.py), and of the test
-split, beside simpler methods, metrics.json, predictions.csv, report.html, figures/ and masks/.
+The encoder is frozen unless --finetune is given. Classification with a frozen encoder is a linear probe with an exact
+solution on train and valid; otherwise, training is on train, and valid selects the epoch. Writes to --save_dir: best/
+(for predict.py), and for the test split, with baselines, metrics.json, predictions.csv, report.html, figures/, masks/.
 """
 
 import sys
@@ -49,8 +49,8 @@ from hsi.probe_report import Picture, Results, print_summary, write_classificati
 from hsi.statistics import measure_all, unusable
 from hsi.wavelengths import parse_wavelengths
 
-PIXELS = 20_000  # of the train cubes, on which the segmentation by single spectra is fitted,
-PENALTY = 1e-4  # and its penalty on weights: so many pixels leave nothing to choose
+PIXELS = 20_000  # of the train cubes, for the segmentation baseline by single spectra
+PENALTY = 1e-4  # its weight penalty, which has little effect with this number of pixels
 
 
 def parse_args(argv=None):
@@ -59,7 +59,7 @@ def parse_args(argv=None):
     add("--checkpoint", type=Path, required=True, help="model folder: best/ of a training run")
     add("--random_init", action="store_true", help="random encoder weights: baseline without training")
     add("--finetune", action="store_true", help="fine-tune the encoder")
-    add("--layer_decay", type=float, default=0.75, help="learning rate of each layer as a share of that of the next")
+    add("--layer_decay", type=float, default=0.75, help="learning rate of each layer relative to the next")
     add = parser.add_argument_group("data").add_argument
     add("--csv_file", type=Path, required=True, help="table of the cubes; paths relative to it")
     text = "target: column label, or column mask_file"
@@ -99,7 +99,7 @@ def main(argv=None):
         "taught": {"classes": {name: counts[name] for name in classes}},
     }  # fmt: skip
 
-    if not segment:  # fine-tuning, too, starts at the linear probe: a random head spoils features (Kumar et al. 2022)
+    if not segment:  # also the start of fine-tuning: a random head distorts features (Kumar et al. 2022)
         features = encode(run, model, LabelledDataset(fitted, key, classes))
         targets = np.array([classes.index(cube.label) for cube in fitted])
         probe, config["penalty"] = LinearProbe.fit(features, targets, [cube.patient for cube in fitted])
@@ -140,7 +140,7 @@ def main(argv=None):
 
 def read_data(run: Run, args, mae: MAESpectral, key: str, fractions: tuple[float, float], report: DataReport):
     """(usable cubes with a target, by split; class -> number of train cubes; ID -> mean spectrum (C,))."""
-    splits = read_cubes(args.csv_file, report, *fractions)  # as in training: what it has seen is no test
+    splits = read_cubes(args.csv_file, report, *fractions)  # as in training, which excludes its cubes from test
     splits = inspect(splits, key, len(mae.mean), mae.img_size, report)
     choose, segment = with_labels, args.task == "segment"
     needed = SPLITS if args.finetune or segment else ("train", "test")
@@ -150,13 +150,13 @@ def read_data(run: Run, args, mae: MAESpectral, key: str, fractions: tuple[float
     measured = measure_all(splits, key, max(1, args.num_workers), run.console, run.accelerator)
     bad = unusable(measured)
     splits = leave_out(splits, bad, report, needed=("train",))
-    splits, counts = choose(splits, report=report)  # again: the only cube of a class may have been unusable
+    splits, counts = choose(splits, report=report)  # again, as the last cube of a class may be unusable
     splits = leave_out(splits, {}, report, needed)
     return splits, counts, {name: result.mean for name, result in measured.items() if name not in bad}
 
 
 def learn(run: Run, model: ProbeModel, splits, key: str, classes: list[str] | None, config: dict, args) -> None:
-    """Trains the head, and with `--finetune` the encoder; the run's best/ holds the best epoch."""
+    """Trains the head, and with `--finetune` the encoder; best/ of the run has the best epoch."""
     criterion = F.cross_entropy if classes else segmentation_loss
     train_set = LabelledDataset(splits["train"], key, classes, model.mae.std.cpu().numpy(), args.seed)
     val_set = LabelledDataset(splits["valid"], key, classes)
@@ -168,7 +168,7 @@ def learn(run: Run, model: ProbeModel, splits, key: str, classes: list[str] | No
         run.loader(val_set, shuffle=False),
         config=config,
         monitor="loss",
-        unfreezing=None if args.finetune else UnfreezingSchedule([(args.epochs, [model.mae])]),  # that is, never
+        unfreezing=None if args.finetune else UnfreezingSchedule([(args.epochs, [model.mae])]),  # never unfrozen
     )
     for _ in run.epochs():
         for batch in run.batches(train_loader):
@@ -179,7 +179,7 @@ def learn(run: Run, model: ProbeModel, splits, key: str, classes: list[str] | No
 
 @torch.no_grad()
 def validate(run: Run, loader, criterion) -> dict[str, float]:
-    """The mean loss over the cubes, each once."""
+    """Mean loss over the cubes."""
     run.model.eval()
     cases = Cases(run.accelerator, len(loader.dataset))
     for batch in run.batches(loader):
@@ -200,7 +200,7 @@ def encode(run: Run, model: ProbeModel, dataset: LabelledDataset) -> np.ndarray:
 
 @torch.no_grad()
 def predict(run: Run, model: ProbeModel, dataset: LabelledDataset) -> dict[str, torch.Tensor]:
-    """`probabilities` (N, K), or `dice` (N, K), and then the predicted masks are in masks/."""
+    """`probabilities` (N, K), or `dice` (N, K) with the predicted masks written to masks/."""
     cases, files = Cases(run.accelerator, len(dataset)), mask_files(run.folder, dataset)
     if model.segment:
         files[0].parent.mkdir(parents=True, exist_ok=True)
@@ -218,12 +218,12 @@ def predict(run: Run, model: ProbeModel, dataset: LabelledDataset) -> dict[str, 
 
 
 def mask_files(folder: Path, dataset: LabelledDataset) -> list[Path]:
-    """The files of the cubes' predicted masks."""
+    """Files of the predicted masks."""
     return [folder / "masks" / f"{name}.png" for name in distinct_names(cube.id for cube in dataset.cubes)]
 
 
 def read_pictures(folder: Path, dataset: LabelledDataset, number: int) -> list[Picture]:
-    """The first `number` cubes, their masks, and the predicted ones."""
+    """The first `number` cubes with ground truth and predicted masks."""
     pictures = []
     for index, file in enumerate(mask_files(folder, dataset)[:number]):
         item = dataset[index]
@@ -235,7 +235,7 @@ def read_pictures(folder: Path, dataset: LabelledDataset, number: int) -> list[P
 def baselines(
     fitted: list[Cube], cubes: list[Cube], classes: list[str], spectra: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Probabilities (N, K) by the linear probe on mean spectra, and by the frequency of the classes alone."""
+    """Probabilities (N, K) of the linear probe on mean spectra, and of the class frequencies."""
     targets = np.array([classes.index(cube.label) for cube in fitted])
     known = np.array([spectra[cube.id] for cube in fitted])
     probe, _ = LinearProbe.fit(known, targets, [cube.patient for cube in fitted])
@@ -247,8 +247,8 @@ def baselines(
 
 @torch.no_grad()
 def segment_by_spectrum(train: LabelledDataset, test: LabelledDataset, classes: list[int], seed: int) -> np.ndarray:
-    """Dice (N, K) on `test` of a linear classifier of single pixels' spectra. `classes`: numbers of those in train, of
-    K = 1 + the highest."""
+    """Dice (N, K) on `test` of a linear classifier of single spectra. `classes`: numbers of the classes in train; K = 1
+    + the highest."""
     rng, x, y = np.random.default_rng(seed), [], []
     for item in train:
         mask = item["target"].flatten()

@@ -1,11 +1,11 @@
-"""Trains a masked autoencoder on hyperspectral cubes: most tokens are hidden, and predicted from the visible ones.
+"""Trains a masked autoencoder on hyperspectral cubes: most tokens are masked and predicted from the visible ones.
 
     accelerate launch hyperspectral/train.py --csv_file DATA.csv --model mae_medium --batch_size 6
-    python hyperspectral/train.py --csv_file DATA.csv --resume                    # go on after an interruption
+    python hyperspectral/train.py --csv_file DATA.csv --resume                    # resume after an interruption
 
-Cubes are HDF5 files (bands, rows, columns) that a CSV lists; without the statistics of `cubes.py stats` it measures
-them first. Writes to --save_dir: best/ (the model), last/ (for --resume), metrics.jsonl, data_report.json and, after
-every validation, figures/. Then: evaluate.py, predict.py, probe.py.
+Cubes are HDF5 files (bands, rows, columns) listed in a CSV; without statistics of `cubes.py stats`, they are computed
+first. Writes to --save_dir: best/ (model), last/ (for --resume), metrics.jsonl, data_report.json and, after each
+validation, figures/. Next: evaluate.py, predict.py, probe.py.
 """
 
 import json
@@ -42,8 +42,8 @@ from hsi.metrics import measure
 from hsi.plots import shown_of, write_figures
 from hsi.statistics import compute_statistics, matching_statistics, statistics_file
 
-SHOWN = ("mse", "psnr", "sam", "ssim")  # of the hidden voxels, after each validation
-BETAS = (0.9, 0.95)  # He et al. 2022: a shorter memory than usual, because masks make gradients noisy
+SHOWN = ("mse", "psnr", "sam", "ssim")  # metrics of hidden voxels in the log
+BETAS = (0.9, 0.95)  # He et al. 2022: shorter averages, as random masks make gradients noisy
 
 
 def parse_args(argv=None):
@@ -82,12 +82,12 @@ def parse_args(argv=None):
     add("--save_format", choices=("png", "jpg"), default="png", help="file format of the figures")
     add("--dpi", type=positive_int, default=150, help="resolution of the figures in dpi")
     add = parser.add_argument_group("debugging").add_argument
-    add("--print_config", action="store_true", help="print all arguments as a run would use them, and stop")
-    text = "train and validate on N batches alone, with fixed masks; 0 = all"
+    add("--print_config", action="store_true", help="print the resolved arguments and exit")
+    text = "train and validate on N batches with fixed masks; 0 = all data"
     add("--overfit_batches", type=non_negative_int, default=0, metavar="N", help=text)
     add("--debug", action="store_true", help="no workers, anomaly detection, losses of every batch")
     add = parser.add_argument_group("learning rate").add_argument
-    text = "learning rate for a global batch of 256; without effect where --lr is given"
+    text = "learning rate for a global batch size of 256, unless --lr is given"
     add("--base_lr", type=positive, default=1.5e-4, help=text)
     defaults = {"epochs": 200, "batch_size": 6, "lr": None, "warmup_epochs": 20, "weight_decay": 0.05}
     add_training_arguments(parser, **defaults, num_workers=8)
@@ -97,7 +97,7 @@ def parse_args(argv=None):
     if len(args.img_size) > 2:
         parser.error(f"--img_size takes one number or two, not {len(args.img_size)}")
     args.img_size = (args.img_size * 2)[:2]
-    if args.lr is None:  # the linear rule of He et al. 2022
+    if args.lr is None:  # linear scaling rule of He et al. 2022
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         args.lr = args.base_lr * args.batch_size * processes * args.accumulate_grad_batches / 256
     if args.debug:
@@ -167,7 +167,7 @@ def main(argv=None):
 
 
 def make_model(args) -> MAESpectral:
-    """The model that the arguments ask for, from random weights or those of `--init_from`."""
+    """Model of the arguments, with random weights or those of `--init_from`."""
     masking = {"mask_ratio": args.mask_ratio, "decode_ratio": args.decode_ratio}
     if args.init_from:
         return MAESpectral.from_folder(args.init_from, args.img_size, args.wavelengths, **masking)[0]
@@ -179,7 +179,7 @@ def make_model(args) -> MAESpectral:
 
 
 def read_data(run: Run, args, report: DataReport):
-    """(usable cubes by split, statistics of train): read from a file, or measured by all processes together."""
+    """(usable cubes by split, statistics of train), read from a file or computed by all ranks."""
     file = args.stats_file or statistics_file(args.csv_file)
     splits = read_cubes(args.csv_file, report, args.valid_fraction, args.test_fraction)
     (known,) = broadcast_object_list([file.exists() or bool(args.stats_file)])
@@ -187,7 +187,7 @@ def read_data(run: Run, args, report: DataReport):
         statistics = matching_statistics(file, splits, args.h5_key)
     usable = inspect(splits, args.h5_key, len(args.wavelengths), args.img_size, report)
     if not known:
-        run.console.print(f"{file} is not there: measuring all cubes once")
+        run.console.print(f"{file} does not exist: measuring all cubes once")
         workers = max(1, args.num_workers)
         statistics = compute_statistics(splits, args.h5_key, workers, run.console, run.accelerator, report)
         if run.is_main:
@@ -197,14 +197,14 @@ def read_data(run: Run, args, report: DataReport):
 
 @torch.no_grad()
 def validate(run: Run, loader, criterion: MAESpectralLoss, statistics, args) -> dict[str, float]:
-    """Loss and, for hidden voxels, MSE, PSNR, SAM and SSIM in the cubes' units, each cube once; draws the figures."""
+    """Mean loss and, for hidden voxels, MSE, PSNR, SAM and SSIM in the cubes' units; draws the figures."""
     run.model.eval()
     model = run.accelerator.unwrap_model(run.model, keep_torch_compile=False)
     cases, shown, curves = Cases(run.accelerator, len(loader.dataset)), [], []
     for batch in run.batches(loader):
         cube, foreground = batch["cube"], batch["foreground"]
         prediction = run.model(cube, batch["noise"])
-        # Cube by cube: the last batch may hold some twice, which `Cases` leaves out.
+        # Cube by cube, as the last batch may have duplicates, which `Cases` removes.
         each = [{name: x[i : i + 1] for name, x in prediction.items()} for i in range(len(cube))]
         losses = [criterion(one, inside[None])[0] for one, inside in zip(each, foreground, strict=True)]
         result, hidden = model.assemble(prediction, cube)

@@ -1,9 +1,9 @@
-"""Shows what a hyperparameter search found: its trials, the best one, and which parameters mattered.
+"""Shows the results of a hyperparameter search: trials, best trial, importance of the parameters.
 
     python implant/analyze_tuning_results.py --storage journal:runs/tune_regression/journal.log
     python implant/analyze_tuning_results.py --tuning-job-name NAME --output runs/sagemaker
 
-Reads a study of tune.py, or a tuning job of SageMaker (with the credentials of boto3), also while it goes on. Writes
+Reads a study of tune.py or a tuning job of SageMaker (with the credentials of boto3), finished or not. Writes
 trials.csv, metrics.json, figures/ and report.html to --output.
 """
 
@@ -28,9 +28,9 @@ from core.results import write_csv, write_json
 from implants.tuning import cell, interrupted, open_storage, trial_table
 from implants.tuning_plots import history, importances, is_log, is_number, parallel_coordinates
 
-ENOUGH = 8  # complete trials, for importances
-QUANTILE = 0.25  # the best quarter of the trials is compared with all
-STATUS = {  # of SageMaker's training jobs
+ENOUGH = 8  # minimum number of complete trials for importances
+QUANTILE = 0.25  # share of the best trials, compared with all
+STATUS = {  # of SageMaker training jobs
     "Completed": "complete", "Stopped": "pruned", "Stopping": "running", "InProgress": "running", "Failed": "failed",
 }  # fmt: skip
 
@@ -79,8 +79,8 @@ def main(argv=None):
 
 
 def from_storage(args) -> tuple[str, str, str, list[dict]]:
-    """(name, metric, "max" or "min", trials in their order) of an Optuna study. Trials that were interrupted, or wait,
-    come again under another number, and are left out."""
+    """(name, metric, "max" or "min", trials in order) of an Optuna study, without interrupted and waiting trials, which
+    are repeated under other numbers. Raises UserError for an ambiguous or missing study."""
     storage = open_storage(args.storage, must_exist=True)
     names = [study.study_name for study in storage.get_all_studies()]
     if args.study_name is None and len(names) != 1:
@@ -101,9 +101,10 @@ def from_storage(args) -> tuple[str, str, str, list[dict]]:
 
 
 def from_sagemaker(args) -> tuple[str, str, str, list[dict]]:
-    """The same of a tuning job of SageMaker; jobs that its early stopping ended count as pruned."""
+    """The same for a tuning job of SageMaker; jobs ended by early stopping count as pruned. Raises UserError for
+    missing boto3 and AWS errors."""
     try:
-        from sagemaker_launcher import describe, make_client, tuning_results  # a study of tune.py needs no boto3
+        from sagemaker_launcher import describe, make_client, tuning_results  # boto3 is optional
     except ImportError as error:
         raise UserError(f"--tuning_job_name needs boto3 ({error}): pip install boto3") from error
     client = make_client("sagemaker", args.region)
@@ -116,8 +117,8 @@ def from_sagemaker(args) -> tuple[str, str, str, list[dict]]:
 
 
 def parameter_importances(trials: list[dict], mode: str) -> dict[str, float]:
-    """Share of each parameter that varies in what tells the best quarter of complete trials from all, by PED-ANOVA
-    (Watanabe et al., IJCAI 2023); none where the trials are few. Shares sum to 1."""
+    """Importance of each varying parameter for reaching the best quarter of the complete trials, by PED-ANOVA (Watanabe
+    et al., IJCAI 2023), with sum 1; none for fewer than ENOUGH trials."""
     names = [name for name in trials[0]["parameters"] if all(name in trial["parameters"] for trial in trials)]
     space = {}
     for name in names:
@@ -139,7 +140,7 @@ def parameter_importances(trials: list[dict], mode: str) -> dict[str, float]:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         evaluator = optuna.importance.PedAnovaImportanceEvaluator
         options = inspect.signature(evaluator).parameters
-        quantile = "target_quantile" if "target_quantile" in options else "baseline_quantile"  # as older Optunas say
+        quantile = "target_quantile" if "target_quantile" in options else "baseline_quantile"  # in older Optuna
         return optuna.importance.get_param_importances(study, evaluator=evaluator(**{quantile: QUANTILE}))
 
 
@@ -147,19 +148,19 @@ def parameter_importances(trials: list[dict], mode: str) -> dict[str, float]:
 
 
 def row(trial: dict, parameters) -> list[str]:
-    """A trial's cells: name, value, parameters."""
+    """Table cells of a trial: name, value, parameters."""
     return [trial["name"], f"{trial['value']:.4g}", *(cell(trial["parameters"].get(name, "")) for name in parameters)]
 
 
 def write_trials(file: Path, trials: list[dict]) -> None:
-    """trials.csv: a row a trial, numbers with all their digits."""
+    """Writes a CSV table, one row per trial, with all digits of numbers."""
     names = list(dict.fromkeys(name for trial in trials for name in trial["parameters"]))
     rows = ([trial["name"], trial["status"], trial["value"], *map(trial["parameters"].get, names)] for trial in trials)
     write_csv(file, ["name", "status", "value", *names], rows)
 
 
 def write_report(args, metrics: dict, trials: list[dict], ranked: list[dict]) -> None:
-    """Writes report.html, and figures/: the best trial, history, importances, the table."""
+    """Writes report.html and figures/: best trial, history, importances, table of trials."""
     best, metric, counts, mode = ranked[0], metrics["metric"], metrics["trials"], metrics["mode"]
     folder = args.output / "figures"
     report = Report(f"Hyperparameter search {metrics['search']}", args.storage or "SageMaker tuning job")
@@ -171,8 +172,8 @@ def write_report(args, metrics: dict, trials: list[dict], ranked: list[dict]) ->
         ("Complete trials", str(len(ranked)), others),
     ])  # fmt: skip
     report.text(
-        "The best of many trials looks better on the validation data than it is: report its test results, and repeat "
-        "it with other seeds before small differences are believed.",
+        "The validation result of the best of many trials is optimistic: report its test results, and repeat it with "
+        "other random seeds before interpreting small differences.",
         note=True,
     )
     report.section("Best trial")
@@ -183,13 +184,13 @@ def write_report(args, metrics: dict, trials: list[dict], ranked: list[dict]) ->
     report.section("Importance of the parameters")
     if metrics["importances"]:
         drawn = figures.save(importances(metrics["importances"]), folder / "importances.png")
-        report.figures([(drawn, f"PED-ANOVA: what tells the best quarter of {len(ranked)} complete trials from all")])
-        report.text("Of few trials it is a hint, no more, and it does not say which value is better.", note=True)
+        report.figures([(drawn, f"PED-ANOVA: the best quarter of {len(ranked)} complete trials against all")])
+        report.text("Unreliable with few trials; does not indicate which value is better.", note=True)
     else:
         report.text(f"Needs {ENOUGH} complete trials with different parameters; there are {len(ranked)}.")
     report.section("Parameters and result")
     drawn = figures.save(parallel_coordinates(trials, metric, mode), folder / "parallel_coordinates.png")
-    report.figures([(drawn, "A line is a trial; the better end of the last axis is up")])
+    report.figures([(drawn, "One line per trial; better values of the last axis are at the top")])
     report.section("Trials", f"The best {min(args.shown, len(ranked))} of {len(trials)}; trials.csv has all.")
     report.table(["trial", metric, *best["parameters"]], [row(t, best["parameters"]) for t in ranked[: args.shown]])
     report.write(args.output / "report.html")

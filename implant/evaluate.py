@@ -1,10 +1,10 @@
-"""Evaluates regressors on held-out patients: errors in mm and in catalogue sizes, beside the medians, with intervals.
+"""Evaluates regressors on held-out patients: errors in mm and in catalogue sizes, with medians as baselines.
 
     python implant/evaluate.py --checkpoint runs/implant/best --test_json test.json --calibration_json val.json
     python implant/evaluate.py --checkpoint a/best b/best c/best --test_json test.json     # an ensemble
     python implant/evaluate.py --checkpoint runs/triple --compare runs/none runs/concat --test_json test.json
 
-Writes metrics.json, predictions.csv (one row a case), data_report.json, figures/ and report.html to --output.
+Writes metrics.json, predictions.csv (one row per case), data_report.json, figures/ and report.html to --output.
 """
 
 import sys
@@ -86,8 +86,8 @@ def main(argv=None):
 
 
 def load_runs(args) -> dict[str, list]:
-    """Name -> models: of --checkpoint together, and of each of --compare. Names are as short as they can differ. Raises
-    UserError for runs that predict other targets."""
+    """Shortest distinct name -> models: --checkpoint as one ensemble, and each of --compare. Raises UserError for
+    repeated runs and runs with other targets."""
     folders = [args.checkpoint[0], *args.compare]
     runs = [folder.parent if folder.name == "best" else folder for folder in folders]
     names = [run.name for run in runs]
@@ -111,8 +111,8 @@ def write_results(
     evaluations: dict[str, evaluation.Evaluation], count: int, answer: Answer, seen: set, config: dict, args,
     data_report: DataReport, machine: dict,
 ) -> dict:  # fmt: skip
-    """metrics.json, predictions.csv, figures/ and report.html in `args.output`; returns the metrics. The first `count`
-    of the evaluations are models, the first of all the one to look at; `answer` is its."""
+    """Writes metrics.json, predictions.csv, figures/ and report.html to `args.output`; returns the metrics. The first
+    `count` evaluations are models, the very first the main one, with outputs `answer`; the others are baselines."""
     first = next(iter(evaluations.values()))
     by_group = {name: first.by(labels) for name, labels in evaluation.groups(first.records, seen).items()}
     metrics = {
@@ -133,7 +133,7 @@ def write_results(
 
 
 def mean_attention(answer: Answer, records: list[Record]) -> dict[str, dict[str, dict[str, float]]]:
-    """Weighting -> company (and "all") -> branch -> mean weight. Weights over patches have no branches."""
+    """Weighting -> company, or "all" -> branch -> mean weight, without weights over patches."""
     companies = np.array([record.company or "unknown" for record in records])
     result = {}
     for branches, weights in answer.attention.items():
@@ -152,11 +152,11 @@ def write_report(
     metrics: dict, evaluations: dict[str, evaluation.Evaluation], count: int, answer: Answer, seen: set, config: dict,
     args, data_report: DataReport,
 ) -> None:  # fmt: skip
-    """Writes report.html, and figures/."""
+    """Writes report.html and figures/."""
     (name, first), folder = next(iter(evaluations.items())), args.output / "figures"
     methods, targets, data = metrics["methods"], first.targets, metrics["data"]
     ours, median = methods[name], methods[evaluation.MEDIAN]
-    report = Report(f"{' and '.join(targets).capitalize()} of implants", f"{name} on {args.test_json}")
+    report = Report(" and ".join(targets).capitalize(), f"{name} on {args.test_json}")
     cards = [
         card(f"{target.capitalize()}, MAE", ours[target]["mae"], unit=" mm",
              note=f"median {median[target]['mae'].estimate:.2f}") for target in targets
@@ -204,7 +204,7 @@ def write_report(
     for figure, file, caption in drawn:
         report.figures([(figures.save(figure, folder / f"{file}.png"), caption)])
     if args.calibration_json:
-        report.section("Intervals", f"Split conformal, meant to cover {100 * args.level:g} %.")
+        report.section("Intervals", f"Split conformal, nominal coverage {100 * args.level:g} %.")
         rows = [
             [target, *(with_span(ours[target][measure]) for measure in ("coverage", "width"))] for target in targets
         ]
@@ -222,13 +222,13 @@ def write_report(
 
 
 def headline(targets: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(target, measure, title) of the columns that sum up a method or a group."""
+    """(target, measure, title) of the columns of summary tables."""
     measures = (("mae", "MAE [mm]"), ("exact", "exact"))
     return [(target, measure, f"{target}, {title}") for target in targets for measure, title in measures]
 
 
 def print_summary(methods: dict[str, evaluation.Summary], targets: Sequence[str], console: Console) -> None:
-    """The headline on the terminal."""
+    """Prints the main measures of each method."""
     table = Table("", *(title for *_, title in headline(targets)), box=None)
     for name, summary in methods.items():
         table.add_row(name, *(number(summary[target][measure].estimate) for target, measure, _ in headline(targets)))

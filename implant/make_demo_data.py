@@ -1,19 +1,19 @@
-"""Draw synthetic radiographs of dental implants whose length and diameter are exactly known, as train.py reads them.
+"""Draws synthetic radiographs of dental implants of exactly known length and diameter, in the format of train.py.
 
     python implant/make_demo_data.py --output demo/implants --patients 300 --seed 0
 
-The pictures are phantoms, drawn by formulas (implants/demo/phantom.py); no patient is behind them, and makers, models
-and catalogues are invented. They serve to try the programs and to test them: an error in millimetres on phantoms says
-nothing about radiographs. Written are
+The pictures are phantoms drawn from formulas (implants/demo/phantom.py), without patient data; makers, models and
+catalogues are fictitious. They are for trying and testing the software: errors in mm on phantoms do not carry over to
+radiographs. Output:
 
-    OUTPUT/images/<patient>_<n>.png            8-bit grey crops, one implant in focus in each, the apex down
-    OUTPUT/{train,val,test}.json               the records of 60 / 20 / 20 % of the patients
-    OUTPUT/truth.json                          of each picture: mm per px, platform and apex in px, what else was drawn
+    OUTPUT/images/<patient>_<n>.png            8-bit grey crops, one main implant in each, apex down
+    OUTPUT/{train,val,test}.json               records of 60 / 20 / 20 % of the patients
+    OUTPUT/truth.json                          for each picture: mm per px, platform and apex in px, other structures
 
 A patient has 1 to 5 implants, mostly of one maker. `bbox` is x0, y0, x1, y1 in px with pixel centres at integers,
-loosely around implant and crown; `pixel_spacing` in mm per px is left out of every seventh record or so. Alvento's
-TissueLevel and Eskilo's Tapered are among the test patients only. The same seed gives the same bytes, and a picture
-depends only on (seed, its number, size), not on how many are drawn.
+loosely around implant and crown; about every seventh record has no `pixel_spacing` (mm per px). Only test patients have
+TissueLevel of Alvento and Tapered of Eskilo. The same seed gives the same bytes; each picture depends on (seed, number,
+size) only.
 """
 
 import sys
@@ -32,18 +32,18 @@ from core.processes import in_processes
 from implants.demo.phantom import CATALOGUE, COMPANIES, DEFAULT_SIZE, Implant, Picture, sample_implant, write_picture
 
 SPLITS = ("train", "val", "test")
-PATTERN = ("train", "train", "val", "train", "test")  # patients repeat it
-COUNTS = (3, 1, 4, 2, 5, 3, 3)  # implants of a patient, repeated too; as long as no multiple of PATTERN
-UNSEEN = {"Alvento": "TissueLevel", "Eskilo": "Tapered"}  # maker -> the model that only test patients have
-LOYALTY = 0.85  # share of a patient's further implants that are of the first one's maker
+PATTERN = ("train", "train", "val", "train", "test")  # repeated over the patients
+COUNTS = (3, 1, 4, 2, 5, 3, 3)  # implants per patient, repeated; length coprime to that of PATTERN
+UNSEEN = {"Alvento": "TissueLevel", "Eskilo": "Tapered"}  # maker -> model of test patients only
+LOYALTY = 0.85  # probability that further implants of a patient are of the same maker
 SPACING_KNOWN = 0.85  # share of the records with `pixel_spacing`
-FEWEST, SMALLEST = 10, 64  # patients, that both unseen models are there; pixels
+FEWEST, SMALLEST = 10, 64  # minimum number of patients, for both unseen models; minimum size, px
 TRUTH = "truth.json"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One picture, by the numbers of the patient and of the implant, from 0."""
+    """One picture: numbers of patient and implant, from 0."""
 
     patient: int
     number: int
@@ -62,7 +62,7 @@ class Case:
 
     @property
     def image(self) -> Path:
-        """Relative to the output folder."""
+        """Path relative to the output folder."""
         return Path("images", f"{self.id}.png")
 
 
@@ -96,8 +96,7 @@ def main(argv=None):
     write(args.output / TRUTH, dump(truths))
     counts = ", ".join(f"{len(records[split])} {split}" for split in SPLITS)
     console.print(
-        f"{len(implants)} synthetic implants ({counts}) of {args.patients} patients in {args.output}. They are drawn, "
-        "and show no patient."
+        f"{len(implants)} synthetic implants ({counts}) of {args.patients} patients in {args.output}; no patient data."
     )
 
 
@@ -106,7 +105,7 @@ def cases_of(patient: int) -> list[Case]:
 
 
 def implants_of(seed: int, patient: int) -> list[Implant]:
-    """A patient's implants. The makers take turns, so that each is soon in every split."""
+    """Implants of a patient. Makers alternate, so that each is in every split of small data sets."""
     rng = np.random.default_rng((seed, 0, patient))
     block, place = divmod(patient, len(PATTERN))
     makers = list(COMPANIES)
@@ -128,7 +127,7 @@ def implants_of(seed: int, patient: int) -> list[Implant]:
 
 
 def record(case: Case, implant: Implant, picture: Picture, seed: int) -> dict:
-    """As the records of implants/records.py; `pixel_spacing` is now and then unknown, as it is in practice."""
+    """Record in the format of implants/records.py; `pixel_spacing` is sometimes missing."""
     company = COMPANIES[implant.company]
     known = np.random.default_rng((seed, 2, case.patient, case.number)).random() < SPACING_KNOWN
     return {
@@ -145,7 +144,7 @@ def truth(case: Case, implant: Implant, picture: Picture) -> dict:
 
 
 def files_of(recipe: dict) -> set[Path]:
-    """All files that a run with this recipe writes."""
+    """All files written for this recipe."""
     cases = [case for patient in range(int(recipe["patients"])) for case in cases_of(patient)]
     return {case.image for case in cases} | {Path(TRUTH), *(Path(f"{split}.json") for split in SPLITS)}
 

@@ -1,11 +1,11 @@
-"""Length and diameter of implants in your own pictures, with intervals if there are records to size them by.
+"""Length and diameter of implants in your own pictures, with conformal intervals if there are calibration records.
 
     python implant/predict.py --checkpoint runs/implant/best --input crops/ --output predictions
     python implant/predict.py --checkpoint runs/implant/best --input records.json --output predictions \
         --calibration_json val.json
 
-Input are pictures (with --pixel_size if it is known; DICOM files bring their own), folders, or a JSON of records,
-whose sizes need not be known. Writes predictions.csv, one row a case, data_report.json and overview.png to --output.
+Inputs are pictures (with --pixel_size if known; DICOM files contain it), folders, or JSON files of records, whose sizes
+may be unknown. Writes predictions.csv (one row per case), data_report.json and overview.png to --output.
 """
 
 import os
@@ -49,7 +49,7 @@ def parse_args(argv=None):
                         help="input images: files, folders, or JSON files of records")  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, help="output folder")
     parser.add_argument("--pixel_size", "--pixel_spacing", type=float, metavar="MM",
-                        help="pixel size in mm of images that do not state it")  # fmt: skip
+                        help="pixel size in mm of images without one")  # fmt: skip
     parser.add_argument("--batch_size", type=positive_int, default=16, help="batch size per process, in crops")
     parser.add_argument("--num_workers", type=non_negative_int, default=0, help="data loader workers per process")
     args = parser.parse_args(argv)
@@ -87,7 +87,8 @@ def main(argv=None):
 
 
 def find_records(args, fields: Sequence[str], report: DataReport) -> list[Record]:
-    """The cases of pictures, folders and JSON files; what is named twice counts once. Raises UserError for none."""
+    """Cases of pictures, folders and JSON files, without duplicates. Raises UserError for other files and without
+    case."""
     found: dict[tuple, Record] = {}
     for path in args.input:
         if path.suffix.lower() == ".json":
@@ -115,17 +116,17 @@ def _is_picture(path: Path) -> bool:
 
 
 def _record(path: Path, name: str, args) -> Record:
-    """A case of a picture alone."""
+    """Case of a picture without record."""
     spacing = (args.pixel_size,) * 2 if args.pixel_size else None
     if is_dicom(path):
-        with contextlib.suppress(ImageError):  # a broken picture is told and left out later
+        with contextlib.suppress(ImageError):  # unreadable pictures are reported later
             spacing = read_image(path).mm_per_px or spacing
     return Record(name, path, "", "", np.nan, np.nan, None, None, spacing, "", name, {})
 
 
 def write_table(file: Path, records: list[Record], answer: Answer, nearest: np.ndarray) -> None:
-    """One row a case: names, and each target in mm with σ, interval and nearest size on sale. Only what the model was
-    taught has a column."""
+    """Writes a CSV table, one row per case: company, model, auxiliary fields; each target in mm with σ, interval and
+    nearest size on sale; only trained outputs."""
     found = answer.predictions
     parts = ("", "_sigma", "_low", "_high", "_nearest")
     numbers = np.stack([*found[:4], nearest], axis=2)  # (N, T, parts)

@@ -1,4 +1,4 @@
-"""Searches hyperparameters on SageMaker: a tuning job over the spaces of search_spaces.py, started through boto3.
+"""Starts a hyperparameter tuning job on SageMaker over the search spaces of implants/search_spaces.py, with boto3.
 
     python implant/sagemaker_launcher.py --stage classifier --role arn:aws:iam::123456789012:role/SageMaker \\
         --image_uri URI --train s3://BUCKET/data --output s3://BUCKET/tuning target=model epochs=30
@@ -6,9 +6,9 @@
         --model_checkpoint s3://…/model.tar.gz attention_type=triple
     python implant/sagemaker_launcher.py … --dry_run          # prints the request; needs no credentials
 
-NAME=VALUE fixes a flag of the training script, and takes it out of the search: several words in quotes
-("auxiliary=thread_type modality"), a switch without value (uncertainty=). URI is a PyTorch training container of
-SageMaker, or one that holds the SageMaker training toolkit; it installs requirements.txt and runs the packed source.
+NAME=VALUE fixes a flag of the training script and removes it from the search: quoted for several words
+("auxiliary=thread_type modality"), without value for a switch (uncertainty=). URI is a PyTorch training container of
+SageMaker, or another with the SageMaker training toolkit; it installs requirements.txt and runs the packed source.
 """
 
 import argparse
@@ -37,9 +37,9 @@ from implants.sagemaker_container import CHECKPOINTS
 from implants.search_spaces import METRICS, SCRIPTS, SPACES
 from implants.tuning import Categorical, Space, number_or_text
 
-PRINTED = {"classifier": "val_accuracy", "regression": "avg_mae"}  # by the training scripts, for the tuning job to read
+PRINTED = {"classifier": "val_accuracy", "regression": "avg_mae"}  # metric in the output of the training scripts
 GOALS = {"max": "Maximize", "min": "Minimize"}
-NAME = re.compile("[a-zA-Z0-9](-*[a-zA-Z0-9]){0,31}")  # of a tuning job: SageMaker's rule
+NAME = re.compile("[a-zA-Z0-9](-*[a-zA-Z0-9]){0,31}")  # of a tuning job, by the rules of SageMaker
 ROLE = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/?[a-zA-Z_0-9+=,.@/-]+")
 NO_CREDENTIALS = (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.ProfileNotFound)
 BAD_CREDENTIALS = ("ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidClientTokenId")
@@ -112,13 +112,13 @@ def _fixed(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not re.fullmatch("[a-z][a-z0-9_-]*", name) or name.startswith("sagemaker") or not equals:
         raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE with a flag of the training script for NAME")
-    shlex.split(value)  # as the container will: argparse reports an open quote
+    shlex.split(value)  # as in the container; argparse reports open quotes
     return name, value
 
 
 def main(argv=None):
     args = parse_args(argv)
-    name = args.job_name or time.strftime(f"implant-{args.stage}-%y%m%d-%H%M%S", time.gmtime())
+    name = args.job_name or time.strftime(f"{args.stage}-%y%m%d-%H%M%S", time.gmtime())
     output = args.output.rstrip("/")
     source = f"{output}/{name}/source/sourcedir.tar.gz"
     checkpoints = {"company": args.company_checkpoint, "model": args.model_checkpoint}
@@ -154,12 +154,11 @@ def build_tuning_request(
     instance_type: str = "ml.g5.xlarge", volume_gb: int = 50, max_hours: float = 24, spot: bool = False,
     region: str | None = None,
 ) -> dict:  # fmt: skip
-    """What `create_hyper_parameter_tuning_job` takes, for the spaces of `stage` less the flags in `fixed`.
+    """Arguments of `create_hyper_parameter_tuning_job` for the search space of `stage` without the flags in `fixed`.
 
     `source`: S3 address of the packed source; `channels`: name (train, val, company, model) -> S3 address; `output`:
-    S3 folder, in which the job gets one of its name. All values of hyperparameters are JSON texts, as the framework
-    containers expect them. Raises UserError for a name that SageMaker refuses, for checkpoints that are missing or
-    not used, and where nothing is left to search.
+    S3 folder, with a subfolder for the job. Values of hyperparameters are JSON strings, as framework containers expect.
+    Raises UserError for an invalid name, missing or unused checkpoints, and an empty search space.
     """
     metric, (_, mode) = PRINTED[stage], METRICS[stage]
     fixed = {flag.replace("-", "_"): value for flag, value in (fixed or {}).items()}
@@ -171,7 +170,7 @@ def build_tuning_request(
         raise UserError(f"all that --stage {stage} searches is fixed: leave out one of {', '.join(SPACES[stage])}")
     static = {**fixed, "sagemaker_program": SCRIPTS[stage], "sagemaker_submit_directory": source}
     if region:
-        static["sagemaker_region"] = region  # where the container fetches the source
+        static["sagemaker_region"] = region  # of the source
     seconds = math.ceil(max_hours * 3600)
     definition = {
         "StaticHyperParameters": {flag: json.dumps(value) for flag, value in static.items()},
@@ -188,7 +187,7 @@ def build_tuning_request(
         "EnableManagedSpotTraining": spot,
     }
     if spot:
-        definition["StoppingCondition"]["MaxWaitTimeInSeconds"] = 2 * seconds  # training, and waiting for machines
+        definition["StoppingCondition"]["MaxWaitTimeInSeconds"] = 2 * seconds  # training and waiting
         definition["CheckpointConfig"] = {"S3Uri": f"{output}/{name}/checkpoints", "LocalPath": str(CHECKPOINTS)}
     return {
         "HyperParameterTuningJobName": name,
@@ -204,7 +203,7 @@ def build_tuning_request(
 
 
 def parameter_ranges(spaces: Space) -> dict:
-    """A search space as SageMaker's ParameterRanges, with texts for all numbers."""
+    """ParameterRanges of SageMaker for a search space, with numbers as strings."""
     categorical, continuous = [], []
     for flag, space in spaces.items():
         if isinstance(space, Categorical):
@@ -216,7 +215,7 @@ def parameter_ranges(spaces: Space) -> dict:
 
 
 def check_checkpoints(stage: str, channels: Mapping[str, str], fixed: Mapping[str, str]) -> None:
-    """Raises UserError where the training script would miss a classifier's checkpoint, or not know one."""
+    """Raises UserError for missing and unexpected classifier checkpoints."""
     given = {kind for kind in ("company", "model") if kind in channels}
     if stage == "classifier":
         if given:
@@ -234,11 +233,10 @@ def _channel(name: str, uri: str) -> dict:
 
 
 def pack_source(folder: Path) -> bytes:
-    """The project as a sourcedir.tar.gz: scripts and package of `folder`, core/ (inside or beside it) and
-    requirements.txt.
+    """sourcedir.tar.gz of the project: scripts and package of `folder`, core/ (inside or beside it), requirements.txt.
 
-    The scripts lie at the root, where script mode looks for the entry point. Equal files give equal bytes. Raises
-    UserError if core/ or requirements.txt is missing.
+    The scripts are at the root, as script mode requires. Equal files give equal bytes. Raises UserError without core/
+    or requirements.txt.
     """
     files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*.py")}
     for name in ("core", "requirements.txt"):
@@ -250,7 +248,7 @@ def pack_source(folder: Path) -> bytes:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         for name, file in sorted(files.items()):
-            entry = tarfile.TarInfo(name)  # no owner, no time
+            entry = tarfile.TarInfo(name)  # without owner and time
             content = file.read_bytes()
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
@@ -261,8 +259,8 @@ def pack_source(folder: Path) -> bytes:
 
 
 def describe(client, name: str) -> dict:
-    """The state of a tuning job: name, status, metric, mode ("min" or "max"), jobs (status -> count), reason (of a
-    failure, else None). Raises UserError if AWS does not tell."""
+    """State of a tuning job: name, status, metric, mode ("min" or "max"), jobs (status -> count), reason (of a failure,
+    else None). Raises UserError for AWS errors."""
     with aws_errors():
         job = client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
     objective = job["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"]
@@ -274,11 +272,8 @@ def describe(client, name: str) -> dict:
 
 
 def tuning_results(client, name: str) -> list[dict]:
-    """The training jobs of a tuning job, the oldest first: name, status, parameters (flag -> number or text), value
-    (the latest of its objective; None before one) and seconds (of training; None before its end).
-
-    Raises UserError if AWS does not tell.
-    """
+    """Training jobs of a tuning job, oldest first: name, status, parameters (flag -> number or str), value (latest
+    value of the objective, or None) and seconds (of training; None before its end). Raises UserError for AWS errors."""
     with aws_errors():
         pages = client.get_paginator("list_training_jobs_for_hyper_parameter_tuning_job").paginate(
             HyperParameterTuningJobName=name, SortBy="CreationTime", SortOrder="Ascending"
@@ -297,7 +292,7 @@ def tuning_results(client, name: str) -> list[dict]:
 
 
 def parsed(text: str) -> int | float | str:
-    """A hyperparameter's value: SageMaker gives numbers as texts, and choices as they were sent, in JSON's quotes."""
+    """Value of a hyperparameter: SageMaker returns numbers as strings, and choices in JSON quotes."""
     return number_or_text(json.loads(text) if text.startswith('"') else text)
 
 
@@ -310,14 +305,14 @@ def _seconds(job: dict) -> float | None:
 
 
 def make_client(service: str, region: str | None = None):
-    """A client of boto3. Raises UserError where no region or profile can be found."""
+    """Client of boto3. Raises UserError without region or profile."""
     with aws_errors():
         return boto3.Session(region_name=region).client(service)
 
 
 @contextmanager
 def aws_errors() -> Iterator[None]:
-    """Turns what boto3 raises within into a UserError of one line that says what to do."""
+    """Context manager that turns errors of boto3 into a one-line UserError with a remedy."""
     try:
         yield
     except (exceptions.BotoCoreError, exceptions.ClientError) as error:
@@ -325,7 +320,7 @@ def aws_errors() -> Iterator[None]:
 
 
 def explain(error: exceptions.BotoCoreError | exceptions.ClientError) -> str:
-    """An error of boto3 in one line, with the way out."""
+    """Error of boto3 in one line, with a remedy."""
     said = " ".join(str(error).split()).rstrip(".")
     if isinstance(error, exceptions.ClientError):
         code = error.response["Error"]["Code"]

@@ -1,12 +1,12 @@
-"""Trains the regressor of length and diameter on the embeddings of company and model.
+"""Trains the regressor of length and diameter with company and model embeddings.
 
     accelerate launch implant/train.py --train_json augmented_train.json --val_json augmented_val.json \
         --company_checkpoint runs/implant_company/best --model_checkpoint runs/implant_model/best
-    python implant/train.py --resume                                          # go on after an interruption
+    python implant/train.py --train_json … --val_json … --company_checkpoint … --resume     # the same command, resumed
 
-The checkpoints are those of train_classifier.py, or .pth files with a ViT, an embedding and a head. Head first, then
-the upper half of each network, then everything. Results in --save_dir: best/ (the model), last/ (for --resume),
-metrics.jsonl, data_report.json, figures/. Then: evaluate.py, predict.py.
+The checkpoints are from train_classifier.py, or .pth files with a ViT, an embedding and a head. Trains the head first,
+then also the upper half of each network, then all. Results in --save_dir: best/ (the model), last/ (for --resume),
+metrics.jsonl, data_report.json, figures/. Next: evaluate.py, predict.py.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from implants.vit import ImplantVit, load_classifier
 
 
 def epoch_number(text: str) -> list[int]:
-    """An argparse type: "20", or "20 40" as one word, as SageMaker and Optuna hand it on."""
+    """argparse type: "20", or "20 40" as one word, as passed by SageMaker and Optuna."""
     numbers = [int(word) for word in text.split()]
     if not numbers or min(numbers) < 0:
         raise ValueError(text)
@@ -63,10 +63,10 @@ def parse_args(argv=None):
     group.add_argument("--auxiliary_weight", type=non_negative, default=0.2, help="weight of the auxiliary loss")
     group = parser.add_argument_group("strategy")
     group.add_argument("--unfreeze_schedule", type=epoch_number, nargs="+", default=[[20, 40]], metavar="EPOCH",
-                       help="two epochs: the upper half of each network is unfrozen, then all of it")  # fmt: skip
+                       help="epochs at which the upper half of each network, then all of it, is unfrozen")  # fmt: skip
     group.add_argument("--embedding_lr_multiplier", type=non_negative, default=0.1,
                        help="learning rate of the networks as a factor on --lr")  # fmt: skip
-    group.add_argument("--cache_features", action="store_true", help="cache of the features of frozen networks")
+    group.add_argument("--cache_features", action="store_true", help="cache the features of frozen networks")
     group.add_argument("--cache_views", type=positive_int, default=4, help="augmented views of each image in the cache")
     add_training_arguments(parser, epochs=50, batch_size=16, lr=5e-4, warmup_epochs=2, weight_decay=0.01)
     args = parse_training(parser, argv)
@@ -123,7 +123,7 @@ def main(argv=None):
         "margin": args.margin,
         "modalities": modalities,
         "embeddings": args.embeddings,
-        "train_sizes": size_table(train, targets),  # evaluation compares with their medians, and knows what is sold
+        "train_sizes": size_table(train, targets),  # for medians and catalogue of the evaluation
     }  # fmt: skip
     train_loader, val_loader = run.prepare(
         model, parameter_groups(model, args.lr, args.weight_decay, {"encoders.": args.embedding_lr_multiplier}),
@@ -148,10 +148,10 @@ def main(argv=None):
 def make_model(
     args, targets: list[str], modalities: list[str], auxiliary: dict[str, list[str]]
 ) -> tuple[DualEmbeddingRegressor, dict[str, dict[str, int]]]:
-    """The regressor with the networks that the arguments name, and for company and model how many training cases of
-    each class their networks saw."""
+    """(regressor with the networks of the arguments; "company", "model" -> class -> number of training cases of its
+    network)."""
     branches = {
-        name: load_classifier(getattr(args, f"{name}_checkpoint"), args.image_size)
+        name: load_classifier(getattr(args, f"{name}_checkpoint"), args.image_size, name)
         for name in EMBEDDINGS[args.embeddings]
     }
     if args.visual_checkpoint:
@@ -174,7 +174,7 @@ def make_model(
 
 @torch.no_grad()
 def validate(run: Run, loader, criterion: DimensionLoss, model: DualEmbeddingRegressor) -> dict[str, float]:
-    """Loss, and mean absolute errors in mm of each target and over all of them, each case once."""
+    """Loss, and mean absolute errors in mm of each target and over all targets."""
     run.model.eval()
     cases = Cases(run.accelerator, len(loader.dataset))
     for batch in run.batches(loader):
@@ -189,7 +189,7 @@ def validate(run: Run, loader, criterion: DimensionLoss, model: DualEmbeddingReg
 
 
 def pick(values: dict, row: int) -> dict:
-    """One case of a batch: its tensors with a batch of one."""
+    """Batch of one case of a batch."""
     return {
         name: pick(value, row) if isinstance(value, dict) else value[row : row + 1]
         for name, value in values.items()

@@ -1,4 +1,4 @@
-"""Trains a classifier of implants by company or by model. Its embedding is what train.py starts from.
+"""Trains a classifier of implants by company or model, whose embedding is an input of train.py.
 
     python implant/train_classifier.py --target company --train_json train.json --val_json val.json
     python implant/train_classifier.py --target model --train_json train.json --val_json val.json
@@ -49,7 +49,7 @@ def main(argv=None):
     run = Run(args, f"{Path(__file__).resolve().parent.name}_{args.target}")
     report, files = DataReport(), {"train": args.train_json, "val": args.val_json}
     with report.written_to(run.folder / "data_report.json", run.is_main):
-        # Sizes are not asked for: a record without them still names its company.
+        # Records without sizes are usable.
         splits = read_splits(files, args.data_root, report, run.accelerator, (args.target,))
         taught = count_classes(splits["train"], args.target)
         classes = list(taught)
@@ -85,7 +85,7 @@ def main(argv=None):
 
 
 def make_model(args, classes: list[str]) -> ImplantClassifier:
-    """The classifier, on the weights that the arguments name."""
+    """Classifier with the initial weights of the arguments."""
     if args.visual_checkpoint:
         vit = load_visual(args.visual_checkpoint, args.image_size)
         model = ImplantClassifier(
@@ -101,9 +101,9 @@ def make_model(args, classes: list[str]) -> ImplantClassifier:
 
 @torch.no_grad()
 def validate(run: Run, loader, label: str, classes: list[str]) -> dict[str, float]:
-    """Loss, accuracy and macro-F1, each case once. What training has not seen is always wrong. The confusion matrix of
-    a new best goes to figures/."""
-    from torchmetrics.functional.classification import (  # here, so that --help does not wait for it
+    """Loss, accuracy and macro-F1; classes that are not in training count as errors. Writes the confusion matrix of a
+    new best epoch to figures/."""
+    from torchmetrics.functional.classification import (  # slow import
         multiclass_accuracy,
         multiclass_confusion_matrix,
         multiclass_f1_score,

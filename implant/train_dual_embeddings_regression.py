@@ -1,4 +1,4 @@
-"""train.py under the name that the reference gives it; the same flags.
+"""train.py under its name in the reference, with the same flags.
 
     python train_dual_embeddings_regression.py --train_json augmented_train.json --val_json augmented_val.json \
         --company_checkpoint vit_company.pth --model_checkpoint vit_model.pth --attention_type triple --epochs 50

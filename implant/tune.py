@@ -1,4 +1,4 @@
-"""Searches hyperparameters on one machine: each trial is a run of the training script, judged epoch by epoch.
+"""Hyperparameter search on one machine: each trial is a run of the training script, with pruning by epoch.
 
     python implant/tune.py --stage classifier --trials 20 --parallel 4 --output runs/tune_classifier \
         -- --target model --train_json DATA/train.json --val_json DATA/val.json --epochs 30
@@ -6,9 +6,9 @@
         -- --train_json DATA/train.json --val_json DATA/val.json --company_checkpoint runs/company/best \
         --model_checkpoint runs/model/best --epochs 50
 
-What follows -- goes to every trial as it is. A search that was interrupted or killed goes on with the same command.
-Needs no server: the study is a journal file in --output. There, too: trial_0000/ … (runs), and best_command.txt, which
-repeats the best trial. implant/analyze_tuning_results.py draws the study.
+Flags after -- are passed to every trial. The same command resumes an interrupted search. Needs no server: the study is
+a journal file in --output, which also holds trial_0000/ … (runs) and best_command.txt, the command of the best trial.
+implant/analyze_tuning_results.py writes a report.
 """
 
 import os
@@ -41,7 +41,7 @@ from implants.search_spaces import METRICS, SCRIPTS, SPACES
 from implants.tuning import Categorical, Space, cell, number_or_text, trial_table
 
 ALIASES = {"lr": "learning_rate"}
-OURS = {"save_dir", "resume", "overwrite"}  # flags that a trial gets from here, or must not have
+OURS = {"save_dir", "resume", "overwrite"}  # flags of the training script set or excluded by the search
 SHOWN = 10  # trials in the final table
 
 
@@ -66,7 +66,7 @@ def parse_args(argv=None):
     )
     group.add_argument("--output", type=Path, help="output folder (default: runs/tune_<stage>)")
     group.add_argument("--storage", help="journal:FILE or sqlite:///FILE (default: journal.log in --output)")
-    group.add_argument("--study_name", help="study name in the storage (default: implant_<stage>)")
+    group.add_argument("--study_name", help="study name in the storage (default: <folder>_<stage>)")
     group.add_argument("--keep", type=positive_int, default=1, help="best trials that keep last/, for further training")
 
     argv = [str(argument) for argument in (sys.argv[1:] if argv is None else argv)]
@@ -76,13 +76,13 @@ def parse_args(argv=None):
     args.script = args.script or Path(__file__).resolve().parent / SCRIPTS[args.stage]
     args.output = args.output or Path("runs") / f"tune_{args.stage}"
     args.storage = args.storage or f"journal:{args.output / 'journal.log'}"
-    args.study_name = args.study_name or f"implant_{args.stage}"
+    args.study_name = args.study_name or f"{Path(__file__).resolve().parent.name}_{args.stage}"
     args.threads_per_trial = args.threads_per_trial or max(1, cores() // args.parallel)
     return args
 
 
 def choices(text: str) -> tuple[str, Categorical]:
-    """An argparse type: FLAG=A,B,C; values that look like numbers are numbers."""
+    """argparse type: FLAG=A,B,C, with numbers where possible."""
     name, equals, values = text.partition("=")
     if not equals or not all(values.split(",")):
         raise ValueError(text)
@@ -90,7 +90,7 @@ def choices(text: str) -> tuple[str, Categorical]:
 
 
 def flag_name(argument: str) -> str:
-    """The name under which a flag is searched: "--batch-size=8" is batch_size."""
+    """Parameter name of a flag: batch_size for "--batch-size=8"."""
     name = argument.partition("=")[0].lstrip("-").replace("-", "_")
     return ALIASES.get(name, name)
 
@@ -119,7 +119,7 @@ def main(argv=None):
 
 
 def check(args, space: Space) -> None:
-    """Raises UserError for flags that contradict each other, or a script that is not there."""
+    """Raises UserError for contradictory flags and a missing script."""
     if not args.script.is_file():
         raise UserError(f"--script {args.script}: no such file")
     given = {flag_name(argument) for argument in args.fixed if re.match("--[a-z]", argument)}
@@ -132,7 +132,7 @@ def check(args, space: Space) -> None:
 
 @contextmanager
 def alone(folder: Path):
-    """Holds a folder for this process. Raises UserError if another search runs in it."""
+    """Context manager that locks a folder. Raises UserError if another search runs in it."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(folder / "tune.lock").acquire(timeout=0)
@@ -143,7 +143,7 @@ def alone(folder: Path):
 
 
 def open_study(args, space: Space, metric: str, mode: str) -> optuna.Study:
-    """The study of these arguments, new or to go on with."""
+    """Study of these arguments, new or existing. Raises UserError for trials of another study."""
     pruner = optuna.pruners.NopPruner()
     if args.pruner == "median":
         pruner = optuna.pruners.MedianPruner(args.startup_trials, args.warmup_epochs + 1)  # epochs count from 1
@@ -161,20 +161,20 @@ def open_study(args, space: Space, metric: str, mode: str) -> optuna.Study:
 
 
 def fixed_flags(args) -> list[str]:
-    """What all trials are given; a --seed after -- wins over the search's."""
+    """Flags of all trials; a --seed after -- has priority over that of the search."""
     return ["--seed", str(args.seed), *args.fixed]
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs to share out, by the names that CUDA_VISIBLE_DEVICES takes."""
+    """Available GPUs, as in CUDA_VISIBLE_DEVICES."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
 
 
 @contextmanager
 def signals():
-    """An event that SIGTERM and Ctrl-C set; the block then has to end, and this process ends as they have it. A second
-    Ctrl-C ends it at once; its trials notice."""
+    """Context manager with an event that SIGTERM and Ctrl-C set: the block then has to end, and the process exits by
+    the signal. A second Ctrl-C ends it at once, and its trials with it."""
     stop, told = threading.Event(), []
 
     def remember(number, frame):
@@ -200,7 +200,7 @@ def run_trial(
     args, metric: str, mode: str, gpus: list[str], stop: threading.Event,
     worker: int, number: int, parameters: dict, report: Callable[[int, float], bool],
 ) -> float:  # fmt: skip
-    """The metric of a trial's best epoch, that of the model which the run keeps."""
+    """Metric of the best epoch of a trial. Raises as `tuning.follow`."""
     environment = {"OMP_NUM_THREADS": str(args.threads_per_trial)}
     if len(gpus) > 1:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
@@ -216,7 +216,7 @@ def trial_folder(args, number: int) -> Path:
 
 
 def tidy(study: optuna.Study, args) -> None:
-    """Takes the full states of all ended trials but the best away."""
+    """Removes last/ of all ended trials except the --keep best."""
     kept = [trial.number for trial in tuning.best_trials(study)[: args.keep]]
     for trial in study.get_trials(deepcopy=False):
         if trial.state.is_finished() and trial.number not in kept:
@@ -228,7 +228,7 @@ def tidy(study: optuna.Study, args) -> None:
 
 
 def best_command(args, trial: FrozenTrial) -> str:
-    """One line for a shell that repeats a trial; on a CPU to the last digit, as the number of threads is its own."""
+    """Shell command that repeats a trial, with its number of threads, so that CPU results are identical."""
     here = Path.cwd()
     file = args.script.resolve()
     file = file.relative_to(here) if file.is_relative_to(here) else file
@@ -240,7 +240,7 @@ def best_command(args, trial: FrozenTrial) -> str:
 
 
 def print_trial(console: Console, args, metric: str, trial: FrozenTrial) -> None:
-    """One line for a trial that has ended."""
+    """Prints one line for an ended trial."""
     outcome = {
         TrialState.COMPLETE: f"{metric} {trial.value:.4g}" if trial.value is not None else "",
         TrialState.PRUNED: f"pruned in epoch {trial.last_step}",
@@ -251,7 +251,8 @@ def print_trial(console: Console, args, metric: str, trial: FrozenTrial) -> None
 
 
 def print_summary(console: Console, study: optuna.Study, args, metric: str) -> None:
-    """The best trials as a table, and the best one's command, which is also written to best_command.txt."""
+    """Prints the best trials and the command of the best one, also written to best_command.txt. Raises UserError
+    without complete trial."""
     trials = study.get_trials(deepcopy=False)
     best = tuning.best_trials(study)
     counts = {

@@ -1,5 +1,5 @@
-"""Runs a training script, the first argument, with the other arguments, as `python` does; at its end the processes
-compare their weights, and the statistics of their batch norms."""
+"""Runs a training script (first argument) with the other arguments; at its end, the ranks compare their weights and
+batch norm statistics."""
 
 import runpy
 import sys

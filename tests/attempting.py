@@ -1,8 +1,8 @@
-"""Tries a script, the first argument, with many lines of arguments, the JSON lists of the second, each in a process of
-its own, and writes to the third what became of each: exit code, what it said, and its largest memory.
+"""Runs a script (first argument) with each of several argument lists (JSON, second argument) in separate processes, and
+writes exit code, output and peak memory of each to the third argument.
 
-The script's imports are paid once: it is loaded as a module, and each attempt is a fork of that process, executing it
-as `__main__`. What takes longer than the fourth argument, in seconds, is killed.
+The script is loaded once as a module; each run is a fork that executes it as `__main__`. Runs longer than the fourth
+argument, in seconds, are killed.
 """
 
 import json
@@ -24,7 +24,7 @@ def attempt(arguments: list[str]) -> dict:
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         started = time.monotonic()
         if not (child := os.fork()):
-            os.setsid()  # its loader workers are killed with it
+            os.setsid()  # loader workers are killed with it
             for descriptor, file in ((1, out), (2, err)):
                 os.dup2(file.fileno(), descriptor)
             code = 0

@@ -1,4 +1,4 @@
-"""Scripts tried on hostile input: never a traceback, code from a file, 2 GiB of memory, or a run without end."""
+"""Scripts with hostile input: no traceback, no code executed from files, less than 2 GiB of memory, no endless run."""
 
 import json
 from pathlib import Path
@@ -7,19 +7,19 @@ from conftest import ROOT
 from files import read_json
 from launch import run
 
-SECONDS = 60  # for one attempt, which takes a few
+SECONDS = 60  # limit of a run, which takes a few
 MIB = 2048
 
 
 class Attempts:
-    """Tries a script on hostile input, and tells what did harm."""
+    """Runs a script with hostile input and checks for harm."""
 
     def __init__(self, folder: Path):
         self.folder, self.marker, self.inputs = folder, folder / "marker", folder / "inputs"
         (folder / "outside.png").write_bytes(b"outside")
 
     def __call__(self, script: str, lines: list[list]) -> list[dict]:
-        """What became of `script` with each of these lines of arguments, in their order."""
+        """Results of `script` for each list of arguments, in order."""
         before = set(self.inputs.rglob("*"))
         places = self.folder / "lines.json", self.folder / "results.json"
         places[0].write_text(json.dumps([list(map(str, line)) for line in lines]))
@@ -38,7 +38,7 @@ class Attempts:
 
 
 def refusal(outcome: dict) -> str | None:
-    """The one line that refuses an input; None if it was used."""
+    """Error line of a refused input; None if the input was accepted."""
     if outcome["returncode"] == 0:
         return None
     lines = [line for line in outcome["stderr"].splitlines() if line.startswith("error: ")]

@@ -1,4 +1,4 @@
-"""Small trainings of cephalometric/ for its tests, and what it reads of their trees."""
+"""Small trainings of cephalometric/ for its tests, and the cases of their trees."""
 
 from ceph.anatomy import ANATOMY
 from ceph.cases import read_cases
@@ -13,7 +13,7 @@ SMALL += ["--epochs", "3", "--log_with", "none", "--expansion", "none"]
 
 
 def train(tree, folder, *arguments):
-    """Trains on a tree, in a process of its own."""
+    """Trains on a tree in a separate process."""
     data = ("--dataset_path", tree, "--save_dir", folder, "--cache_dir", tree.parent / "cache")
     return run(TRAIN, *data, *SMALL, *arguments)
 
@@ -25,5 +25,5 @@ def read_tree(root, dataset_format="auto", ground_truth="mean", splits=("train",
 
 
 def decoded(cases, report, folder):
-    """The cases whose pictures can be read."""
+    """Cases with readable pictures."""
     return leave_out_unreadable(cases, report, decode=FrameCache(folder, (64, 64)).prepare)

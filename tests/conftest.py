@@ -1,4 +1,4 @@
-"""What the tests share: import paths, scripts as functions, a small Aariz tree, a fresh Accelerate state."""
+"""Shared by all tests: import paths, scripts as modules, reset of Accelerate's state."""
 
 import importlib.util
 import os
@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-os.environ["HF_HUB_OFFLINE"] = "1"  # a test that needs the network is a wrong test,
-os.environ["HF_HUB_CACHE"] = "no_hub_cache"  # and so is one that needs what this machine happens to have
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests must not need the network,
+os.environ["HF_HUB_CACHE"] = "no_hub_cache"  # nor the cache of this machine
 
 import pytest
 import torch
@@ -17,18 +17,18 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = [file.parent for file in sorted(ROOT.glob("*/project.json"))]
 sys.path[:0] = [str(ROOT), *map(str, PROJECTS), str(ROOT / "tests")]
-torch.set_num_threads(1)  # small networks gain nothing by more, and lose much where other tests compute beside them
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what runs in the background, children too
+torch.set_num_threads(1)  # more are not faster for small networks, and much slower beside other tests
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # set by shells for background jobs and their children
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def load_script(path: str):
-    """A script as a module of its own name: `load_script("cephalometric/train.py").main([...])`."""
+    """A script as a module: `load_script("cephalometric/train.py").main([...])`."""
     return load_module(ROOT / path)
 
 
 def load_module(file: Path):
-    """A Python file below the repository as a module of its own name."""
+    """A Python file of the repository as a module named by its path."""
     name = "_".join(file.relative_to(ROOT).with_suffix("").parts)
     spec = importlib.util.spec_from_file_location(name, file)
     module = importlib.util.module_from_spec(spec)
@@ -38,13 +38,13 @@ def load_module(file: Path):
 
 
 def loads_nothing(page: str) -> bool:
-    """Whether a page names no address. Its pictures are left out: their letters may spell anything."""
+    """Whether a page has no external addresses. Embedded pictures are ignored."""
     return "http" not in re.sub(r"base64,[\w+/=]+", "", page).replace("http-equiv", "")
 
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
-    """Accelerate keeps its state in the process; each test starts without."""
+    """Resets the state of Accelerate, which is global, after each test."""
     from accelerate.state import AcceleratorState, GradientState
 
     yield

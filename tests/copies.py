@@ -1,4 +1,4 @@
-"""Copies of a project under another name, with core inside or beside it, as the README says."""
+"""Copies of a project under another name, with core inside or beside it, as described in the README."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ CHECKED = """    try:
 
 
 class Copy:
-    """`project` copied to `folder`; its scripts say at their end what they have loaded from the original."""
+    """`project` copied to `folder`; its scripts finally print the modules loaded from the original."""
 
     def __init__(self, project: str, folder: Path, core_inside: bool = True):
         self.folder, self.scripts = folder, []
@@ -36,13 +36,13 @@ class Copy:
         shutil.copytree(ROOT / "core", self.core, ignore=shutil.ignore_patterns("__pycache__"))
 
     def without_demo(self) -> None:
-        """Takes away what draws demo data."""
+        """Deletes the code that draws demo data."""
         (self.folder / "make_demo_data.py").unlink()
         (demo,) = self.folder.glob("*/demo")
         shutil.rmtree(demo)
 
     def do(self, cwd: Path, line: str) -> Result:
-        """Runs a script from `cwd`, with arguments parted at spaces; it must end well, and load nothing of the
+        """Runs a script from `cwd` with arguments separated by spaces; it must succeed and load nothing from the
         original."""
         script, *arguments = line.split()
         done = run(self.folder / script, *arguments, cwd=cwd)

@@ -1,7 +1,6 @@
-"""Runs a training script up to its first step, and counts what it reads:
-`counting.py MODULE:FUNCTION FOLDER train.py …`.
+"""Runs a training script up to its first step and counts its reads: `counting.py MODULE:FUNCTION FOLDER train.py …`.
 
-Every call of the function adds its first argument, a file or what has one, as a line to FOLDER/<rank>.
+Each call of the function appends its first argument (a file, or an object with `path`) as a line to FOLDER/<rank>.
 """
 
 import importlib
@@ -23,7 +22,7 @@ def counted(source, *args, **kwargs):
     return read(source, *args, **kwargs)
 
 
-setattr(module, name, counted)  # before the modules that import it by name
+setattr(module, name, counted)  # before other modules import it by name
 
 from core.run import Run
 

@@ -1,5 +1,4 @@
-"""What every make_demo_data.py must refuse: for the tests of the projects. `folder` is what `script` wrote with
-`arguments`."""
+"""Refusals of every make_demo_data.py, for the tests of the projects. `folder`: output of `script` with `arguments`."""
 
 import json
 import re
@@ -12,8 +11,7 @@ from core.errors import UserError
 
 
 def refuses_existing_data_and_foreign_files(script, arguments, folder, empty, name):
-    """Nobody's work is lost: not what was drawn before, and not a file that was not. `name`: of a foreign file, below
-    the output."""
+    """Neither earlier demo data nor other files are lost. `name`: another file, relative to the output."""
     with pytest.raises(UserError, match="add --overwrite"):
         script.main(["--output", str(folder), *arguments])
     note = empty / name
@@ -26,7 +24,7 @@ def refuses_existing_data_and_foreign_files(script, arguments, folder, empty, na
 
 
 def overwrites_only_what_the_recipe_explains(script, folder, empty, smaller):
-    """`smaller`: a recipe of fewer files than there are."""
+    """`smaller`: a recipe with fewer files than there are."""
     copy = empty / "copy"
     shutil.copytree(folder, copy)
     (copy / RECIPE).write_text(json.dumps(smaller))
@@ -40,7 +38,7 @@ def overwrites_only_what_the_recipe_explains(script, folder, empty, smaller):
 
 
 def refuses_impossible_numbers(script, empty, arguments, capsys):
-    """In one line that names the flag; nothing is written."""
+    """One line that names the flag; nothing is written."""
     with pytest.raises(SystemExit) as stop:
         script.main(["--output", str(empty / "new"), *arguments])
     assert stop.value.code == 2

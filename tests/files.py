@@ -1,4 +1,4 @@
-"""Files that tests read, write and spoil."""
+"""Reading and writing of files in tests."""
 
 import csv
 import json
@@ -29,13 +29,13 @@ def write_csv(file, table):
 
 
 def logged(folder):
-    """The lines of a run's metrics.jsonl, without the seconds, which no two runs share."""
+    """Lines of a run's metrics.jsonl without `seconds`, which differ between runs."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
 
 
 def write_cube(file, values, key=H5_KEY, **options):
-    """A hyperspectral cube, `options` as of h5py: compression, say. Returns the file."""
+    """Writes a hyperspectral cube with `options` of h5py, e.g. compression; returns the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(file, "w") as store:
         store.create_dataset(key, data=np.asarray(values), **options)
@@ -43,7 +43,7 @@ def write_cube(file, values, key=H5_KEY, **options):
 
 
 def dicom(path, pixels, **attributes):
-    """Writes pixels (H, W) of 12 bits as a DICOM file, with further attributes of its header; returns the path."""
+    """Writes pixels (H, W) of 12 bits as DICOM, with further header `attributes`; returns the path."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()

@@ -1,7 +1,7 @@
-"""Hostile files: what the tests give to scripts in place of pictures, volumes, cubes, tables, annotations and models.
+"""Hostile files for tests of scripts: pictures, volumes, cubes, tables, annotations and models.
 
-Each function writes into a folder and returns name -> file, where the name says what is wrong with it. Nothing is
-large: bombs are a few kB to a few MB that claim, or unpack to, gigabytes. Pickles would make the folder `marker`.
+Each function writes into a folder and returns name -> file; the name describes the fault. Files are small: bombs of a
+few kB to a few MB claim or expand to gigabytes. Pickles would create the folder `marker`.
 """
 
 import gzip
@@ -31,7 +31,7 @@ TEXT = b"This is a text, and nothing else.\n" * 40
 
 
 class Running:
-    """A pickle of it makes a folder, when it is loaded without care."""
+    """An object whose pickle creates a folder when loaded without protection."""
 
     def __init__(self, marker: Path):
         self.marker = marker
@@ -41,7 +41,7 @@ class Running:
 
 
 def spoil(good: Path, folder: Path) -> dict[str, Path]:
-    """What can be wrong with any file, under the suffix of the good one."""
+    """Faults of any kind of file, with the suffix of the good one."""
     content, suffix = good.read_bytes(), good.name[good.name.index(".") :]
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
@@ -71,7 +71,7 @@ def _write(folder: Path, suffix: str, contents: dict[str, bytes]) -> dict[str, P
 
 
 def pictures(folder: Path) -> dict[str, Path]:
-    """Hostile pictures of every format. Those of one pixel, and constant ones, are pictures all the same."""
+    """Hostile pictures of every format. One-pixel and constant pictures are valid."""
     pixels = np.random.default_rng(0).integers(0, 256, (80, 80), np.uint8)
     files, good = {}, folder.with_name("good_inputs")
     good.mkdir(parents=True)
@@ -100,7 +100,7 @@ def pictures(folder: Path) -> dict[str, Path]:
 
 
 def png(width: int, height: int, colour: int, data: bytes, *chunks: tuple[str, bytes], bits: int = 8) -> bytes:
-    """A PNG whose header may claim what it likes; `chunks` come before its `data`."""
+    """A PNG with an arbitrary header; `chunks` precede its `data`."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n"
     for name, part in (("IHDR", header), *chunks, ("IDAT", data), ("IEND", b"")):
@@ -110,7 +110,7 @@ def png(width: int, height: int, colour: int, data: bytes, *chunks: tuple[str, b
 
 
 def zero_stream(count: int) -> bytes:
-    """A zlib stream of so many zeros, a thousandth as long, in no time: the same blocks again and again."""
+    """A zlib stream of `count` zeros, about 1/1000 as long, built from repeated blocks."""
     packing = zlib.compressobj(9)
     head = packing.compress(b"") + packing.flush(zlib.Z_FULL_FLUSH)
     block = packing.compress(bytes(MIB)) + packing.flush(zlib.Z_FULL_FLUSH)
@@ -120,7 +120,7 @@ def zero_stream(count: int) -> bytes:
 
 
 def _dicoms(folder: Path, pixels: np.ndarray) -> dict[str, Path]:
-    """DICOM files with headers that do not fit, and bombs."""
+    """DICOM files with inconsistent headers, and bombs."""
     headers = {
         "claims 65535x65535": {"Rows": 65535, "Columns": 65535},
         "no rows": {"Rows": 0},
@@ -138,7 +138,7 @@ def _dicoms(folder: Path, pixels: np.ndarray) -> dict[str, Path]:
     good = dicom(folder / "plain.dcm", pixels, Rows=65535, Columns=65535)
     content = good.read_bytes()
     good.unlink()
-    # PS3.5 annex A: after the file's meta information all is one deflate stream, or runs of bytes a frame.
+    # PS3.5 annex A: after the meta information, one deflate stream, or run lengths per frame.
     for name, syntax in (("deflate bomb", b"1.2.840.10008.1.2.1.99"), ("run length bomb", b"1.2.840.10008.1.2.5")):
         start = content.index(b"1.2.840.10008.1.2.1\0")
         file = folder / f"{name}.dcm".replace(" ", "_")
@@ -182,7 +182,7 @@ def volumes(folder: Path, good: Path) -> dict[str, Path]:
             spoilt[name] = value
         return spoilt.binaryblock + content[348:]
 
-    zero_gib = gzip.compress(bytes(MIB)) * 1024  # of a gzip file's members, each of which is a MiB
+    zero_gib = gzip.compress(bytes(MIB)) * 1024  # gzip members of 1 MiB each
     side = [3, 1024, 1024, 2048, 1, 1, 1, 1]
     huge = header(dim=side)[:352]
     nan = np.full(voxels.shape, np.nan, np.float32)
@@ -252,7 +252,7 @@ def cubes(folder: Path, good: Path) -> dict[str, Path]:
         files[f"cube, {name}"] = folder / f"cube_{name}.h5".replace(" ", "_")
         return h5py.File(files[f"cube, {name}"], "w")
 
-    with store("claims gigabytes") as file:  # of which none is stored: a fill value stands for all
+    with store("claims gigabytes") as file:  # none is stored: fill values only
         file.create_dataset(key, (bands, 40_000, 40_000), "f4", chunks=(1, 200, 200), compression="gzip")
     with store("claims exabytes") as file:
         file.create_dataset(key, (bands, 2**28, 2**28), "f8", chunks=(1, 200, 200))
@@ -291,7 +291,7 @@ def cubes(folder: Path, good: Path) -> dict[str, Path]:
 
 
 def tables(good: Path, folder: Path) -> dict[str, Path]:
-    """Hostile CSV tables. `good`: one with a header and rows."""
+    """Hostile CSV tables. `good`: a table with a header and rows."""
     files, text = spoil(good, folder), good.read_text(encoding="utf-8-sig")
     header, first, *_ = text.splitlines()
     columns, cells = header.split(","), first.split(",")
@@ -333,7 +333,7 @@ def json_files(good: Path, folder: Path, **more: object) -> dict[str, Path]:
     return files | _write(folder, ".json", contents)
 
 
-PATHS = {  # what a manifest may name in place of a picture
+PATHS = {  # entries of a manifest instead of a picture
     "nothing": "",
     "missing": "gone.png",
     "folder": "..",
@@ -354,7 +354,7 @@ PATHS = {  # what a manifest may name in place of a picture
 
 
 def pickles(marker: Path) -> dict[str, bytes]:
-    """Pickles that would run code, or bring down who reads them."""
+    """Pickles that would run code or crash the reader."""
     deep = b"\x80\x04" + b"(" * DEEP + b"l" * DEEP + b"."
     as_key = _deep_key(DEEP)
     return {
@@ -379,7 +379,7 @@ def _deep_key(depth: int) -> bytes:
 
 
 def npys(folder: Path, good: Path, marker: Path) -> dict[str, Path]:
-    """Hostile .npy manifests. `good`: one that can be read."""
+    """Hostile .npy manifests. `good`: a valid one."""
     header = b"\x93NUMPY\x01\x00"
 
     def described(text: bytes) -> bytes:
@@ -448,7 +448,7 @@ def _safetensors(header: dict) -> bytes:
 
 
 def models(folder: Path, good: Path, marker: Path) -> dict[str, Path]:
-    """Hostile model folders. `good`: the best/ of a run. Where only the content is bad, the seal is right."""
+    """Hostile model folders. `good`: best/ of a run. If only the content is bad, the checksums are correct."""
     weights, config = (good / "model.safetensors").read_bytes(), (good / "config.json").read_bytes()
     settings, arguments = json.loads(config), json.loads(config)["model"]
     found, digest = {}, hashlib.sha256(weights).hexdigest()

@@ -1,15 +1,15 @@
-"""Runs a training script that is struck at a chosen moment: `killing.py PLACE NUMBER BLOW train.py …`.
+"""Interrupts a training script at a chosen moment: `killing.py PLACE NUMBER BLOW train.py …`.
 
-When the process comes to PLACE for the NUMBER-th time, BLOW falls: SIGKILL, SIGTERM, or a "full disk". The places:
+At the NUMBER-th passing of PLACE, BLOW is applied: SIGKILL, SIGTERM, or a "full disk". Places:
 
-    backward       a backward pass is done
-    validation     the validation has its next batch
-    half a row     the newest line of metrics.jsonl is written in part
-    state          last/ is to be written
-    half NAME      the text file NAME, or the weights in the folder NAME, are written in part
-    rename NAME    NAME is about to be renamed
-    remove NAME    the folder NAME is removed in part
-    finish         all epochs are done
+    backward       after a backward pass
+    validation     before a validation batch is used
+    half a row     the last line of metrics.jsonl is partly written
+    state          before last/ is written
+    half NAME      the text file NAME, or the weights in the folder NAME, are partly written
+    rename NAME    before NAME is renamed
+    remove NAME    the folder NAME is partly removed
+    finish         after all epochs
 """
 
 import os
@@ -38,7 +38,7 @@ def come_to(name, spoil=lambda: None):
         return
     spoil()
     if blow == "full disk":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # longer files are refused, as by a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # longer files fail, as on a full disk
     else:
         os.kill(os.getpid(), signal.Signals[blow])
 
@@ -95,6 +95,6 @@ def rmtree(folder, *args, rmtree=shutil.rmtree, **kwargs):
 
 
 Accelerator.backward, Run._validation_batches, Run._save_state, Run.finish = backward, validation, save_state, finish
-figures.save = lambda figure, file, dpi=0: file  # drawing takes longer than all else
+figures.save = lambda figure, file, dpi=0: file  # drawing takes most of the time
 RunFolder.log, checkpoints.seal, Path.write_text, os.replace, shutil.rmtree = log, seal, write_text, replace, rmtree
 runpy.run_path(sys.argv[0], run_name="__main__")

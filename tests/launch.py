@@ -1,8 +1,8 @@
-"""Runs scripts as a user would, each in a process of its own, without paying the imports every time.
+"""Runs scripts in separate processes, as a user would, without repeating their imports.
 
-A fork server imports the heavy packages once and computes nothing; each run is a fork of it that executes the script
-as `__main__` with its own arguments, folder and environment, and may be killed. `processes=2` gives the environment
-that `torchrun` and `accelerate launch` give.
+A fork server imports the heavy packages once; each run is a fork that executes the script as `__main__` with its own
+arguments, folder and environment, and may be killed. `processes=2` sets the environment of `torchrun` and `accelerate
+launch`.
 """
 
 import multiprocessing
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-# Before a training script: its processes compare their weights at the end; count what they read before the first step.
+# Wrappers of a training script: comparison of the ranks' weights at the end; count of files read before the first step.
 AGREEING, COUNTING = ROOT / "tests" / "agreeing.py", ROOT / "tests" / "counting.py"
 PRELOADED = ["torch", "accelerate", "albumentations", "timm", "torchmetrics.functional", "matplotlib.figure"]
 PRELOADED += ["nibabel", "SimpleITK", "h5py", "scipy.stats"]
 
 
 class Result(NamedTuple):
-    """As of subprocess: negative for a signal."""
+    """Exit code (negative for a signal) and output, as of subprocess."""
 
     returncode: int
     stdout: str
@@ -30,7 +30,7 @@ class Result(NamedTuple):
 
 
 class Launched:
-    """A running script, of one process or several."""
+    """A running script in one or several processes."""
 
     def __init__(self, script: str | Path, *arguments, processes: int = 1, cwd: Path = ROOT, **environment):
         context = multiprocessing.get_context("forkserver")
@@ -54,7 +54,7 @@ class Launched:
             process.start()
 
     def wait(self, timeout: float = 240) -> Result:
-        """The result, once all processes have ended. If one fails, the others are killed, as by a launcher."""
+        """Result after all processes have ended. If one fails, the others are killed, as by a launcher."""
         for process in self.processes:
             process.join(timeout)
             if process.is_alive() or process.exitcode:
@@ -79,10 +79,10 @@ def _execute(script: str, arguments: list[str], cwd: str, environment: dict[str,
     os.chdir(cwd)
     import torch
 
-    multiprocessing.set_start_method("fork", force=True)  # for loader workers: the system's default, not this server's
-    torch.set_num_threads(1)  # OMP_NUM_THREADS was read by the server already
+    multiprocessing.set_start_method("fork", force=True)  # for loader workers: the system default
+    torch.set_num_threads(1)  # OMP_NUM_THREADS was already read by the server
     sys.argv = [script, *arguments]
-    # The script must find its own way: the repository and its folders go (.venv, deeper in it, stays).
+    # The script must set its own import paths: those of the repository are removed (except .venv).
     sys.path[:] = [path for path in sys.path if ROOT not in (Path(path), Path(path).parent)]
     sys.path.insert(0, str(Path(script).parent))
     runpy.run_path(script, run_name="__main__")

@@ -1,7 +1,6 @@
-"""Projects as their project.json describes them: the smallest real training of each, on its own demo data.
+"""Projects as described by their project.json: the smallest training of each, on its demo data.
 
-Words in braces stand for folders: {data} holds what the preparation has drawn, {out} is where results go, {run} a
-folder that training has filled.
+Words in braces are folders: {data} is written by the preparation, {out} takes results, {run} is a finished training.
 """
 
 import json
@@ -19,15 +18,15 @@ def facts(project: str) -> dict:
 
 
 def words(command: str | list[str], **folders) -> list[str]:
-    """A command of a project.json, one text or several that are joined, parted at spaces."""
+    """A command of project.json, a text or a list of texts to be joined, split at spaces."""
     return (command if isinstance(command, str) else " ".join(command)).format(**folders).split()
 
 
 class SmallTraining:
-    """A project with data drawn for it. `data` is not to be written to."""
+    """A project with its demo data; `data` must not be written to."""
 
     def __init__(self, project: str, shared: Path):
-        """Data are drawn once in `shared`, which several test processes may use."""
+        """Draws the data once in `shared`, which several test processes may use."""
         self.project, self.data, self.tests = project, shared / project, facts(project)["tests"]
         self.hostile = self.tests["hostile"]
         if self.data.exists():
@@ -42,18 +41,18 @@ class SmallTraining:
             shutil.rmtree(drawing)
 
     def script(self, command: list[str]) -> list[str]:
-        """The command with its script below the project's folder."""
+        """The command with the path of its script in the project's folder."""
         return [f"{self.project}/{command[0]}", *command[1:]]
 
     def training(self, out: Path | str, *more, data: Path | None = None) -> list[str]:
-        """`train.py`, as it lies in the project, with arguments; results go to `out`. `data`: other data than ours."""
+        """`train.py` with arguments of the project; results in `out`. `data`: default the demo data."""
         return self.script([*words(self.tests["train"], data=data or self.data, out=out), *map(str, more)])
 
     def evaluation(self, trained: Path, out: Path | str, *more) -> list[str]:
-        """`evaluate.py` with arguments, of the best model in `trained`."""
+        """`evaluate.py` with arguments for the best model in `trained`."""
         command = words(self.tests["evaluate"], data=self.data, run=trained, out=out)
         return self.script([*command, *map(str, more)])
 
     def prediction(self, model: Path | str, out: Path | str) -> list[str]:
-        """`predict.py` with arguments, up to its input."""
+        """`predict.py` with arguments except its input."""
         return self.script(words(self.hostile["predict"], model=model, out=out))

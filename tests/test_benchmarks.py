@@ -1,4 +1,4 @@
-"""benchmarks/: what run.py makes of results, and that each has the form that it expects. Nothing is timed."""
+"""benchmarks/: output of run.py, and form of each benchmark. Nothing is timed."""
 
 import ast
 import importlib
@@ -20,7 +20,7 @@ FAILING = "import sys\nprint('half a result')\nsys.exit('no such device')\n"
 
 @pytest.fixture
 def run_benchmarks(tmp_path, capsys, monkeypatch):
-    """Runs run.py on stand-ins {name: code}; gives exit code, what it printed, and its JSON."""
+    """Runs run.py on stand-ins {name: code}; returns exit code, output, and JSON."""
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(stand_ins, *arguments):
@@ -36,7 +36,7 @@ def run_benchmarks(tmp_path, capsys, monkeypatch):
 
 
 def rows(printed):
-    """The lines, without what aligns them."""
+    """Lines without alignment."""
     return [" ".join(line.split()) for line in printed.splitlines()]
 
 

@@ -1,4 +1,4 @@
-"""The front door: what it does without internet, without venv, with an old Python, and the second time."""
+"""quickstart.py: without internet, without venv, with old Pythons, and repeated runs."""
 
 import json
 import os
@@ -17,7 +17,7 @@ quickstart = load_script("quickstart.py")
 
 @pytest.fixture
 def house(tmp_path, monkeypatch):
-    """quickstart with its folders moved to tmp_path, and requirements that install at once."""
+    """quickstart with folders in tmp_path and requirements that install at once."""
     (tmp_path / "requirements.txt").write_text("# nothing\n")
     for name, value in {
         "VENV": tmp_path / ".venv",
@@ -67,7 +67,7 @@ def test_old_python(monkeypatch, capsys):
 
 
 def test_old_pythons_can_parse_it():
-    """No f-strings, no annotations: Python 2.7 and 3.6 must get as far as the version check."""
+    """No f-strings, no annotations: Python 2.7 and 3.6 must reach the version check."""
     found = [shutil.which(f"python{version}") for version in ("2.7", "3.6", "3.7", "3.8", "3.9")]
     pyenv = Path.home() / ".pyenv" / "versions"
     found += [str(folder / "bin" / "python") for folder in pyenv.glob("*") if folder.name[:3] in ("2.7", "3.6", "3.8")]
@@ -121,7 +121,7 @@ print("reported", os.environ.get("OMP_NUM_THREADS"), os.environ.get("COLUMNS"), 
 
 @pytest.fixture
 def two_projects(tmp_path, monkeypatch):
-    """quickstart in a folder with two projects of one step each, whose script stands in REPORT."""
+    """quickstart in a folder with two projects of one step each, whose script is REPORT."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         start = f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
@@ -147,7 +147,7 @@ def test_two_projects_at_a_time_end_in_one_page(two_projects, monkeypatch, capfd
     index = two_projects / "runs" / "quickstart" / "index.html"
     assert str(index) in printed
     page = index.read_text()
-    assert page.count("1.2 mm") == page.count("3.4 mm") == 2 * 2  # on the page, and in its summary
+    assert page.count("1.2 mm") == page.count("3.4 mm") == 2 * 2  # on the page and in its summary
     assert 'href="one/report.html"' in page
     assert "Title &lt;one&gt;" in page
 
@@ -156,7 +156,7 @@ def test_one_project_alone_joins_the_page_of_the_others(two_projects, monkeypatc
     monkeypatch.setattr(quickstart.os, "cpu_count", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     quickstart.demonstrate(quickstart.find_projects(), ["two"])
-    assert "\nreported 3 " in capfd.readouterr().out  # as many threads as beside the other, and so the same numbers
+    assert "\nreported 3 " in capfd.readouterr().out  # as many threads as with the other
     page = two_projects / "runs" / "quickstart" / "index.html"
     assert 'href="two/report.html"' in page.read_text()
     assert 'href="one/report.html"' not in page.read_text()

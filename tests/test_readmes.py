@@ -1,4 +1,4 @@
-"""What the READMEs tell a reader to type exists, and is accepted."""
+"""Commands, links and flags in the READMEs are valid."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ READMES = [ROOT / "README.md", *(folder / "README.md" for folder in PROJECTS)]
 
 
 def commands():
-    """(README, words) of every command line in a bash block that runs one of our scripts."""
+    """Words of every command line in a bash block that runs one of the scripts."""
     for readme in READMES:
         for block in re.findall(r"```bash\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
@@ -50,7 +50,7 @@ def test_links_lead_somewhere(readme):
 
 @pytest.mark.parametrize("project", [folder.name for folder in PROJECTS])
 def test_the_flags_of_the_readme_are_the_scripts(project, capsys):
-    """The table in a project's README holds every flag of its train.py, and no other."""
+    """The table in a project's README has every flag of its train.py and no others."""
     text = (ROOT / project / "README.md").read_text(encoding="utf-8")
     table = text.split("## Flags")[1].split("## ")[0]
     with pytest.raises(SystemExit):

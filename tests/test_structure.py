@@ -1,4 +1,4 @@
-"""The rooms of the house: scripts on top, one package below, and imports that run one way."""
+"""Layout: scripts on top, one package below, imports without circles."""
 
 import ast
 import subprocess
@@ -18,7 +18,7 @@ def package_of(project):
 
 
 def modules(folder):
-    """Dotted name -> file, of the modules of a package."""
+    """Dotted name -> file of the modules of a package."""
     names = {}
     for file in folder.rglob("*.py"):
         parts = file.relative_to(folder.parent).with_suffix("").parts
@@ -27,7 +27,7 @@ def modules(folder):
 
 
 def imports(file, everywhere=True):
-    """Dotted names that a file imports; with `everywhere` in functions, too."""
+    """Dotted names that a file imports; with `everywhere` also in functions."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     found = set()
     for node in ast.walk(tree) if everywhere else tree.body:
@@ -68,7 +68,7 @@ def test_no_circle(folder):
 
 
 def loaded(code, *arguments):
-    """The top-level modules that a fresh interpreter has loaded after `code`."""
+    """Top-level modules loaded in a fresh interpreter after `code`."""
     code += "\nimport sys; print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -83,7 +83,7 @@ def test_help_loads_only_what_it_needs(project):
 
 
 def test_workers_start_without_torch():
-    """Modules that processes of their own import to read files."""
+    """Modules imported by processes that read files."""
     code = f"import sys\nsys.path[:0] = {[str(ROOT), *map(str, PROJECTS)]}\n"
     readers = (
         "core.files, core.processes, core.images, core.windows, core.tables, hsi.files, hsi.statistics, hsi.repack"

@@ -1,4 +1,4 @@
-"""Help texts and docstrings: complete phrases, one name a thing, shapes for what takes and gives arrays."""
+"""Help texts and docstrings: complete phrases, one name per flag, docstrings of public functions."""
 
 import argparse
 import ast
@@ -27,7 +27,7 @@ class Caught(Exception):
 
 
 def parser_of(script, monkeypatch):
-    """The argument parser that a script makes."""
+    """The argument parser of a script."""
 
     def catch(self, *args):
         raise Caught(self)
@@ -61,7 +61,7 @@ def test_help_texts_are_complete_phrases(script, monkeypatch):
 
 
 def public(tree, prefix=""):
-    """(name, node) of public functions, classes and methods; the name and type of a property say what it is."""
+    """(name, node) of public functions, classes and methods; properties need no docstring."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             if any(ast.unparse(decorator) == "property" for decorator in node.decorator_list):
@@ -73,7 +73,8 @@ def public(tree, prefix=""):
 
 @pytest.mark.parametrize("folder", [ROOT / "core", *PROJECTS], ids=lambda folder: folder.name)
 def test_public_functions_and_classes_have_docstrings(folder):
-    """Except in what draws demo data, and except what scripts (main, parse_args), data sets and modules always have."""
+    """Except for the code that draws demo data, and for common names of scripts (main, parse_args), data sets and
+    modules."""
     usual = {"main", "parse_args", "set_epoch", "forward", "train", "add", "config"}
     missing = []
     for file in sorted(folder.rglob("*.py")):

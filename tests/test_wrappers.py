@@ -1,4 +1,4 @@
-"""train.sh and train.bat of every project: the same arguments, and ones that train.py knows."""
+"""train.sh and train.bat of every project: the same arguments, all known to train.py."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from conftest import PROJECTS, load_script
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda folder: folder.name)
 def test_wrappers_pass_the_same_arguments_and_more(project, tmp_path):
-    """train.sh runs with a stand-in for `accelerate` that prints its arguments; train.bat holds the same ones."""
+    """train.sh runs with a stand-in for `accelerate` that prints its arguments; train.bat has the same."""
     stand_in = tmp_path / "accelerate"
     stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     stand_in.chmod(0o755)

@@ -1,9 +1,8 @@
-"""Reader of the Aariz data set (Khalid et al. 2022, "CEPHA29") and of trees like it, forgiving to folders and strict to
-numbers.
+"""Reader of the Aariz data set (Khalid et al. 2022, "CEPHA29") and of data sets in the same folder layout.
 
 ROOT/{train,valid,test}/Cephalograms/<id>.png|jpg|jpeg|bmp                                         or Images/
      …/Annotations/Cephalometric Landmarks/{Junior Orthodontists,Senior Orthodontists}/<id>.json   or Landmarks/,
-                          with Junior/ and Senior/, or with the files themselves, which then are the senior's
+                          with Junior/ and Senior/, or with the files of one reader
      …/Annotations/CVM Stages/<id>.json
 ROOT/cephalogram_machine_mappings.csv      cephalogram_id, machine, pixel_size (mm/px), …      or machines.csv: id, …
 """
@@ -27,17 +26,17 @@ MACHINES = ("cephalogram_machine_mappings.csv", "machines.csv")
 
 
 def is_aariz(root: Path) -> bool:
-    """Whether the folder looks like an Aariz tree."""
+    """Whether a folder has the layout of Aariz."""
     return bool(_split_folders(root))
 
 
 def read_aariz(root: Path, reading: Reading, splits: tuple[str, ...]) -> dict[str, list[Cephalogram]]:
-    """The cases of `splits`, {split: [Cephalogram, …] sorted by id}.
+    """Cases of `splits`, {split: [Cephalogram, …] sorted by id}.
 
-    Ground truth `official_ceil` is the mean rounded up, as in the data set's own loader: half a pixel off on average.
-    Names of folders may differ in case. A bad case is left out, a bad landmark becomes NaN; each is reported. A picture
-    that stands in two splits stays in the later one of train, valid, test only. Raises UserError if there is no such
-    tree, or no usable case in one of `splits`.
+    Ground truth `official_ceil` is the mean rounded up, as in the official loader: half a px off on average. Folder
+    names are case-insensitive. Bad cases are left out, bad landmarks become NaN; both are reported. A picture in two
+    splits stays only in the later one of train, valid, test. Raises UserError if `root` has another layout, or no
+    usable case in one of `splits`.
     """
     root = Path(root)
     if not root.is_dir():
@@ -89,7 +88,7 @@ def _read_split(folder: Path, machines: dict, reading: Reading) -> list[Cephalog
     pictures = files_by_id(files_in(child(folder, "Cephalograms", "Images")), SUFFIXES, report)
     places = {reader: child(landmarks, f"{reader} Orthodontists", reader) for reader in ("junior", "senior")}
     if not any(places.values()):
-        places = {"senior": landmarks}  # there is one reader, whoever it was
+        places = {"senior": landmarks}  # one unnamed reader
     readers = {reader: files_by_id(files_in(place), (".json",), report) for reader, place in places.items()}
     stages = files_by_id(files_in(child(annotations, "CVM Stages")) if known_stages else (), (".json",), report)
     cases = []
@@ -105,7 +104,7 @@ def _read_split(folder: Path, machines: dict, reading: Reading) -> list[Cephalog
 
 
 def _read_places(file: Path, reading: Reading) -> Places | None:
-    """What one reader's file says; None if it is unreadable. Names that it lacks are reported."""
+    """Landmark -> (x, y) of one annotation file; None if it is unreadable. Missing landmarks are reported."""
     try:
         entries = read_json(file)["landmarks"]
         values = {_symbol(entry["symbol"]): entry["value"] for entry in entries}
@@ -119,9 +118,9 @@ def _read_places(file: Path, reading: Reading) -> Places | None:
     return places
 
 
-@lru_cache(1000)  # the same few texts, again and again
+@lru_cache(1000)
 def _symbol(text: str) -> str:
-    """Soft-tissue points end in a backtick; other apostrophes mean the same."""
+    """Symbol with a backtick for any apostrophe (soft-tissue landmarks)."""
     return text.strip().translate(APOSTROPHES)
 
 

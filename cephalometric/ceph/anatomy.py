@@ -1,7 +1,7 @@
-"""THE SUBJECT: the landmarks, the measurements between them and the stages of a lateral cephalogram.
+"""The subject: K landmarks, M measurements and S maturation stages of a lateral cephalogram.
 
-All else in this package takes its K landmarks, M measurements and S stages from an `Anatomy`: this one, or what is left
-of it with a scheme of other landmarks (`train.py --landmarks FILE.json`). A checkpoint carries its own.
+The other modules take them from an `Anatomy`: `ANATOMY`, one for other landmarks (`train.py --landmarks FILE.json`), or
+that of a checkpoint.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ from core.errors import UserError, first_line
 from core.files import read_json
 from core.landmarks import Schema, make_schema
 
-# In the order of the data set (Khalid et al. 2022, "Aariz"; its files are keyed by symbol, never by position). All are
-# midline or merged bilateral points: a mirrored head keeps its labels, and the flip is the identity.
+# In the order of Aariz (Khalid et al. 2022), whose files are keyed by symbol. All are midline or merged bilateral
+# points, so the flip is the identity.
 TITLES = {
     "A": "A-point", "ANS": "Anterior Nasal Spine", "B": "B-point", "Me": "Menton", "N": "Nasion", "Or": "Orbitale",
     "Pog": "Pogonion", "PNS": "Posterior Nasal Spine", "Pn": "Pronasale", "R": "Ramus", "S": "Sella",
@@ -34,11 +34,10 @@ STAGES = (1, 2, 3, 4, 5, 6)  # of cervical vertebral maturation (CVM)
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measurement, with the norm (mean, standard deviation) where one holds for both sexes and all ages.
+    """A measurement, with a norm (mean, SD) if one is valid for both sexes and all ages.
 
-    `landmarks`, of which each must be known: two, whose distance it is; four, the ratio of two distances in %; three,
-    the angle at the second in °; six, the angle in ° from the second line to the first, positive where the first falls
-    away to the front, which is where the third line points.
+    `landmarks`: two = distance; three = angle at the second in °; four = ratio of two distances in %; six = angle in °
+    from the second line to the first, positive if the first descends to the front, the direction of the third line.
     """
 
     name: str
@@ -50,7 +49,7 @@ class Measurement:
 
 
 def _angle(first: str, second: str) -> tuple[str, ...]:
-    """The landmarks of the angle between two `LINES` of a head, which looks from S to N."""
+    """Landmarks of the angle between two `LINES` of a head that faces from S to N."""
     return *LINES[first], *LINES[second], *LINES["SN"]
 
 
@@ -72,8 +71,7 @@ MEASUREMENTS = (
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What a model says of a picture: K landmarks of a scheme, M measurements between them, S stages. M or S may be
-    0."""
+    """Outputs of a model: K landmarks of a scheme, M ≥ 0 measurements between them, S ≥ 0 stages."""
 
     schema: Schema
     measurements: tuple[Measurement, ...] = ()
@@ -81,35 +79,33 @@ class Anatomy:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The landmarks' names, (K,)."""
+        """Landmark names (K,)."""
         return self.schema.names
 
     @property
     def flip(self) -> list[int]:
-        """(K,): the landmark that stands at place i of a mirrored picture is `points[flip[i]]`."""
+        """Indices (K,): after a horizontal flip, landmark i is `points[flip[i]]`."""
         return list(self.schema.flip)
 
     @property
     def is_length(self) -> np.ndarray:
-        """Bool (M,): which measurements are lengths, and scale with the picture."""
+        """Bool (M,): True for lengths, which scale with the picture."""
         return np.array([measurement.unit == "mm" for measurement in self.measurements], bool)
 
     @property
     def is_built_in(self) -> bool:
-        """Whether the landmarks are those of a cephalogram, as this file has them."""
+        """Whether the landmarks are those of `SCHEMA`."""
         return self.schema == SCHEMA
 
     def measure(self, points: np.ndarray) -> np.ndarray:
-        """The measurements (..., M) of points (..., K, 2): lengths in the points' unit, ratios in %, angles in °.
-
-        NaN where a landmark is NaN.
-        """
+        """Measurements (..., M) of points (..., K, 2): lengths in the unit of the points, ratios in %, angles in °; NaN
+        if a landmark is NaN."""
         place = {name: points[..., i, :] for i, name in enumerate(self.names)}
         columns = [_value(*(place[name] for name in m.landmarks)) for m in self.measurements]
         return np.stack(columns, axis=-1) if columns else np.zeros((*points.shape[:-2], 0))
 
     def taught(self, points: np.ndarray, stages: Sequence[int | None]) -> dict[str, dict[str, int]]:
-        """Kind of output -> name -> number of cases that have a truth, of points (N, K, 2) and N stages."""
+        """Kind of output -> name -> number of cases with ground truth, for points (N, K, 2) and N stages."""
         known = {"landmarks": np.isfinite(points).all(axis=-1), "measurements": np.isfinite(self.measure(points))}
         names = {"landmarks": self.names, "measurements": [m.name for m in self.measurements]}
         counts = {kind: dict(zip(names[kind], known[kind].sum(axis=0).tolist(), strict=True)) for kind in names}
@@ -117,26 +113,25 @@ class Anatomy:
         return {kind: found for kind, found in counts.items() if found}
 
     def only(self, taught: Mapping[str, Mapping[str, int]]) -> "Anatomy":
-        """The same without measurements and stages that no training case had. All landmarks stay."""
+        """The anatomy without measurements and stages of which no training case had a ground truth."""
         kept = tuple(m for m in self.measurements if taught["measurements"][m.name] > 0)
         return replace(self, measurements=kept, stages=self.stages if taught.get("stage", {}).get("stage") else ())
 
     def config(self) -> dict:
-        """Plain JSON for a model's config; of what there is none, there is no key."""
+        """Entries of a model's config.json, without keys for absent outputs."""
         content = {"measurements": [m.name for m in self.measurements], "cvm_stages": list(self.stages)}
         return {"schema": asdict(self.schema), **{name: values for name, values in content.items() if values}}
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> "Anatomy":
-        """The anatomy of a checkpoint. Raises UserError for a scheme that is none, KeyError for measurements that this
-        file does not know."""
+        """Anatomy of a checkpoint. Raises UserError for an invalid scheme, KeyError for unknown measurements."""
         known, schema = {m.name: m for m in MEASUREMENTS}, make_schema(config["schema"], "schema: ")
         measurements = tuple(known[name] for name in config.get("measurements", ()))
         return cls(schema, measurements, tuple(config.get("cvm_stages", ())))
 
 
 def anatomy_of(schema: Schema) -> Anatomy:
-    """What a scheme allows: the measurements whose landmarks it has, and the stages if it is the built-in one."""
+    """Anatomy of a scheme: the measurements whose landmarks it has, and the stages if it is the built-in one."""
     measurements = tuple(m for m in MEASUREMENTS if set(m.landmarks) <= set(schema.names))
     return Anatomy(schema, measurements, STAGES if schema == SCHEMA else ())
 
@@ -145,7 +140,7 @@ ANATOMY = anatomy_of(SCHEMA)
 
 
 def _value(*places: np.ndarray) -> np.ndarray:
-    """One measurement (...) of the places (..., 2) of its landmarks; see `Measurement`."""
+    """Value (...) of one measurement from its landmarks (..., 2); see `Measurement`."""
 
     def length(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.linalg.norm(b - a, axis=-1)
@@ -164,7 +159,7 @@ def _value(*places: np.ndarray) -> np.ndarray:
     facing = np.select([ahead >= 0, ahead < 0], [1.0, -1.0], np.nan)  # +1: the front is at larger x
 
     def slope(back: np.ndarray, front: np.ndarray) -> np.ndarray:
-        """Angle of a line in degrees, positive where it falls to the front (y points down)."""
+        """Angle of a line in °, positive if it descends to the front (y points down)."""
         run, fall = np.moveaxis(front - back, -1, 0)
         return np.degrees(np.arctan2(fall, run * facing))
 
@@ -172,14 +167,17 @@ def _value(*places: np.ndarray) -> np.ndarray:
 
 
 def vertical_measurements(points: np.ndarray, mm_per_px: float | None, anatomy: Anatomy = ANATOMY) -> dict[str, float]:
-    """Name -> value for points (K, 2) in native px. Lengths are in mm, or NaN without a pixel size."""
+    """Name -> value of each measurement, from points (K, 2) in native px; lengths in mm, NaN without pixel size."""
     values = anatomy.measure(np.asarray(points, dtype=float))
     scale = np.where(anatomy.is_length, np.nan if mm_per_px is None else mm_per_px, 1.0)
     return {m.name: value for m, value in zip(anatomy.measurements, (values * scale).tolist(), strict=True)}
 
 
 def read_norms(file: Path | None = None) -> dict[str, tuple[float, float] | None]:
-    """Name -> (mean, SD). A JSON file {"N-Me": [118, 6], …} overrides the built-in ones, or adds to them."""
+    """Name -> (mean, SD), or None without norm. A JSON file {"N-Me": [118, 6], …} overrides the built-in norms.
+
+    Raises UserError for an invalid file and for unknown measurements.
+    """
     norms = {measurement.name: measurement.norm for measurement in MEASUREMENTS}
     if file is None:
         return norms
@@ -194,8 +192,8 @@ def read_norms(file: Path | None = None) -> dict[str, tuple[float, float] | None
 
 
 def assess(value: float, norm: tuple[float, float] | None) -> tuple[float, str]:
-    """(z-score, status) of a value by its norm (mean, SD): "normal" within one SD, else "low" or "high"; "uncalibrated"
-    for an unknown length."""
+    """(z-score, status) of a value: "normal" within one SD of the mean, else "low" or "high"; "no norm" without norm,
+    "uncalibrated" for NaN."""
     if np.isnan(value):
         return np.nan, "uncalibrated"
     if norm is None:

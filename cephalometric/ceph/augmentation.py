@@ -1,16 +1,16 @@
-"""Augmentation of frames and of crops. Imports albumentations, so it is imported where pictures are augmented."""
+"""Augmentation of frames and crops. Slow to import (albumentations): import it only for augmentation."""
 
 import os
 from collections.abc import Sequence
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version at import otherwise
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # disables the version check over the network
 import albumentations
 import cv2
 import numpy as np
 
 
 class Mirror(albumentations.HorizontalFlip):
-    """A mirror that also exchanges landmarks: `flip` (K,) says which one stands at each place afterwards."""
+    """Horizontal flip that also exchanges landmarks; `flip` (K,): landmark i becomes `points[flip[i]]`."""
 
     def __init__(self, p: float, flip: Sequence[int]):
         super().__init__(p=p)
@@ -22,9 +22,9 @@ class Mirror(albumentations.HorizontalFlip):
 
 
 def frames(flip: Sequence[int], expanded: bool = False) -> albumentations.Compose:
-    """What differs between radiographs of one patient: mirror, tilt, magnification, position, exposure, noise.
+    """Augmentation of frames: flip, tilt, magnification, position, exposure, noise.
 
-    With `expanded` neither mirror nor tilt: they are kinds of an expanded split.
+    `expanded`: without flip and tilt, which the expanded split contains.
     """
     return _compose(
         Mirror(0 if expanded else 0.5, flip),
@@ -39,7 +39,7 @@ def frames(flip: Sequence[int], expanded: bool = False) -> albumentations.Compos
 
 
 def crops(flip: Sequence[int]) -> albumentations.Compose:
-    """What differs between radiographs of one place: mirror, tilt, magnification, exposure, sharpness, noise."""
+    """Augmentation of crops: flip, tilt, magnification, exposure, sharpness, noise."""
     return _compose(
         Mirror(0.5, flip),
         albumentations.Affine(
@@ -61,7 +61,7 @@ def _compose(*transforms: albumentations.BasicTransform) -> albumentations.Compo
 def augment(
     transform: albumentations.Compose, image: np.ndarray, points: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The picture uint8 (H, W) and its points (K, 2) px after one draw from `rng`. NaN stays NaN."""
+    """Augmented picture uint8 (H, W) and points (K, 2) in px; NaN stays NaN."""
     transform.set_random_seed(int(rng.integers(2**32)))
     augmented = transform(image=image, keypoints=points)
     return augmented["image"], augmented["keypoints"].astype(points.dtype)

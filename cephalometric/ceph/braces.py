@@ -1,7 +1,7 @@
-"""Fixed orthodontic appliances drawn onto a cephalogram: steel brackets, molar bands and archwires.
+"""Synthetic fixed orthodontic appliances on a cephalogram: steel brackets, molar bands and archwires.
 
-Steel of thickness t lets exp(-μt) of the rays through. What a film lacks to white is multiplied by that: a bracket is
-bright, but the tooth's shadow and the film's noise stay, and the left and right side's brackets add up.
+Steel of thickness t transmits exp(-μt). The difference of each pixel to white is multiplied by it, so that tooth and
+film noise remain visible, and the brackets of both sides add up.
 """
 
 import itertools
@@ -12,15 +12,15 @@ import cv2
 import numpy as np
 
 IRON = 0.95  # μ per mm at 60 keV: 1.205 cm²/g (NIST XCOM) · 7.87 g/cm³
-SELLA_NASION = 72.0  # mm, of an uncalibrated head: it differs less between heads than face heights do
+SELLA_NASION = 72.0  # mm, assumed for uncalibrated pictures; it varies less between patients than face heights
 UNSHARPNESS = 0.2  # mm, SD: focal spot and movement
-FINE = 8  # steps a px in which steel is drawn before they are averaged
+FINE = 8  # supersampling factor per axis
 JAWS = {"upper": ("UMT", "UPM", "UIT", "UIA"), "lower": ("LMT", "LPM", "LIT", "LIA")}
 NEEDED = ("S", "N", *JAWS["upper"], *JAWS["lower"])  # landmarks
 
-# Steel around the slot for the wire: mm in the rays' way, (from, to) along the arch, (from, to) along the tooth; mm,
-# positive to the face and to the root. An incisor's bracket is seen in profile, the others face on. The walls of a
-# molar's band that are seen along their length are whiter than those seen across.
+# Steel around the slot, mm: thickness along the beam, (from, to) along the arch, (from, to) along the tooth; positive
+# towards face and root. Incisor brackets are in profile, the others face on; walls of molar bands parallel to the beam
+# are brighter.
 INCISOR = (
     (1.8, (-1.2, -0.2), (-1.6, 1.6)), (1.4, (-0.2, 0.8), (0.35, 1.4)), (1.4, (-0.2, 0.8), (-1.4, -0.35)),
 )  # pad and body, wings  # fmt: skip
@@ -32,21 +32,20 @@ MOLAR = (
     (0.3, (-4.8, 4.8), (-2.0, 2.0)), (0.8, (-4.8, -4.2), (-2.0, 2.0)), (0.8, (4.2, 4.8), (-2.0, 2.0)),
     (1.4, (-2.1, 2.1), (-1.1, 1.1)),
 )  # band, its walls behind and in front, tube  # fmt: skip
-WIRE = (0.65, 0.5)  # mm in the rays' way, and across
-PAIRED = (1.0, 1.0, 0.3, 0.3)  # of the distance between the sides: the shadows of central incisors nearly coincide
-BEFORE_AXIS, BEHIND_CUSP = 3.1, 2.7  # mm: the slot of an incisor, and of a molar, whose landmark is its mesial cusp
-BETWEEN = (0.31, 0.62, 0.9)  # first premolar, canine, lateral incisor: parts of the way from premolar to incisor
+WIRE = (0.65, 0.5)  # mm along and across the beam
+PAIRED = (1.0, 1.0, 0.3, 0.3)  # share of the distance between the sides: central incisors nearly coincide
+BEFORE_AXIS, BEHIND_CUSP = 3.1, 2.7  # mm: slot in front of the incisor axis, and behind the mesial cusp of a molar
+BETWEEN = (0.31, 0.62, 0.9)  # first premolar, canine, lateral incisor: shares of the way from premolar to incisor
 
 
 def draw_braces(
     image: np.ndarray, at: Mapping[str, np.ndarray], mm_per_px: float | None, rng: np.random.Generator
 ) -> np.ndarray:
-    """The frame uint8 (H, W) with braces on the teeth, nowhere darker than it was. `at`: symbol -> (2,) px, of all that
-    is NEEDED.
+    """Frame uint8 (H, W) with braces drawn on the teeth. `at`: symbol -> (2,) px, for all landmarks NEEDED.
 
-    `mm_per_px` is the frame's; None: by the length of S-N. The head may face either way. Size, metal, height of the
-    wire and the distance between left and right side vary; one head in five has braces in one jaw only. A tooth that is
-    NaN gets none; neither does any without S or N.
+    `mm_per_px`: of the frame; None = from the length of S-N. The head may face either way. Size, metal, wire height and
+    the distance between the sides vary; one head in five has braces in one jaw only. Teeth that are NaN have none; no
+    tooth has any without S and N.
     """
     base = at["N"] - at["S"]
     if not np.isfinite(base).all() or not base.any():
@@ -58,7 +57,7 @@ def draw_braces(
     steel = []
     for jaw, symbols in JAWS.items():
         turn = 1 if (jaw == "upper") == (base[0] >= 0) else -1
-        apart = rng.normal(0, (0.5, 0.3))  # mm, from the landmarks to the shadows of the left and of the right side
+        apart = rng.normal(0, (0.5, 0.3))  # mm, offset of each side from the landmarks
         for side in (-1, 1):
             teeth = [at[symbol] / px + side * part * apart for symbol, part in zip(symbols, PAIRED, strict=True)]
             parts = appliance(teeth, turn, height, rng)
@@ -69,16 +68,16 @@ def draw_braces(
 def appliance(
     teeth: list[np.ndarray], turn: int, height: float, rng: np.random.Generator
 ) -> list[tuple[float, np.ndarray]]:
-    """The steel of one side of a jaw: pairs (mm in the rays' way, corners (4, 2) in mm).
+    """Steel of one side of a jaw: pairs (thickness along the beam in mm, corners (4, 2) in mm).
 
-    `teeth` are cusp of the first molar, cusp of the second premolar, tip and apex of the incisor, (2,) mm each. The
-    wire passes `height` mm from the cusps. `turn` is 1 where a quarter turn takes x to y and the root's direction to
-    the face's, as in the upper jaw of a head that looks to larger x, and -1 where the opposite turn does.
+    `teeth`: cusp of the first molar, cusp of the second premolar, tip and apex of the incisor, each (2,) in mm.
+    `height`: distance of the wire from the cusps in mm. `turn`: 1 if the quarter turn from x to y takes the direction
+    of the root to that of the face, as in the upper jaw of a head that faces larger x; otherwise -1.
     """
     molar, premolar, tip, apex = teeth
     known = [cusp for cusp in (molar, premolar, tip) if np.isfinite(cusp).all()]
     if len(known) < 2:
-        return []  # no arch that a wire could follow
+        return []  # no arch
 
     def to_face(root: np.ndarray) -> np.ndarray:
         return turn * np.array([-root[1], root[0]])
@@ -87,7 +86,7 @@ def appliance(
     root = -to_face(arch)
     first, last = premolar + height * root, tip + height * axis + BEFORE_AXIS * to_face(axis)
     fitted = [(molar + height * root - BEHIND_CUSP * arch, root, 1.0, MOLAR), (first, root, 1.0, PREMOLAR)]
-    for share in BETWEEN:  # the arch turns away from the rays' way: brackets get narrower
+    for share in BETWEEN:  # foreshortening along the arch
         fitted.append((first + share * (last - first), unit(root + share * (axis - root)), 1 - 0.5 * share, PREMOLAR))
     fitted.append((last, axis, 1.0, INCISOR))
 
@@ -108,21 +107,23 @@ def appliance(
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
-    """`vector` (2,) at length 1; NaN where it has none."""
+    """Unit vector (2,); NaN for length 0."""
     length = np.linalg.norm(vector)
     return vector / length if length else np.full(2, np.nan)
 
 
 def cast_shadow(image: np.ndarray, steel: list[tuple[float, np.ndarray]], metal: float, blur: float) -> np.ndarray:
-    """The frame uint8 (H, W) behind `steel`, pairs (mm in the rays' way, corners (4, 2) in px); `metal` is μ per mm,
-    `blur` the shadow's SD in px."""
+    """Frame uint8 (H, W) attenuated by `steel`, pairs (thickness along the beam in mm, corners (4, 2) in px).
+
+    `metal`: μ per mm; `blur`: SD of the unsharpness in px.
+    """
     corners = np.concatenate([quadrilateral for _, quadrilateral in steel])
     margin = 2 + math.ceil(3 * blur)
     height, width = image.shape
     left, top = np.maximum(np.floor(corners.min(axis=0)).astype(int) - margin, 0)
     right, bottom = np.minimum(np.ceil(corners.max(axis=0)).astype(int) + margin + 1, (width, height))
     if left >= right or top >= bottom:
-        return image  # all teeth lie out of the frame
+        return image  # all teeth are outside the frame
     thickness = np.zeros(((bottom - top) * FINE, (right - left) * FINE), np.float32)  # mm
     for mm, quadrilateral in steel:
         fine = (quadrilateral + 0.5 - (left, top)) * FINE - 0.5

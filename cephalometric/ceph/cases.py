@@ -1,4 +1,4 @@
-"""The cases of a data set, whatever its format, and the frames that a network sees of them."""
+"""Cases of a data set in any supported format, and their letterboxed frames."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -18,9 +18,9 @@ FORMATS = ("auto", "aariz", "isbi2015")
 
 
 def add_data_arguments(group, ground_truth: str | None = None) -> None:
-    """The flags that name a data set; `ground_truth`: the default, None = that of the checkpoint."""
+    """Adds the arguments of a data set. `ground_truth`: default; None = that of the checkpoint."""
     group.add_argument(
-        "--dataset_path", type=Path, default=Path("Aariz"), help="data set folder: Aariz, a tree like it, or ISBI 2015"
+        "--dataset_path", type=Path, default=Path("Aariz"), help="data set folder: Aariz, its layout, or ISBI 2015"
     )
     group.add_argument("--dataset_format", choices=FORMATS, default="auto", help="format of the data set")
     group.add_argument(
@@ -39,8 +39,11 @@ def read_frames(
     report: DataReport,
     accelerator: Accelerator,
 ) -> tuple[dict[str, list[Cephalogram]], FrameCache]:
-    """({split: [Cephalogram, …]}, cache of their frames (height, width)) of the data set that `args` name, without
-    pictures that cannot be read. The processes of `accelerator` decode each picture once between them."""
+    """({split: [Cephalogram, …]}, frame cache) of the data set of `args`, without unreadable pictures.
+
+    `image_size`: (height, width) of the frames in px. The ranks of `accelerator` share the decoding. Raises UserError
+    as `read_cases`, and for a split without readable picture.
+    """
     cache = FrameCache(args.cache_dir, image_size)
     cases = read_cases(args.dataset_path, report, anatomy, args.dataset_format, ground_truth, splits)
     return leave_out_unreadable(cases, report, accelerator, cache.prepare), cache
@@ -54,10 +57,10 @@ def read_cases(
     ground_truth: str = "mean",
     splits: tuple[str, ...] = SPLITS,
 ) -> dict[str, list[Cephalogram]]:
-    """The cases of `splits`, {split: [Cephalogram, …]}. All that is wrong with the data goes to `report`.
+    """Cases of `splits`, {split: [Cephalogram, …]}; data problems are added to `report`.
 
-    `dataset_format`: one of FORMATS; `auto` knows a tree by its folders. `ground_truth`: one of GROUND_TRUTHS,
-    official_ceil for Aariz only. Raises UserError if the tree is of no known format, or a split has no usable case.
+    `dataset_format`: one of FORMATS; `auto` detects it by the folders. `ground_truth`: one of GROUND_TRUTHS,
+    official_ceil for Aariz only. Raises UserError for an unknown format or a split without usable case.
     """
     root = Path(root)
     if not root.is_dir():

@@ -1,4 +1,4 @@
-"""Cephalograms as a network sees them: letterboxed frames cached on disk, samples.
+"""Data set of cephalograms: cases, disk cache of letterboxed frames, samples.
 
 Points are xy in px with pixel centres at integers; NaN = unknown.
 """
@@ -21,13 +21,13 @@ from core.images import ImageError, read_image
 from core.seeding import sample_rng
 from core.windows import Letterbox
 
-cv2.setNumThreads(0)  # the loader's processes fill the cores already
-PIXEL_SIZES = (0.02, 1.0)  # mm per px that are plausible for a radiograph
+cv2.setNumThreads(0)  # the data loader workers use all cores
+PIXEL_SIZES = (0.02, 1.0)  # plausible range for a radiograph, mm per px
 
 
 @dataclass(slots=True)
 class Cephalogram:
-    """One picture with what is known of it. `points` (K, 2) native px, NaN = unknown."""
+    """A case: picture and ground truth. `points` (K, 2) native px, NaN = unknown."""
 
     id: str
     image: Path
@@ -39,10 +39,10 @@ class Cephalogram:
 
 
 class FrameCache:
-    """Letterboxed pictures on disk, so that an epoch does not decode files of 20 megapixels.
+    """Disk cache of letterboxed pictures of `size` (height, width) in px, one .npy file each.
 
-    One .npy a picture, named by the picture's path, size and time and the frame's size: a changed picture is read
-    again, and runs can share a folder. `size` is the frame's (height, width) in px.
+    The file name is a hash of path, file size and modification time of the picture and of the frame size: a changed
+    picture is read again, and runs can share a folder. Raises UserError if the folder cannot be made.
     """
 
     def __init__(self, folder: Path, size: tuple[int, int]):
@@ -53,14 +53,15 @@ class FrameCache:
             raise UserError(f"--cache_dir {folder}: {error.strerror}; give a folder that can be written") from error
 
     def load(self, image: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-        """The frame uint8 (height, width). Raises ImageError if the picture cannot be read, or is not of `size`."""
+        """Frame uint8 (height, width). Raises ImageError for an unreadable picture and for one that is not of `size`,
+        (width, height) in px."""
         file = self._file(image)
         try:
             frame = np.load(file)
             if frame.shape == self.frame[::-1]:
                 return frame
         except (OSError, ValueError, EOFError):
-            pass  # not there yet, or torn by a crash of another kind of program: made below
+            pass  # missing or damaged
         pixels = read_image(image).pixels
         if size and pixels.shape[::-1] != size:
             raise ImageError(
@@ -73,26 +74,24 @@ class FrameCache:
         return frame
 
     def prepare(self, case: Cephalogram) -> None:
-        """Makes the frame unless it is there; torn by a crash, it is made again when it is loaded. Raises ImageError
-        as `load` does."""
+        """Makes the frame if its file is missing. Raises ImageError as `load`."""
         if not self._file(case.image).is_file():
             self.load(case.image, case.size)
 
     def _file(self, image: Path) -> Path:
         status = image.stat()
-        drawing = 1  # its version
+        drawing = 1  # version of the letterboxing
         key = f"{os.path.abspath(image)}|{status.st_size}|{status.st_mtime_ns}|{self.frame}|{drawing}"
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
 
 class CephalogramDataset(Dataset):
-    """Samples of `cases` in the frames of `cache`: one a case, or those of an `expansion` ("6500" or "5500").
+    """Samples of `cases`, one per case or those of an `expansion` ("6500" or "5500"), from the frames of `cache`.
 
-    Each is a dict: `image` float32 (1, H, W) in 0-1; `points` float32 (K, 2) frame px, NaN = unknown or out of the
-    frame; where the anatomy has them, `measurements` float32 (M,), standardised with `statistics` (mean, SD), lengths
-    in frame px, and `cvm_stage`, its place among the S stages or -1 = unknown; `index`; `id`, the case's. `augment`
-    varies size, position, grey levels and noise of every sample, and mirrors and tilts it where there is no expansion.
-    A sample depends on (seed, epoch, index) alone.
+    Items: `image` float32 (1, H, W) in 0-1; `points` float32 (K, 2) frame px, NaN = unknown or outside the frame;
+    `index`; `id` of the case; if the anatomy has them, `measurements` float32 (M,), standardised by `statistics` (mean,
+    SD), lengths in frame px, and `cvm_stage`, index of the stage, -1 = unknown. `augment`: size, position, grey levels
+    and noise; without expansion also flip and tilt. A sample depends on (seed, epoch, index) only.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class CephalogramDataset(Dataset):
         self.samples = expand(len(cases), expansion, anatomy)
         self.statistics, self.augmentation = statistics or (0.0, 1.0), None
         if augment:
-            from ceph import augmentation  # here, so that what augments nothing starts without albumentations
+            from ceph import augmentation  # slow import
 
             self.augmentation = augmentation.frames(anatomy.flip, expanded=expansion != "none")
 
@@ -121,11 +120,11 @@ class CephalogramDataset(Dataset):
         self.epoch = epoch
 
     def points(self) -> np.ndarray:
-        """Ground truth (N, K, 2) of the cases in frame px, neither expanded nor augmented."""
+        """Ground truth (N, K, 2) of the cases in frame px, without expansion and augmentation."""
         return np.stack([box.to_frame(case.points) for case, box in zip(self.cases, self.letterboxes, strict=True)])
 
     def to_native(self, points: np.ndarray) -> np.ndarray:
-        """Frame px (N, K, 2), one row a case in order, to native px."""
+        """Points (N, K, 2) of the N cases, from frame px to native px."""
         return np.stack([box.to_picture(row) for row, box in zip(points, self.letterboxes, strict=True)])
 
     def truth(self) -> np.ndarray:
@@ -133,7 +132,7 @@ class CephalogramDataset(Dataset):
         return np.stack([case.points for case in self.cases])
 
     def mm_per_px(self) -> np.ndarray:
-        """(N,), NaN where a case is uncalibrated."""
+        """Pixel sizes (N,) in mm; NaN = uncalibrated."""
         return np.array([case.mm_per_px or np.nan for case in self.cases])
 
     def __getitem__(self, index: int) -> dict:
@@ -152,7 +151,7 @@ class CephalogramDataset(Dataset):
         sample = {"image": torch.from_numpy(image)[None].float() / 255, "index": index, "id": case.id}
         if self.anatomy.measurements:
             mean, std = self.statistics
-            values = (self.anatomy.measure(points) - mean) / std  # of the whole head, also where the frame cuts it
+            values = (self.anatomy.measure(points) - mean) / std  # before points outside the frame become NaN
             sample["measurements"] = torch.from_numpy(values).float()
         if stages := self.anatomy.stages:
             sample["cvm_stage"] = -1 if case.cvm_stage is None else stages.index(case.cvm_stage)
@@ -161,22 +160,21 @@ class CephalogramDataset(Dataset):
 
 
 def mean_shape(points: np.ndarray) -> np.ndarray:
-    """Mean (K, 2) of points (N, K, 2) over the cases that have each landmark; NaN where none has."""
+    """Mean (K, 2) of points (N, K, 2), ignoring NaN; NaN for landmarks without case."""
     known = np.isfinite(points)
     return np.where(known.any(axis=0), np.nansum(points, axis=0) / np.maximum(1, known.sum(axis=0)), np.nan)
 
 
 def measurement_statistics(points: np.ndarray, anatomy: Anatomy = ANATOMY) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (M,) of the measurements of points (N, K, 2)."""
+    """Mean and SD (M,) of the measurements of points (N, K, 2)."""
     columns = [column[np.isfinite(column)] for column in anatomy.measure(points).T]
     mean = np.array([column.mean() if column.size else 0.0 for column in columns])
     std = np.array([column.std() if column.size else 0.0 for column in columns])
-    return mean, np.where(std > 1e-6, std, 1.0)  # a single head, or none, has no spread
+    return mean, np.where(std > 1e-6, std, 1.0)  # one case or none
 
 
 def stage_weights(cases: list[Cephalogram], anatomy: Anatomy = ANATOMY) -> np.ndarray:
-    """Weights (S,) of the stages, as frequent ones would drown the others: the inverse of how often each occurs, 1 on
-    average over the cases; 1 for a stage that does not occur."""
+    """Inverse-frequency class weights (S,) of the stages, with mean 1 over the cases; 1 for stages without case."""
     known = [anatomy.stages.index(case.cvm_stage) for case in cases if case.cvm_stage]
     counts = np.bincount(np.array(known, int), minlength=len(anatomy.stages))
     return np.where(counts > 0, counts.sum() / np.maximum(1, counts) / max(1, (counts > 0).sum()), 1.0)

@@ -1,4 +1,4 @@
-"""The numbers of one evaluation: errors of landmarks, measurements and stages, with intervals and baselines."""
+"""Metrics of an evaluation: errors of landmarks, measurements and stages, with confidence intervals and baselines."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -27,11 +27,8 @@ STATISTICS = {"MRE": np.nanmean, **{f"SDR {t:g}": partial(rate, threshold=t) for
 def differences(
     a: np.ndarray, b: np.ndarray, resamples: int = 1000, seed: int = 0, names: Iterable[str] = STATISTICS
 ) -> dict[str, Interval]:
-    """`names` of STATISTICS of errors `b` minus those of `a`, both (N, …) of the same N patients in the same order.
-
-    95 % intervals: both are drawn together, so that what is hard for both does not widen them. Points that either lacks
-    count for neither, and so do cases without a point.
-    """
+    """STATISTICS `names` of errors `b` minus those of `a`, both (N, …), of the same N patients, with 95 % confidence
+    intervals of the paired bootstrap. Points that are NaN in either are left out of both."""
     both = np.isfinite(a) & np.isfinite(b)
     kept = both.any(axis=1)
     a, b = (np.where(both, errors, np.nan)[kept] for errors in (a, b))
@@ -46,12 +43,12 @@ def differences(
 
 
 class Evaluation:
-    """Everything about N cases. Errors are (N, K) in `unit`, NaN where truth or scale is unknown, or a landmark was not
-    taught. Measurements and stages are those of the data set's anatomy.
+    """Metrics of N cases. Errors are (N, K) in `unit`; NaN if ground truth or pixel size is unknown or the landmark was
+    not trained.
 
-    `mean_shape` (K, 2) in frame px is the baseline: the training split's mean, aligned by letterbox.
-    The unit is mm as soon as one case is calibrated (the others are then left out), otherwise px. One cephalogram is
-    one patient here; intervals are bootstraps over patients.
+    The baseline is `mean_shape` (K, 2) in frame px, the mean of the training split aligned by the letterbox. `unit` is
+    mm if any case is calibrated (the others are then left out), otherwise px. Intervals are bootstrapped over patients,
+    one per cephalogram.
     """
 
     def __init__(
@@ -65,7 +62,7 @@ class Evaluation:
         self.cases, self.points, self.truth = dataset.cases, findings.points, dataset.truth()
         self.anatomy = anatomy = dataset.anatomy
         told = np.isfinite(self.points).any(axis=(0, 2))
-        self.names = {name: i for i, name in enumerate(anatomy.names) if told[i]}  # landmark -> its place among the K
+        self.names = {name: i for i, name in enumerate(anatomy.names) if told[i]}  # landmark -> index among the K
         self.resamples, self.seed = resamples, seed
         mm_per_px = dataset.mm_per_px()
         self.calibrated = np.isfinite(mm_per_px)
@@ -74,7 +71,7 @@ class Evaluation:
         baseline = dataset.to_native(np.broadcast_to(mean_shape, self.truth.shape))
         self.errors = radial_errors(self.points, self.truth, scale)
         self.coarse_errors = radial_errors(findings.coarse, self.truth, scale)  # of stage 1
-        self.seconds = findings.seconds.mean(axis=0)  # a picture: stage 1, stage 2
+        self.seconds = findings.seconds.mean(axis=0)  # per picture: stage 1, stage 2
         self.baseline_errors = radial_errors(baseline, self.truth, scale)
         to_mm = np.where(anatomy.is_length, mm_per_px[:, None], 1.0)  # (N, M)
         self.true_measurements = anatomy.measure(self.truth) * to_mm
@@ -82,12 +79,12 @@ class Evaluation:
         if findings.measurements is not None:
             self.measured["CVM branch" if anatomy.stages else "branch"] = findings.measurements * to_mm
         if findings.stage is not None:
-            self.predicted_stages = findings.stage.argmax(axis=1)  # places among the S stages
+            self.predicted_stages = findings.stage.argmax(axis=1)  # indices of the S stages
             known = [case.cvm_stage for case in dataset.cases]
             self.stages = np.array([-1 if stage is None else anatomy.stages.index(stage) for stage in known])
 
     def interval(self, errors: np.ndarray, statistic: Callable = np.nanmean) -> Interval:
-        """`statistic` of errors (N, …) with its 95 % interval over the patients that have a known error."""
+        """`statistic` of errors (N, …) with 95 % confidence interval, over the patients with a known error."""
         known = errors[np.isfinite(errors.reshape(len(errors), -1)).any(axis=1)]
         return bootstrap(lambda rows: float(statistic(known[rows])), range(len(known)), self.resamples, seed=self.seed)
 
@@ -96,7 +93,7 @@ class Evaluation:
         return {t: self.interval(errors, partial(rate, threshold=t)) for t in THRESHOLDS}
 
     def stage_1(self) -> dict:
-        """MRE and SDR of stage 1 alone, and what stage 2 changes, on the same cases."""
+        """MRE and SDR of stage 1 alone, and the paired differences by stage 2."""
         return {
             "mre": self.interval(self.coarse_errors),
             "sdr": self.rates(self.coarse_errors),
@@ -104,7 +101,7 @@ class Evaluation:
         }
 
     def by_landmark(self) -> list[dict]:
-        """MRE with interval, SD, median, SDR and the baseline's MRE of each landmark that has a truth."""
+        """MRE with interval, SD, median, SDR and baseline MRE of each landmark with ground truth."""
         rows = []
         for symbol, i in self.names.items():
             errors = self.errors[:, i]
@@ -142,9 +139,9 @@ class Evaluation:
         return rows
 
     def by_stage(self) -> dict | None:
-        """Accuracy, macro-F1 and confusion matrix (S, S) (truth, prediction) of the stage; None if none is known.
+        """Accuracy, macro-F1 and confusion matrix (S, S) (truth, prediction) of the stage; None without ground truth.
 
-        The baseline is the accuracy of always saying the most frequent stage.
+        The baseline is the accuracy of the most frequent stage.
         """
         from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_f1_score
 
@@ -161,12 +158,13 @@ class Evaluation:
         }
 
     def case_errors(self) -> np.ndarray:
-        """Mean radial error (N,) of each case; NaN where none is known."""
+        """Mean radial error (N,) of each case in `unit`; NaN = unknown."""
         counts = np.isfinite(self.errors).sum(axis=1)
         return np.where(counts > 0, np.nansum(self.errors, axis=1) / np.maximum(1, counts), np.nan)
 
     def write_predictions(self, file: Path) -> None:
-        """One row a case: points in native px, errors, measurements, stage; what was not taught has no column."""
+        """Writes a CSV table, one row per case: points in native px, errors, measurements, stage; only trained
+        outputs."""
         header = [
             "id",
             "device",

@@ -1,7 +1,7 @@
-"""The expansion of the training split: of each original mirrored, tilted, brighter and darker ones, and braces.
+"""Expansion of the training split: flipped, tilted, brighter and darker copies of each original, and braces.
 
-The reference counts 6500 pictures for 1000 originals; its parts sum to 5500. With brightness both up and down they give
-the total. Nothing is written to disk: a picture is drawn when it is asked for, with other numbers in each epoch.
+The reference states 6500 pictures per 1000 originals, but its parts sum to 5500; separate brighter and darker copies
+give 6500. Samples are drawn on demand, differently in each epoch.
 """
 
 import cv2
@@ -10,21 +10,18 @@ import numpy as np
 from ceph.anatomy import ANATOMY, Anatomy
 from ceph.braces import NEEDED, draw_braces
 
-KINDS = {  # of each original; half of the originals are drawn with braces, too, where landmarks say where
+KINDS = {  # of each original; half of them also with braces, if the landmarks include teeth
     "6500": ("original", "flipped", "tilted left", "tilted right", "brighter", "darker"),
     "5500": ("original", "flipped", "tilted left", "tilted right", "brightness"),
 }
 EXPANSIONS = (*KINDS, "none")
-TILT = 7.0  # degrees, largest
-GAMMA = (1.15, 1.45)  # of brightness: middle grey changes by 10 to 27 %; black and white stay, bone does not burn out
+TILT = 7.0  # maximum, °
+GAMMA = (1.15, 1.45)  # changes middle grey by 10 to 27 %, without saturation
 
 
 def expand(originals: int, expansion: str, anatomy: Anatomy = ANATOMY) -> list[tuple[int, str]]:
-    """The samples of an expanded split: pairs (number of the original, kind).
-
-    Every second original, from the second on, has one with braces: of an odd number, the smaller half. None has where
-    the landmarks say nothing of teeth.
-    """
+    """Samples of an expanded split: pairs (index of the original, kind). Originals of odd index also have one with
+    braces, if the landmarks include teeth."""
     if expansion == "none":
         return [(number, "original") for number in range(originals)]
     samples = []
@@ -43,9 +40,9 @@ def draw_sample(
     rng: np.random.Generator,
     anatomy: Anatomy = ANATOMY,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The frame uint8 (H, W) and the points (K, 2) px, NaN = unknown, of one kind. `mm_per_px` is the frame's.
+    """Frame uint8 (H, W) and points (K, 2) px (NaN = unknown) of a sample of `kind`. `mm_per_px`: of the frame.
 
-    A mirror exchanges landmarks by the anatomy's flip. "tilted left" is counter-clockwise.
+    "flipped" exchanges landmarks by the anatomy's flip; "tilted left" is counter-clockwise.
     """
     if kind == "flipped":
         return np.ascontiguousarray(image[:, ::-1]), points[anatomy.flip] * (-1, 1) + (image.shape[1] - 1, 0)
@@ -63,7 +60,7 @@ def draw_sample(
 
 
 def tilt(image: np.ndarray, points: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    """The frame (H, W) and the points (N, 2) px turned counter-clockwise about the frame's centre."""
+    """Frame (H, W) and points (N, 2) px, rotated counter-clockwise about the centre of the frame."""
     height, width = image.shape
     turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)  # (2, 3)
     return cv2.warpAffine(image, turn, (width, height), flags=cv2.INTER_LINEAR), points @ turn[:, :2].T + turn[:, 2]

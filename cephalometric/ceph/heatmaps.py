@@ -1,4 +1,4 @@
-"""Heatmaps and points: encoding at sub-pixel centres, DARK decoding, and the way between the two grids.
+"""Heatmaps of landmarks: encoding at sub-pixel centres, DARK decoding, conversion between input and heatmap px.
 
 Points are xy with pixel centres at integers. DARK: Zhang et al. 2020, "Distribution-Aware Coordinate Representation
 for Human Pose Estimation".
@@ -8,7 +8,7 @@ import torch
 
 
 def to_heatmap(points: torch.Tensor, stride: float) -> torch.Tensor:
-    """Input px (..., 2) to heatmap px. The halves keep pixel areas aligned: u / stride alone is (stride-1)/2 px off."""
+    """Input px (..., 2) to heatmap px, with aligned pixel areas: u / stride alone is (stride - 1) / 2 input px off."""
     return (points + 0.5) / stride - 0.5
 
 
@@ -18,11 +18,10 @@ def to_input(points: torch.Tensor, stride: float) -> torch.Tensor:
 
 
 def encode_heatmaps(points: torch.Tensor, size: tuple[int, int] | int, sigma: float) -> torch.Tensor:
-    """Gaussians of height 1 at the un-rounded points: (B, K, 2) in heatmap px -> (B, K, H, W).
+    """Gaussians of height 1 at unrounded points: (B, K, 2) in heatmap px -> (B, K, H, W).
 
-    `size` is (H, W) or one number for both; `sigma` in heatmap px. Rounding the centre first, as is common, would
-    teach the network an error of up to half a heatmap px. The map of a point that is NaN or further than 3 sigma
-    outside is all zero, which the heatmap loss leaves out.
+    `size`: (H, W), or one number for both; `sigma` in heatmap px. Rounded centres, as is common, would add errors of up
+    to half a heatmap px. Heatmaps of points that are NaN or over 3 sigma outside are zero.
     """
     height, width = (size, size) if isinstance(size, int) else size
     x = torch.arange(width, device=points.device, dtype=points.dtype)
@@ -36,23 +35,22 @@ def encode_heatmaps(points: torch.Tensor, size: tuple[int, int] | int, sigma: fl
 
 
 def decode_dark(heatmaps: torch.Tensor, sigma: float = 2.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Peaks of heatmaps (B, K, H, W) to sub-pixel precision: points (B, K, 2) xy in heatmap px, confidence (B, K).
+    """Sub-pixel peaks of heatmaps (B, K, H, W): points (B, K, 2) xy in heatmap px, confidence (B, K).
 
-    Around the highest pixel the map is smoothed with a Gaussian (DARK's modulation), its logarithm is taken as a
-    parabola, and the parabola's top is the point: m - H⁻¹∇, from central differences as in the paper. Only the 5×5
-    neighbourhood enters, so only that is smoothed (the paper's rescaling to the old maximum is a constant in the
-    logarithm). Where the smoothing would reach over the border, the map is taken as it is. Where the curvature is not
-    that of a peak, or the top is over 1.5 px away, the highest pixel stands. Confidence is the highest pixel's value.
-    Raises ValueError for maps smaller than 5×5.
+    The heatmap is smoothed with a Gaussian around its maximum (DARK's modulation); the point is the vertex m - H⁻¹∇ of
+    a parabola through its logarithm, with central differences as in the paper. Only the 5×5 neighbourhood is smoothed
+    (the paper's rescaling to the old maximum is a constant of the logarithm), and nothing if the kernel crosses the
+    border. The maximum itself is returned if the curvature is not that of a peak, or the vertex is over 1.5 px away.
+    Confidence is the maximum. Raises ValueError for heatmaps smaller than 5×5.
     """
     batch, count, height, width = heatmaps.shape
     if min(height, width) < 5:
         raise ValueError(f"heatmaps of {height}×{width} are too small to decode; 5×5 at least")
     maps = heatmaps.detach().float().reshape(batch * count, height, width)
-    # The highest pixel in two steps: torch's plain maximum runs 4 times faster than the one that returns positions.
+    # The maximum in two steps: `amax` is 4 times faster than `max` with indices.
     confidence, peak_y = maps.amax(dim=2).max(dim=1)
     peak_x = maps[torch.arange(batch * count, device=maps.device), peak_y].argmax(dim=1)
-    x, y = peak_x.clamp(2, width - 3), peak_y.clamp(2, height - 3)  # centre of the 5×5, inside the map
+    x, y = peak_x.clamp(2, width - 3), peak_y.clamp(2, height - 3)  # centre of the 5×5 neighbourhood
 
     radius = int(3 * sigma - 1)  # kernels of 7, 11, 17 px for sigma 1.5, 2, 3, as in the paper's code
     reach = radius + 2
@@ -81,7 +79,7 @@ def decode_dark(heatmaps: torch.Tensor, sigma: float = 2.0) -> tuple[torch.Tenso
 
 
 def _smoothing_matrix(radius: int, sigma: float, device: torch.device) -> torch.Tensor:
-    """(5, 2·radius+5): row i is the Gaussian kernel around position radius+i, so that two products blur a patch."""
+    """(5, 2·radius+5): row i is the Gaussian kernel centred at radius+i."""
     offset = torch.arange(2 * radius + 5, device=device) - radius - torch.arange(5, device=device)[:, None]
     kernel = torch.exp(-(offset.float() ** 2) / (2 * sigma**2)) * (offset.abs() <= radius)
     return kernel / kernel.sum(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""HRNet with a heatmap for each landmark; and stage 1, whose pooled branch also measures and grades.
+"""HRNet with one heatmap per landmark; stage 1 adds a pooled branch for measurements and maturation stage.
 
 HRNet: Sun et al. 2019, "Deep High-Resolution Representation Learning for Human Pose Estimation"; backbone from timm.
 """
@@ -19,19 +19,19 @@ from core.checkpoints import fitting, load_model_folder
 from core.errors import UserError
 from core.files import must_hold
 
-GREY_MEAN, GREY_STD = 0.449, 0.226  # ImageNet's, averaged over its channels: what the backbone was trained on
+GREY_MEAN, GREY_STD = 0.449, 0.226  # of ImageNet, averaged over channels
 
 
 class HeatmapHRNet(nn.Module):
-    """Grey pictures (B, 1, H, W) in 0-1 to heatmaps (B, K, H/stride, W/stride), one peak of height 1 a landmark.
+    """Grey pictures (B, 1, H, W) in 0-1 to heatmaps (B, K, H/stride, W/stride), one peak of height 1 per landmark.
 
-    `anatomy` says which K landmarks there are. `image_size` and `heatmap_size` are (height, width) and the heatmap's
-    width; `heatmap_size` divides the width. `backbone` is any HRNet of timm, with ImageNet weights if `pretrained`, or
-    with those of a file `backbone_weights`. Raises UserError where the weights cannot be had or the sizes do not fit.
+    `anatomy`: the K landmarks. `image_size`: (height, width) in px. `heatmap_size`: heatmap width in px, a divisor of
+    the input width. `backbone`: any HRNet of timm, with ImageNet weights if `pretrained`, or weights of the file
+    `backbone_weights`. Raises UserError for unavailable weights and invalid sizes.
     """
 
-    kind: str  # of a model folder's config
-    needed: ClassVar[dict[str, type]]  # by inference, of the config
+    kind: str  # in config.json
+    needed: ClassVar[dict[str, type]]  # keys of config.json for inference
 
     def __init__(
         self,
@@ -56,24 +56,24 @@ class HeatmapHRNet(nn.Module):
         widths = self.backbone.feature_info.channels()[1:]  # of the four branches, without the stem
         self.width = sum(widths)
 
-        # The head of HRNetV2: all branches at one resolution, concatenated, 1×1 convolution. Convolution before
-        # enlargement gives the same sum (both are linear) for an eighth of the multiplications.
+        # Head of HRNetV2: branches upsampled, concatenated, 1×1 convolution. Convolution before upsampling is
+        # equivalent (both are linear), with an eighth of the multiplications.
         self.merge = nn.ModuleList(nn.Conv2d(channels, self.width, 1, bias=False) for channels in widths)
         self.head = nn.Sequential(
             nn.BatchNorm2d(self.width), nn.ReLU(inplace=True), nn.Conv2d(self.width, len(anatomy.names), 1)
         )
-        nn.init.normal_(self.head[-1].weight, std=0.001)  # starts at empty maps, as the targets nearly are
+        nn.init.normal_(self.head[-1].weight, std=0.001)  # nearly empty heatmaps, as the targets
         nn.init.zeros_(self.head[-1].bias)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.heatmaps(self.branches(image))
 
     def branches(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Features at strides 4, 8, 16, 32."""
+        """Features (B, C, H/stride, W/stride) at strides 4, 8, 16, 32."""
         return self.backbone((image - GREY_MEAN) / GREY_STD)[1:]
 
     def heatmaps(self, branches: list[torch.Tensor]) -> torch.Tensor:
-        """(B, K, H/stride, W/stride)."""
+        """Heatmaps (B, K, H/stride, W/stride) of the features."""
         return self.head(sum(self._resize(merge(x)) for merge, x in zip(self.merge, branches, strict=True)))
 
     def _resize(self, x: torch.Tensor) -> torch.Tensor:
@@ -84,7 +84,7 @@ class HeatmapHRNet(nn.Module):
         return F.interpolate(x, size=self.heatmap_size, mode="bilinear", align_corners=False)
 
     def config(self, sigma: float) -> dict:
-        """What inference needs to know, as plain JSON for `best/config.json`. Training adds the rest of `needed`."""
+        """Content of `best/config.json`; training adds the rest of `needed`."""
         return {
             "kind": self.kind,
             "model": self.arguments,
@@ -95,7 +95,7 @@ class HeatmapHRNet(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: Path) -> tuple["HeatmapHRNet", dict]:
-        """(model in eval mode, config) of a `best/` folder. Raises UserError if it is another model's."""
+        """(model in eval mode, config) of a model folder. Raises UserError for missing or other models."""
         state, config = load_model_folder(folder, cls.kind)
         with fitting(folder):
             must_hold(config, schema=dict, taught=dict, **cls.needed)
@@ -109,12 +109,11 @@ class HeatmapHRNet(nn.Module):
 class HRNetLandmarks(HeatmapHRNet):
     """Stage 1: grey pictures (B, 1, H, W) in 0-1 to a dict:
 
-    - `heatmaps` (B, K, H/stride, W/stride), one peak of height 1 a landmark
-    - `measurements` (B, M), standardised with `measurement_mean` and `measurement_std`; lengths in input px
-    - `cvm_stage` (B, S), logits of the stages
+    - `heatmaps` (B, K, H/stride, W/stride), one peak of height 1 per landmark
+    - `measurements` (B, M), standardised by `measurement_mean` and `measurement_std`; lengths in input px; if M > 0
+    - `cvm_stage` (B, S), logits of the stages; if S > 0
 
-    What the anatomy has none of is not there. For the arguments see `HeatmapHRNet`; `hidden` is the width of the pooled
-    branch.
+    Arguments as `HeatmapHRNet`; `hidden`: width of the pooled branch.
     """
 
     kind = "landmark model"
@@ -153,7 +152,7 @@ class HRNetLandmarks(HeatmapHRNet):
         return {"heatmaps": self.heatmaps(branches), **prediction}
 
     def set_statistics(self, mean: np.ndarray, std: np.ndarray) -> None:
-        """Mean and SD (M,) of the training split's measurements, kept with the weights."""
+        """Stores mean and SD (M,) of the measurements of the training split as buffers."""
         if self.anatomy.measurements:
             self.measurement_mean.copy_(torch.from_numpy(mean))
             self.measurement_std.copy_(torch.from_numpy(std))
@@ -167,23 +166,23 @@ class HRNetLandmarks(HeatmapHRNet):
 
 
 def add_backbone_arguments(group, default: str) -> None:
-    """The flags of the backbone and its weights."""
+    """Adds the arguments of the backbone and its weights."""
     group.add_argument("--backbone", default=default, help="any HRNet of timm")
     group.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True, help="ImageNet weights")
     group.add_argument("--backbone_weights", type=Path, metavar="FILE", help="ImageNet weights from a file (offline)")
 
 
 def _backbone(name: str, pretrained: bool, weights: Path | None) -> nn.Module:
-    import timm  # here, so that a script's --help does not wait for it
+    import timm  # slow import
 
     if not timm.is_model(name) or not name.startswith("hrnet"):
         names = timm.list_models("hrnet*")
         raise UserError(f"--backbone {name}: not an HRNet of timm; they are {', '.join(names)}")
-    # `feature_location=''` gives the branches themselves; the default adds the classifier's widening layers.
+    # `feature_location=''`: the branches themselves, without the layers of the classifier.
     return timm_backbone(name, pretrained, weights, features_only=True, feature_location="", in_chans=1)
 
 
 def decode(prediction: dict[str, torch.Tensor], stride: float, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points (B, K, 2) in input px and confidence (B, K) of a prediction."""
+    """Points (B, K, 2) in input px and confidence (B, K) of a model output; `sigma` in heatmap px."""
     points, confidence = decode_dark(prediction["heatmaps"], sigma)
     return to_input(points, stride), confidence

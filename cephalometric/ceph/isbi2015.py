@@ -1,11 +1,11 @@
 """Reader of the ISBI 2015 data set (Wang et al. 2016, "A benchmark for comparison of dental radiography analysis
-algorithms"), forgiving to folders and strict to numbers.
+algorithms").
 
 RawImage/{TrainingData,Test1Data,Test2Data}/NNN.bmp         1935×2400 px of 0.1 mm
-AnnotationsByMD/400_{junior,senior}/NNN.txt                 19 lines x,y in px, then classes, which are not read
+AnnotationsByMD/400_{junior,senior}/NNN.txt                 19 lines x,y in px; the classes after them are ignored
 
-The number is the split: 001-150 train, 151-300 (Test1) valid, 301-400 (Test2) test. Publications give Test1 and Test2
-separately; evaluate the splits valid and test. Training keeps the epoch that is best on valid, which favours Test1.
+Splits by number: 001-150 train, 151-300 (Test1) valid, 301-400 (Test2) test. Publications report Test1 and Test2
+separately; evaluate valid and test. Training selects the epoch by valid, which favours Test1.
 """
 
 from pathlib import Path
@@ -17,29 +17,29 @@ from core.files import read_bytes
 from core.images import SUFFIXES
 from core.validation import DataReport
 
-# In the order of the files; the anatomy's other landmarks are unknown. Wang et al. name them sella, nasion, orbitale,
+# In the order of the files; other landmarks of the anatomy are unknown. Names in Wang et al.: sella, nasion, orbitale,
 # porion, subspinale, supramentale, pogonion, menton, gnathion, gonion, lower and upper incisal incision, upper and
 # lower lip, subnasale, soft tissue pogonion, posterior and anterior nasal spine, articulare.
 ORDER = (
     "S", "N", "Or", "Po", "A", "B", "Pog", "Me", "Gn", "Go", "LIT", "UIT", "Ls", "Li", "Sn", "Pog`", "PNS", "ANS", "Ar"
 )  # fmt: skip
-LAST = {"train": 150, "valid": 300, "test": 400}  # number of each split
+LAST = {"train": 150, "valid": 300, "test": 400}  # last number of each split
 FOLDERS = {"trainingdata": "train", "test1data": "valid", "test2data": "test"}
 SIZE, MM_PER_PX, DEVICE = (1935, 2400), 0.1, "Soredex CRANEX Excel"
 
 
 def is_isbi2015(root: Path) -> bool:
-    """Whether the folder looks like an ISBI 2015 tree."""
+    """Whether a folder has the layout of ISBI 2015."""
     return any(_reader_folder(root, reader) for reader in ("junior", "senior"))
 
 
 def read_isbi2015(root: Path, reading: Reading, splits: tuple[str, ...]) -> dict[str, list[Cephalogram]]:
-    """The cases of `splits`, {split: [Cephalogram, …] sorted by number}.
+    """Cases of `splits`, {split: [Cephalogram, …] sorted by number}, without maturation stage.
 
-    The ground truth is mean (un-rounded), senior or junior. Pictures may lie in any folder below RawImage or, without
-    RawImage, below `root`, but in none that is another split's; 400_junior and 400_senior may lie beside
-    AnnotationsByMD. The maturation stage is unknown. A bad case is left out, a bad landmark becomes NaN; each is
-    reported. Raises UserError if there is no such tree, or no usable case in one of `splits`.
+    Ground truth: mean (unrounded), senior or junior. Pictures may be in any folder below RawImage (below `root`, if
+    there is none) except those of another split; 400_junior and 400_senior may also be in `root`. Bad cases are left
+    out, bad landmarks become NaN; both are reported. Raises UserError for another layout or ground truth, or without
+    usable case in one of `splits`.
     """
     root, report, ground_truth = Path(root), reading.report, reading.ground_truth
     if ground_truth not in ("mean", "senior", "junior"):
@@ -66,7 +66,7 @@ def _reader_folder(root: Path, reader: str) -> Path | None:
 
 
 def _number(file: Path) -> str | None:
-    """The id 001-400 of a file that is named by a number."""
+    """Id "001" to "400" from the file name; None for other names."""
     number = int(file.stem) if file.stem.isdecimal() else 0
     return f"{number:03d}" if 1 <= number <= LAST["test"] else None
 
@@ -76,7 +76,7 @@ def _split(identity: str) -> str:
 
 
 def _in_its_split(file: Path, report: DataReport) -> bool:
-    """Whether a picture does not lie in the folder of another split than that of its number."""
+    """Whether a picture is not in the folder of another split; otherwise the problem is reported."""
     folder, identity = FOLDERS.get(file.parent.name.casefold()), _number(file)
     if folder and identity and folder != _split(identity):
         report.add("picture in another split's folder", file, "file left out", f"{identity} is of {_split(identity)}")
@@ -85,8 +85,7 @@ def _in_its_split(file: Path, report: DataReport) -> bool:
 
 
 def _read_places(file: Path, reading: Reading) -> Places | None:
-    """What one reader's file says. None if there are not as many points as in ORDER: it cannot be known which is
-    missing."""
+    """Landmark -> (x, y) of one annotation file; None if it is unreadable or has fewer points than ORDER."""
     try:
         lines = [line.strip() for line in read_bytes(file).decode("utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:

@@ -1,6 +1,5 @@
-"""The losses of both stages: 0.5 · heatmaps (DARK's unbiased targets) + 0.5 · Wing, and of stage 1 + 0.3 · branch.
-
-The branch is that of measurements and stage, CVM in the reference.
+"""Losses: 0.5 · heatmap loss (unbiased targets as in DARK) + 0.5 · Wing; stage 1 adds 0.3 · loss of the pooled branch
+for measurements and stage (CVM branch in the reference).
 """
 
 import numpy as np
@@ -13,10 +12,10 @@ from core.losses.landmarks import HeatmapLoss, WingLoss, soft_argmax
 
 
 class PointLoss(nn.Module):
-    """`0.5 · dark + 0.5 · wing`, and these two to log.
+    """`0.5 · dark + 0.5 · wing`, returned with both parts for logging.
 
-    dark: squared error of the heatmaps over the energy of the target, 1.0 for empty maps. wing: Wing loss over ω on
-    soft-argmax coordinates in heatmap px. (Un-normalised, Wing would outweigh the heatmaps 16,000 times.)
+    dark: squared error of the heatmaps divided by the energy of the target (1.0 for empty heatmaps). wing: Wing loss
+    divided by ω, on soft-argmax coordinates in heatmap px. (Unnormalised, Wing would outweigh it 16,000 times.)
     """
 
     def __init__(self, stride: float, heatmap_size: tuple[int, int], sigma: float = 2.0):
@@ -30,17 +29,17 @@ class PointLoss(nn.Module):
         points, heatmaps = to_heatmap(points, self.stride), heatmaps.float()
         target = encode_heatmaps(points, self.heatmap_size, self.sigma)
         size = points.new_tensor([self.heatmap_size[1], self.heatmap_size[0]])
-        inside = ((points >= -0.5) & (points <= size - 0.5)).all(-1)  # (B, K), False for unknown ones
+        inside = ((points >= -0.5) & (points <= size - 0.5)).all(-1)  # (B, K), False for NaN
         dark = self.heatmap_loss(heatmaps, target, inside)
         wing = self.wing_loss(soft_argmax(heatmaps), points.nan_to_num(), inside)
         return 0.5 * dark + 0.5 * wing, {"dark": dark, "wing": wing}
 
 
 class LandmarkLoss(nn.Module):
-    """`PointLoss + branch_weight · branch`, and its parts to log; the branch is called cvm where it grades.
+    """`PointLoss + branch_weight · branch`, returned with its parts for logging ("cvm" if the branch has stages).
 
-    branch: smooth L1 of the standardised measurements plus cross-entropy of the stage, whose cases count by
-    `stage_weights` (S,). A part that the model does not have is left out.
+    branch: smooth L1 of the standardised measurements plus cross-entropy of the stage with class weights
+    `stage_weights` (S,). Absent outputs are left out.
     """
 
     def __init__(
@@ -59,8 +58,8 @@ class LandmarkLoss(nn.Module):
     def forward(
         self, prediction: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """`batch`: points (B, K, 2) input px (NaN = unknown), measurements (B, M) standardised (NaN = unknown),
-        cvm_stage (B,) 0 to S - 1 or -1 = unknown."""
+        """`prediction`: output of `HRNetLandmarks`. `batch`: points (B, K, 2) input px and standardised measurements
+        (B, M), NaN = unknown; cvm_stage (B,) 0 to S - 1, -1 = unknown."""
         loss, parts = self.point_loss(prediction["heatmaps"], batch["points"])
         branch = []
         if "measurements" in prediction:
@@ -74,7 +73,7 @@ class LandmarkLoss(nn.Module):
             costs = F.cross_entropy(
                 prediction["cvm_stage"].float(), stages, self.stage_weights, ignore_index=-1, reduction="sum"
             )
-            # Not by their weights: a batch of a rare stage counts for more.
+            # Divided by the number of cases, not by their weights: batches of rare stages count more.
             branch.append(costs / graded.sum().clamp_min(1))
         if not branch:
             return loss, parts

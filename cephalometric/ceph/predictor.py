@@ -1,4 +1,4 @@
-"""Two-stage inference on the cases of a data set, or on one picture."""
+"""Two-stage inference on a data set or a single picture."""
 
 import time
 from argparse import ArgumentParser
@@ -23,18 +23,18 @@ from core.windows import Letterbox
 
 
 class Findings(NamedTuple):
-    """Of N cases. Lengths are in native px, angles in °, ratios in %. M and S are those of `Predictor.anatomy`."""
+    """Predictions of N cases; lengths in native px, angles in °, ratios in %. M and S as in `Predictor.anatomy`."""
 
-    points: np.ndarray  # (N, K, 2) native px; NaN = not taught
-    confidence: np.ndarray  # (N, K), heights of the peaks
-    coarse: np.ndarray  # (N, K, 2), the points of stage 1
-    seconds: np.ndarray  # (N, 2), of stage 1 and of stage 2, which reads the native picture
-    measurements: np.ndarray | None = None  # (N, M) of the pooled branch; None: it has none
-    stage: np.ndarray | None = None  # (N, S), probabilities; None: it has none
+    points: np.ndarray  # (N, K, 2) native px; NaN = not trained
+    confidence: np.ndarray  # (N, K), peak heights
+    coarse: np.ndarray  # (N, K, 2) native px, points of stage 1
+    seconds: np.ndarray  # (N, 2), stage 1 and stage 2 (with reading of the native picture)
+    measurements: np.ndarray | None = None  # (N, M), of the pooled branch; None if M = 0
+    stage: np.ndarray | None = None  # (N, S), probabilities; None if S = 0
 
 
 def add_arguments(parser: ArgumentParser, needed: bool = True) -> None:
-    """The flags of inference. `needed`: nothing goes without a checkpoint."""
+    """Adds the arguments of inference. `needed`: whether --checkpoint is required."""
     group = parser.add_argument_group("models")
     group.add_argument("--checkpoint", type=Path, required=needed, help="model folder: best/ of a run of train.py")
     group.add_argument("--refiner", type=Path, help="model folder of stage 2: best/ of a run of train_refiner.py")
@@ -45,8 +45,8 @@ def add_arguments(parser: ArgumentParser, needed: bool = True) -> None:
 
 
 class Predictor:
-    """Stage 1 with `tta` views, and stage 2 if there is a refiner, on a device. `anatomy` holds the measurements and
-    stages that were taught. Raises UserError where the two stages know other landmarks."""
+    """Stage 1 with test-time augmentation `tta`, and stage 2 if there is a `refiner`. `anatomy`: without measurements
+    and stages that were not trained. Raises UserError if the stages have different landmarks."""
 
     def __init__(self, checkpoint: Path, refiner: Path | None = None, refine_crops: int = 5, tta: str = "none"):
         self.model, self.config = HRNetLandmarks.from_folder(checkpoint)
@@ -63,15 +63,15 @@ class Predictor:
         self.taught = self.model.taught  # bool (K,)
 
     def to(self, device: torch.device) -> "Predictor":
-        """Moves both stages."""
+        """Moves both stages to a device."""
         self.model.to(device)
         if self.refiner:
             self.refiner.to(device)
         return self
 
     def frames(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Stage 1 of letterboxed frames (B, 1, H, W): see `predict_views`. Measurements and stages that were not taught
-        are not there; points are."""
+        """`predict_views` of stage 1 for letterboxed frames (B, 1, H, W) in 0-1, without untrained measurements and
+        stages."""
         found = predict_views(self.model, images, self.config["sigma"], self.tta)
         measurements, stages = self.anatomy.measurements, self.anatomy.stages
         if measurements != self.model.anatomy.measurements:
@@ -83,10 +83,10 @@ class Predictor:
     def points(
         self, found: dict[str, torch.Tensor], row: int, box: Letterbox, pixels: np.ndarray | None, mm: float | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(points (K, 2) native px, confidence (K,), points of stage 1) from a row of what stage 1 `found`, NaN = not
-        taught. Stage 1's stand where there is no refiner, no scale for its crops, or stage 2 was not taught.
+        """(points (K, 2) native px, confidence (K,), points of stage 1) of one row of `frames` output; NaN = not
+        trained. Points of stage 1 are kept without refiner or pixel size, and for landmarks it was not trained on.
 
-        `pixels`: the grey picture uint8 (H, W), None where there is no stage 2. `mm`: of a native px.
+        `pixels`: grey picture uint8 (H, W), None without stage 2. `mm`: mm per native px.
         """
         points, sure = (found[name][row].double().numpy() for name in ("points", "confidence"))
         coarse = np.where(self.taught[:, None], box.to_picture(points), np.nan)
@@ -100,7 +100,7 @@ class Predictor:
 
     @torch.no_grad()
     def picture(self, pixels: np.ndarray, mm_per_px: float | None) -> Findings:
-        """What is found in one grey picture uint8 (H, W); N = 1."""
+        """Predictions of one grey picture uint8 (H, W); N = 1."""
         height, width = self.config["model"]["image_size"]
         box, start = Letterbox(pixels.shape[::-1], (width, height)), time.perf_counter()
         frame = torch.from_numpy(box.draw(pixels))[None, None].to(next(self.model.parameters()).device).float() / 255
@@ -111,7 +111,8 @@ class Predictor:
         return self.findings([column[None] for column in (*points, seconds)], found, [box])
 
     def findings(self, columns: Sequence[np.ndarray], branch: dict[str, torch.Tensor], boxes: list) -> Findings:
-        """The first four columns with what the pooled branch says, lengths brought from the frames to native px."""
+        """`Findings` of the first four columns and the outputs of the pooled branch, lengths from frame to native
+        px."""
         measurements, stage = (
             branch[name].double().numpy() if name in branch else None for name in ("measurements", "cvm_stage")
         )
@@ -125,7 +126,7 @@ class Predictor:
 def predict_dataset(
     accelerator: Accelerator, predictor: Predictor, dataset: CephalogramDataset, batch_size: int, num_workers: int
 ) -> Findings:
-    """What is found in all cases, in their order; the processes share the work."""
+    """Predictions of all cases of a data set, in order; the ranks share the work."""
     predictor.to(accelerator.device)
     loader = accelerator.prepare_data_loader(DataLoader(dataset, batch_size, num_workers=num_workers))
     cases = Cases(accelerator, len(dataset))

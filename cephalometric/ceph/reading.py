@@ -1,4 +1,4 @@
-"""What the readers of the data sets share: folders, points of several doctors, pictures that leak between splits."""
+"""Shared parts of the data set readers: folders, annotations of several readers, leakage between splits."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,13 +16,13 @@ from core.validation import DataReport, content_keys, find_leaks
 
 SPLITS = ("train", "valid", "test")
 GROUND_TRUTHS = ("mean", "senior", "junior", "official_ceil")
-SHOWN = 40  # names in a line, letters of a name
+SHOWN = 40  # maximum number of names in a message, and of characters in a name
 
-Places = dict[str, tuple[object, object]]  # landmark -> x, y as they stand in a file
+Places = dict[str, tuple[object, object]]  # landmark -> unparsed x, y of a file
 
 
 def child(folder: Path | None, *names: str) -> Path | None:
-    """The child of `folder` with one of these names, whatever its case."""
+    """Entry of `folder` with one of these names, case-insensitive; None without one."""
     if folder is None or not folder.is_dir():
         return None
     wanted = {name.casefold() for name in names}
@@ -30,7 +30,7 @@ def child(folder: Path | None, *names: str) -> Path | None:
 
 
 def files_in(folder: Path | None) -> list[Path]:
-    """What lies in a folder, if there is one."""
+    """Entries of a folder; none without folder."""
     return list(folder.iterdir()) if folder and folder.is_dir() else []
 
 
@@ -40,9 +40,9 @@ def files_by_id(
     report: DataReport,
     id_of: Callable[[Path], str | None] = lambda file: file.stem,
 ) -> dict[str, Path]:
-    """Id -> file, sorted. Of two files with one id the first counts; a file whose id is None is left out."""
+    """Id -> file, sorted. Duplicate ids (first file kept) and files with id None are left out and reported."""
     found: dict[str, Path] = {}
-    for file in sorted(files, key=str):  # pathlib's own order takes ten times as long
+    for file in sorted(files, key=str):  # ten times faster than pathlib's comparison
         if file.suffix.lower() not in suffixes or file.name.startswith("."):
             continue
         identity = id_of(file)
@@ -57,14 +57,13 @@ def files_by_id(
 
 @dataclass
 class Reading:
-    """One pass over a data set's files: what is looked for in them, and what else they hold. What is wrong goes to
-    `report`."""
+    """State of reading a data set: anatomy, ground truth, unknown landmarks; data problems are added to `report`."""
 
     anatomy: Anatomy
     ground_truth: str  # one of GROUND_TRUTHS
     report: DataReport
-    strangers: dict[str, list[Path]] = field(default_factory=dict)  # landmark that the anatomy does not have -> files
-    fits: bool = False  # whether any landmark of the anatomy stands in a file
+    strangers: dict[str, list[Path]] = field(default_factory=dict)  # unknown landmark -> files
+    fits: bool = False  # whether any file has a landmark of the anatomy
 
     def annotated(
         self,
@@ -72,11 +71,11 @@ class Reading:
         readers: dict[str, dict[str, Path]],
         read_places: Callable[[Path, "Reading"], Places | None],
     ) -> Iterator[tuple[str, Path, tuple[int, int], np.ndarray]]:
-        """(id, picture, size (width, height) px, points (K, 2) native px) of each case that has a landmark.
+        """(id, picture, (width, height) in px, points (K, 2) native px) of each case with a landmark.
 
-        `readers`: junior and senior -> {id: file}; `read_places(file, self)` gives what stands in one file, or None if
-        it is unreadable. The points are what the ground truth names: the un-rounded mean of both readers, one of them,
-        or `official_ceil`, the mean rounded up. NaN where either reader's point is bad.
+        `readers`: junior, senior -> {id: file}; `read_places(file, self)`: content of one file, None if unreadable.
+        Points by ground truth: unrounded mean of both readers, one reader, or `official_ceil`, the mean rounded up; NaN
+        if either reader's point is bad.
         """
         report = self.report
         if self.ground_truth in readers:
@@ -111,12 +110,12 @@ class Reading:
             yield identity, image, size, points
 
     def _points(self, places: Places, file: Path, size: tuple[int, int]) -> np.ndarray:
-        """Points (K, 2) of what a file says; NaN for what is no number or outside the picture."""
+        """Points (K, 2) native px; NaN for coordinates that are no number or outside the picture."""
         names, add = self.anatomy.names, self.report.add
         for name in places.keys() - names:
             self.strangers.setdefault(name, []).append(file)
         self.fits = self.fits or not places.keys().isdisjoint(names)
-        with suppress(LookupError, ValueError, TypeError):  # nearly always nothing is wrong, and this is fast
+        with suppress(LookupError, ValueError, TypeError):  # fast path for files without problem
             points = np.array([places[name] for name in names], float)
             if points.shape == (len(names), 2) and ((points >= -0.5) & (points <= np.array(size) - 0.5)).all():
                 return points
@@ -141,8 +140,8 @@ class Reading:
     def usable(
         self, cases: dict[str, list[Cephalogram]], splits: tuple[str, ...], root: Path
     ) -> dict[str, list[Cephalogram]]:
-        """The cases of `splits` without leaks, counted in the report, which also gets the unknown landmarks. Raises
-        UserError if a split has no case."""
+        """Cases of `splits` without leakage; counts and unknown landmarks are added to the report. Raises UserError if
+        no landmark is known or a split has no case."""
         schema, report = self.anatomy.schema, self.report
         expected = f"expected are those of {schema.name}: {_listed(schema.names)}"
         for name, files in sorted(self.strangers.items()):
@@ -164,13 +163,13 @@ class Reading:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names in one line, whatever a file calls its landmarks."""
+    """Names in one line, shortened."""
     shown = ", ".join(repr(name)[1:-1][:SHOWN] for name in names[:SHOWN])
     return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _leave_out_leaks(cases: dict[str, list[Cephalogram]], report: DataReport) -> None:
-    """Takes pictures out of train and valid that also stand, by id or by content, in a later split."""
+    """Removes pictures from train and valid that also occur, by id or content, in a later split."""
     keys = content_keys(case.image for found in cases.values() for case in found)
     by_id = {split: {case.id: case.id for case in found} for split, found in cases.items()}
     by_content = {split: {case.id: keys[case.image] for case in found} for split, found in cases.items()}

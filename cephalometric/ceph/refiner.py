@@ -1,7 +1,7 @@
-"""Stage 2: a network that sees native pixels around each landmark, in crops of one physical scale, and those crops.
+"""Stage 2: refinement of each landmark in crops of the native picture at one physical scale.
 
-Stage 1 sees the whole head, at about 0.5 mm a pixel. A crop has 0.1, and the network only has to tell where in it the
-landmark is. Two windows a little apart err differently: five of them are averaged.
+Stage 1 uses the whole head at about 0.5 mm per px, stage 2 crops at 0.1 mm per px. Predictions from five shifted crops
+are averaged.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from core.seeding import sample_rng
 from core.windows import Window, cut, to_picture, to_window
 
 MM_PER_PX = 0.1  # of the crops
-SHIFT = 1 / 8  # of a crop's side: how far the four other windows are moved
+SHIFT = 1 / 8  # offset of the four other windows, as a share of the crop side
 SHIFTS = {1: ((0, 0),), 5: ((0, 0), (-SHIFT, 0), (SHIFT, 0), (0, -SHIFT), (0, SHIFT))}
-LARGEST_JITTER = 0.35  # of a crop's side: beyond it the landmark would leave the crop
-SMALLEST_SPREAD = 0.5  # mm: a stage 1 that is this good still errs more on pictures unlike those it was tried on
-AT_A_TIME = 64  # crops through the network, so that memory does not grow with their number
+LARGEST_JITTER = 0.35  # share of the crop side; keeps the landmark inside the crop
+SMALLEST_SPREAD = 0.5  # mm; margin for larger errors of stage 1 on other data
+AT_A_TIME = 64  # crops per forward pass, which bounds the memory
 
 
 class LandmarkRefiner(HeatmapHRNet):
@@ -35,14 +35,14 @@ class LandmarkRefiner(HeatmapHRNet):
 
 
 def window_around(centre: np.ndarray, side: float) -> Window:
-    """The square of `side` native px around a point."""
+    """Square window of `side` native px around a point (2,)."""
     return float(centre[0] - side / 2), float(centre[1] - side / 2), side
 
 
 def peaks(
     heatmaps: torch.Tensor, landmarks: torch.Tensor, model: LandmarkRefiner, sigma: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(points (N, 2) crop px, confidence (N,)) of the one landmark (N,) that each crop is about, from its heatmaps
+    """(points (N, 2) crop px, confidence (N,)) of the central landmark (N,) of each crop, from heatmaps
     (N, K, H, W)."""
     own = heatmaps[torch.arange(len(landmarks), device=heatmaps.device), landmarks]
     points, confidence = decode_dark(own[:, None], sigma)
@@ -53,9 +53,9 @@ def peaks(
 def refine(
     model: LandmarkRefiner, config: dict, pixels: np.ndarray, points: np.ndarray, mm_per_px: float, crops: int = 5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(points (K, 2) native px, confidence (K,)) from `points` (K, 2) of stage 1, in a grey picture uint8 (H, W).
+    """(points (K, 2) native px, confidence (K,)) from `points` (K, 2) of stage 1 in a grey picture uint8 (H, W).
 
-    `crops` is 1 or 5 a landmark. NaN stays NaN. Only the windows are read: nothing of the picture's size is made.
+    `crops`: 1 or 5 per landmark. NaN stays NaN.
     """
     size, device = config["model"]["image_size"][0], next(model.parameters()).device
     side = size * config["mm_per_px"] / mm_per_px
@@ -81,13 +81,13 @@ def refine(
 
 
 class RefinerCrops(Dataset):
-    """`crops` windows of each calibrated case, `size` px of `mm_per_px` a side, around its landmarks or beside them.
+    """`crops` windows of `size` px at `mm_per_px` near the landmarks of each calibrated case.
 
-    `coarse` (N, K, 2), native px: where stage 1 sees the landmarks. `spread` (K,), mm: by how much it errs on
-    pictures that it has not learnt from, more than on those it has. Half of the centres are stage 1's own points, the
-    others the truth with normal noise of that spread; all are shifted by up to SHIFT, as the five windows of `refine`.
-    Items: `image` float32 (crops, 1, size, size) in 0-1; `points` float32 (crops, K, 2) crop px of all landmarks in
-    the crop, NaN = unknown or out of it. A sample depends on (seed, epoch, index) alone.
+    `coarse` (N, K, 2) native px: predictions of stage 1. `spread` (K,) mm: their RMS errors on held-out pictures. Half
+    of the centres are predictions of stage 1, the others ground truth plus normal noise of that spread; all are shifted
+    by up to SHIFT, as the five windows of `refine`. Items: `image` float32 (crops, 1, size, size) in 0-1; `points`
+    float32 (crops, K, 2) crop px, NaN = unknown or outside the crop; `index`; `id` of the case. A sample depends on
+    (seed, epoch, index) only.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class RefinerCrops(Dataset):
         self.size, self.mm_per_px, self.crops = size, mm_per_px, crops
         self.seed, self.epoch, self.augmentation = seed, 0, None
         if augment:
-            from ceph import augmentation  # here, so that what augments nothing starts without albumentations
+            from ceph import augmentation  # slow import
 
             self.augmentation = augmentation.crops(anatomy.flip)
 
@@ -130,7 +130,7 @@ class RefinerCrops(Dataset):
     def _crop(
         self, pixels: np.ndarray, case: Cephalogram, index: int, landmark: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A window uint8 (size, size) around a landmark, and all points (K, 2) in it."""
+        """Crop uint8 (size, size) near a landmark, and all points (K, 2) in crop px."""
         side = self.size * self.mm_per_px / case.mm_per_px  # native px
         truth, own = case.points[landmark], self.coarse[index, landmark]
         jitter = rng.normal(size=2) * self.spread[landmark] / np.sqrt(2) / case.mm_per_px
@@ -150,10 +150,9 @@ class RefinerCrops(Dataset):
 
 
 class CoarseCrops(Dataset):
-    """One window for each of the K landmarks of each case, around its point in `coarse` (N, K, 2), native px.
+    """One window around each point of `coarse` (N, K, 2) in native px; the picture's centre for NaN.
 
-    Items: `image` float32 (K, 1, size, size) in 0-1, `index`. Where stage 1 has no point, the picture's middle stands
-    in for it.
+    Items: `image` float32 (K, 1, size, size) in 0-1; `index`.
     """
 
     def __init__(self, cases: Sequence[Cephalogram], coarse: np.ndarray, size: int, mm_per_px: float):
@@ -163,7 +162,7 @@ class CoarseCrops(Dataset):
         return len(self.cases)
 
     def windows(self, index: int) -> list[Window]:
-        """The K windows of a case, native px."""
+        """The K windows of a case in native px."""
         case = self.cases[index]
         middle = (np.array(case.size) - 1) / 2
         side = self.size * self.mm_per_px / case.mm_per_px
@@ -175,7 +174,7 @@ class CoarseCrops(Dataset):
         return {"image": torch.from_numpy(images)[:, None].float() / 255, "index": index}
 
     def to_native(self, points: np.ndarray) -> np.ndarray:
-        """Crop px (N, K, 2), of all cases in their order, to native px; NaN where stage 1 has no point."""
+        """Points (N, K, 2) of all cases, from crop px to native px; NaN where `coarse` is NaN."""
         native = [
             [to_picture(point, window, self.size) for point, window in zip(row, self.windows(index), strict=True)]
             for index, row in enumerate(points)

@@ -1,5 +1,5 @@
-"""The results of an evaluation: metrics.json, predictions.csv, figures/ and the page that a person reads; and the
-comparison of two evaluations, case by case."""
+"""Output of an evaluation (metrics.json, predictions.csv, figures/, report.html); paired comparison of two
+evaluations."""
 
 import csv
 from pathlib import Path
@@ -52,7 +52,7 @@ def write_results(evaluation: Evaluation, args, data_report: DataReport, machine
 
 
 def write_report(evaluation: Evaluation, metrics: dict, args, data_report: DataReport) -> None:
-    """The page that a person reads: headline, curves, pictures, tables."""
+    """Writes figures/ and report.html: main results, error curves, example cases, tables."""
     unit, mre, baseline, sdr = evaluation.unit, metrics["mre"], metrics["baseline_mre"], metrics["sdr"]
     by_landmark, figure_folder = metrics["by_landmark"], args.output / "figures"
     schema = evaluation.anatomy.schema
@@ -70,8 +70,8 @@ def write_report(evaluation: Evaluation, metrics: dict, args, data_report: DataR
         ]
     )
     report.text(
-        f"Ground truth: {args.ground_truth} of the readers. Errors are native pixels times mm per pixel. Intervals: "
-        f"bootstrap over patients, {args.bootstrap} resamples. Baseline: the training split's mean shape, aligned by "
+        f"Ground truth: {args.ground_truth} of the readers. Errors: radial distance at native resolution. Intervals: "
+        f"bootstrap over patients, {args.bootstrap} resamples. Baseline: mean shape of the training split, aligned by "
         "the letterbox.",
         note=True,
     )
@@ -123,7 +123,7 @@ def write_report(evaluation: Evaluation, metrics: dict, args, data_report: DataR
         report.table(["measurement", "", "unit", "SD between patients", *[f"from {s}" for s in sources]], rows)
 
     if stage := metrics.get("cvm_stage"):
-        scores = f"Accuracy {stage['accuracy']:.2f}, macro-F1 {stage['macro_f1']:.2f}; always the most frequent stage: "
+        scores = f"Accuracy {stage['accuracy']:.2f}, macro-F1 {stage['macro_f1']:.2f}; baseline (most frequent stage): "
         report.section("Maturation stage (CVM)", f"{scores}accuracy {stage['baseline']:.2f}.")
         matrix = figures.confusion_matrix(stage["counts"], evaluation.anatomy.stages, "CVM stage")
         report.figures([(figures.save(matrix, figure_folder / "cvm_stage.png"), "Cases by true and predicted stage")])
@@ -131,11 +131,11 @@ def write_report(evaluation: Evaluation, metrics: dict, args, data_report: DataR
 
 
 def write_stages(report: Report, metrics: dict, coarse: dict, unit: str) -> None:
-    """What stage 2 adds to stage 1."""
+    """Adds the comparison of both stages with stage 1 alone to the report."""
     first, second = (metrics["seconds_per_picture"][stage] for stage in ("stage 1", "stage 2"))
     report.text(
-        f"Stage 2 sees {metrics['refine_crops']} native crops of each landmark. Time per picture on this machine: "
-        f"stage 1 {first:.2f} s, stage 2 {second:.2f} s more. Intervals of the differences: paired bootstrap."
+        f"Stage 2 averages {metrics['refine_crops']} crops per landmark. Time per picture on this machine: "
+        f"stage 1 {first:.2f} s, stage 2 {second:.2f} s. Intervals of the differences: paired bootstrap."
     )
     names = ["MRE", *(f"SDR {t:g}" for t in THRESHOLDS)]
     alone = [coarse["mre"], *coarse["sdr"].values()]
@@ -166,7 +166,7 @@ def draw_cases(evaluation: Evaluation, folder: Path) -> list[tuple[Path, str]]:
 
 
 def rate_cells(sdr: dict[float, float]) -> list[str]:
-    """Success detection rates as cells of a table."""
+    """Success detection rates in % as table cells."""
     return [number(rate, "{:.1f}") for rate in sdr.values()]
 
 
@@ -178,7 +178,7 @@ def _difference(row: dict | None) -> str:
 
 
 def read_errors(folder: Path) -> tuple[str, dict[str, dict[str, float]]]:
-    """(unit, id -> landmark -> error) of a folder that evaluate.py wrote. Raises UserError for another."""
+    """(unit, id -> landmark -> error) of an output folder of evaluate.py. Raises UserError for other folders."""
     try:
         with open(folder / "predictions.csv", encoding="utf-8", newline="") as table:
             rows = list(csv.DictReader(table))
@@ -197,10 +197,10 @@ def read_errors(folder: Path) -> tuple[str, dict[str, dict[str, float]]]:
 def compare(
     folders: list[Path], output: Path, console: Console, machine: dict, resamples: int = 1000, seed: int = 0
 ) -> None:
-    """Prints the differences of two evaluations, of the landmarks that both have, and writes comparison.json and
+    """Prints the paired differences of two evaluations on common cases and landmarks, and writes comparison.json and
     comparison.html to `output`.
 
-    Raises UserError if they measure in different units, or have no case or no landmark in common.
+    Raises UserError for different units, and without common case or landmark.
     """
     (unit, first), (other_unit, second) = (read_errors(folder) for folder in folders)
     names = [str(folder) for folder in folders]
@@ -239,11 +239,11 @@ def compare(
     report = Report("Comparison of two evaluations", f"A: {names[0]}; B: {names[1]}")
     report.text(
         f"{len(ids)} cases in both; {left_out} in one only. Intervals: paired bootstrap over patients, {resamples} "
-        "resamples. One without 0 is a difference.",
+        "resamples. A difference is significant if its interval excludes 0.",
         note=True,
     )
     report.table(["", "A", "B", "B − A"], rows)
-    report.section("Landmarks", f"Mean radial error of B minus that of A [{unit}], the most improved first.")
+    report.section("Landmarks", f"Difference of mean radial error, B − A [{unit}]; most improved first.")
     ordered = sorted(by_landmark.items(), key=lambda item: item[1].estimate)
     report.table(["landmark", "B − A"], [[name, with_span(interval, "{:+.2f}")] for name, interval in ordered])
     console.print(f"report: {close(report, output / 'comparison.html', machine)}", style="bold")

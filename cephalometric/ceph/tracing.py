@@ -1,4 +1,4 @@
-"""Landmarks drawn on the radiograph: truth beside prediction, and the tracing with its lines."""
+"""Landmarks drawn on the radiograph: ground truth with prediction, and the tracing with its lines."""
 
 import itertools
 from typing import TYPE_CHECKING
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#4cc9f0", "#f9c74f", "#90be6d", "#f78c6b")  # of the lines
-LONGER_SIDE = 1400  # px of the drawn picture: enough to read, small enough for a report
+LONGER_SIDE = 1400  # px of the drawn picture
 
 
 def _canvas(pixels: np.ndarray, longer_side: int) -> tuple["Figure", object, float]:
-    """(figure, axes in px of the drawn picture, px of it per native px)."""
+    """(figure, axes in px of the drawn picture, drawn px per native px)."""
     height, width = pixels.shape[:2]
     scale = min(1.0, longer_side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -31,7 +31,7 @@ def _canvas(pixels: np.ndarray, longer_side: int) -> tuple["Figure", object, flo
 
 
 def comparison(pixels: np.ndarray, truth: np.ndarray, prediction: np.ndarray, title: str) -> "Figure":
-    """Truth (green rings) and prediction (red dots) joined by lines, on the grey picture (H, W). Points native px."""
+    """Ground truth (green rings) and prediction (red dots), both (K, 2) native px, on the grey picture uint8 (H, W)."""
     fig, ax, scale = _canvas(pixels, 900)
     truth, prediction = (truth + 0.5) * scale - 0.5, (prediction + 0.5) * scale - 0.5
     for a, b in zip(truth, prediction, strict=True):
@@ -44,8 +44,8 @@ def comparison(pixels: np.ndarray, truth: np.ndarray, prediction: np.ndarray, ti
 
 
 def tracing(pixels: np.ndarray, points: np.ndarray, schema: Schema, title: str) -> "Figure":
-    """The landmarks by name and the lines of their scheme, on the grey picture uint8 (H, W). Points (K, 2) native px;
-    NaN is left out."""
+    """Landmark names and the lines of the scheme on the grey picture uint8 (H, W); `points` (K, 2) native px, NaN =
+    left out."""
     fig, ax, scale = _canvas(pixels, LONGER_SIDE)
     known = np.isfinite(points).all(axis=1)
     points = (points[known] + 0.5) * scale - 0.5
@@ -58,7 +58,7 @@ def tracing(pixels: np.ndarray, points: np.ndarray, schema: Schema, title: str) 
             continue
         direction = places[front] - places[back]
         start, end = places[back] - 0.35 * direction, places[front] + 0.35 * direction
-        if not (start > 40).all():  # the name stands at the start, and must stay in the picture
+        if not (start > 40).all():  # keeps the name, drawn at the start, inside the picture
             start = places[back] + (start - places[back]) * _share_inside(places[back], start, 40)
         ax.plot(*zip(start, end, strict=True), color=colour, lw=1.5, alpha=0.9)
         label = ax.text(*start, name, color=colour, fontsize=12, weight="bold", ha="right", path_effects=_outline())
@@ -72,21 +72,21 @@ def tracing(pixels: np.ndarray, points: np.ndarray, schema: Schema, title: str) 
 
 
 def _outline() -> list:
-    """A dark rim around letters."""
-    from matplotlib import patheffects  # here, so that a script's --help does not wait for it
+    """Dark outline of text."""
+    from matplotlib import patheffects  # slow import
 
     return [patheffects.withStroke(linewidth=2.2, foreground="#000000cc")]
 
 
 def _share_inside(inner: np.ndarray, outer: np.ndarray, margin: float) -> float:
-    """How far one can go from `inner` to `outer`, 0-1, before x or y falls below `margin`."""
+    """Share (0-1) of the way from `inner` to `outer` (2,) on which x and y are at least `margin`."""
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = np.where(outer < margin, (inner - margin) / (inner - outer), 1.0)
     return float(np.clip(shares.min(), 0, 1))
 
 
 def _label(ax, symbol: str, place: np.ndarray, dots: np.ndarray, taken: list, renderer) -> None:
-    """Writes a symbol at the nearest place around its point where it covers no other label and no point."""
+    """Draws a symbol at the nearest position around its point that covers no other label or point."""
     text = ax.text(
         *place, symbol, color="white", fontsize=10, ha="center", va="center", path_effects=_outline(), zorder=4
     )

@@ -1,4 +1,4 @@
-"""Test-time augmentation: a picture is seen several times, mirrored, tilted, scaled, and the answers are averaged.
+"""Test-time augmentation: mean prediction over flipped, tilted and scaled views of a picture.
 
 Points are xy in input px with pixel centres at integers.
 """
@@ -15,46 +15,45 @@ from ceph.hrnet import decode
 
 @dataclass(frozen=True)
 class View:
-    """A picture mirrored left to right, then turned by `tilt` degrees (clockwise as shown), then enlarged by `scale`,
-    all about the centre of its frame. What this moves out of the frame is lost; what comes in is black."""
+    """Horizontal flip, then rotation by `tilt` ° (clockwise), then magnification by `scale`, about the centre of the
+    frame; black outside the picture."""
 
     scale: float = 1.0
     tilt: float = 0.0
     flip: bool = False
 
     def draw(self, images: torch.Tensor) -> torch.Tensor:
-        """Pictures (B, 1, H, W) as this view shows them.
+        """Pictures (B, 1, H, W) in this view.
 
-        Plain bilinear sampling, as in training, also where the view shrinks: an antialiased reduction to 0.8 differs by
-        0.7 of 255 grey levels (RMS) on drawn cephalograms, and points found with it were no better.
+        Bilinear sampling without antialiasing, as in training: antialiasing at scale 0.8 changes synthetic
+        cephalograms by 0.7 of 255 grey levels (RMS) and did not improve the points.
         """
         if self == View():
             return images
         height, width = images.shape[-2:]
-        half = images.new_tensor([width, height]) / 2  # affine_grid measures from the centre, in halves of the frame
+        half = images.new_tensor([width, height]) / 2  # affine_grid uses half frames from the centre
         back = self._matrix(images).T / self.scale**2 * half / half[:, None]
         theta = F.pad(back, (0, 1)).expand(len(images), 2, 3)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
 
     def to_view(self, points: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-        """Where points (..., 2) of the picture stand in the view. `centre` is xy of the frame's."""
+        """Points (..., 2) from picture to view, px. `centre`: xy of the frame centre."""
         return (points - centre) @ self._matrix(points).T + centre
 
     def to_input(self, points: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-        """Points (..., 2) of the view back in the picture."""
+        """Points (..., 2) from view to picture, px."""
         return (points - centre) @ self._matrix(points) / self.scale**2 + centre
 
     def _matrix(self, like: torch.Tensor) -> torch.Tensor:
-        """(2, 2), takes xy from the centre in the picture to xy from the centre in the view. The inverse of such a turn
-        times `scale` is its transpose over scale²."""
+        """(2, 2), from picture to view, relative to the centre. Its inverse is its transpose divided by scale²."""
         cos, sin = self.scale * math.cos(math.radians(self.tilt)), self.scale * math.sin(math.radians(self.tilt))
         mirror = -1 if self.flip else 1
         return like.new_tensor([[mirror * cos, -sin], [mirror * sin, cos]])
 
 
 SCALES, TILTS, FLIPS = (1.0, 0.8, 1.2), (0.0, -3.0, 3.0), (False, True)
-# What --tta takes. The picture as it is comes first: it says which landmarks the other views still show.
+# Values of --tta. The unchanged picture is first: it determines which landmarks are inside the other views.
 VIEWS = {
     "none": (View(),),
     "10": tuple(View(s, t, flip) for flip in FLIPS for s, t in product(SCALES, TILTS) if s == 1 or t == 0),
@@ -63,13 +62,11 @@ VIEWS = {
 
 
 def predict_views(model, images: torch.Tensor, sigma: float, tta: str = "none") -> dict[str, torch.Tensor]:
-    """What `model`, an HRNetLandmarks, says of pictures (B, 1, H, W) in 0-1: the mean over the views `VIEWS[tta]`.
+    """Mean prediction of an HRNetLandmarks for pictures (B, 1, H, W) in 0-1 over the views `VIEWS[tta]`:
 
-    - `points` (B, K, 2), input px, and `confidence` (B, K): over the views in whose frame the landmark lies
-    - `measurements` (B, M): lengths in input px, angles in °, ratios in %
-    - `cvm_stage` (B, S): probabilities of the stages
-
-    What the model's anatomy has none of is not there. In a mirrored view landmarks are exchanged by its flip.
+    - `points` (B, K, 2) in input px and `confidence` (B, K), over the views that contain the landmark
+    - `measurements` (B, M): lengths in input px, angles in °, ratios in %; if M > 0
+    - `cvm_stage` (B, S): probabilities of the stages; if S > 0
     """
     height, width = images.shape[-2:]
     size = images.new_tensor([width, height])
@@ -77,7 +74,7 @@ def predict_views(model, images: torch.Tensor, sigma: float, tta: str = "none") 
     is_length, flip = torch.from_numpy(model.anatomy.is_length).to(images.device), model.anatomy.flip
     points, confidences, counts, measurements, stages = [], [], [], [], []
     for view in VIEWS[tta]:
-        # In half precision a coordinate of 500 px is good to a quarter px only: the geometry stays in full.
+        # Geometry in full precision: half precision resolves 500 px to a quarter px only.
         with torch.autocast(images.device.type, enabled=False):
             picture = view.draw(images)
         prediction = model(picture)

@@ -1,10 +1,10 @@
-"""The folder tree and the tables of CT-RATE (Hamamci et al. 2024): names, labels, metadata, files.
+"""Folder tree and tables of CT-RATE (Hamamci et al. 2024): names, labels, metadata, files.
 
 CT-RATE/dataset/{train,valid}_fixed/train_1/train_1_a/train_1_a_1.nii.gz     volumes in HU
-        …/{train,valid}/…                                                  version 1: not HU, see RescaleSlope
-        …/multi_abnormality_labels/{train,valid}_predicted_labels.csv      VolumeName and a column a label
+        …/{train,valid}/…                                                  version 1: not in HU, see RescaleSlope
+        …/multi_abnormality_labels/{train,valid}_predicted_labels.csv      VolumeName and one column per label
         …/metadata/{train,validation}_metadata.csv                         VolumeName, RescaleSlope, XYSpacing …
-        …/metadata/no_chest_{train,valid}.txt                              volumes that show another part of the body
+        …/metadata/no_chest_{train,valid}.txt                              volumes of other body parts
 
 `train_1_a_1` is patient train_1, scan a, reconstruction 1. Reconstructions of a scan share their labels.
 """
@@ -24,13 +24,13 @@ from ct.store import COLUMNS, SPLITS
 
 VERSIONS = ("fixed", "v1")  # in order of preference
 NAME = re.compile(r"(?P<patient>(?P<split>train|valid)_\d+)_(?P<scan>[a-z]+)_(?P<reconstruction>\d+)")
-FETCH = "download_ct_rate.py fetches it"
+FETCH = "check the path, or fetch the table with the download script"
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd")
 
 
 @dataclass
 class Volume:
-    """One volume on the disk: a file, or the folder of a DICOM series."""
+    """A volume on disk: a file, or the folder of a DICOM series."""
 
     name: str  # without suffix, e.g. train_1_a_1
     patient: str
@@ -41,7 +41,7 @@ class Volume:
 
 
 def stem(name: str) -> str:
-    """A volume's name without folder and suffix: `train_1_a_1.nii.gz` -> `train_1_a_1`."""
+    """Name of a volume without folder and suffix: `train_1_a_1.nii.gz` -> `train_1_a_1`."""
     name = Path(name).name
     for suffix in VOLUME_SUFFIXES:
         if name.lower().endswith(suffix):
@@ -50,7 +50,7 @@ def stem(name: str) -> str:
 
 
 def patient_of(name: str) -> str | None:
-    """`train_1` for `train_1_a_1`; None for a name of another form."""
+    """`train_1` for `train_1_a_1`; None for names of another form."""
     match = NAME.fullmatch(stem(name))
     return match["patient"] if match else None
 
@@ -67,7 +67,7 @@ def metadata_file(root: Path, split: str) -> Path:
 
 
 def no_chest_file(root: Path, split: str) -> Path:
-    """List of a split's volumes that show no chest."""
+    """List of the volumes of a split without a chest."""
     return Path(root) / "dataset" / "metadata" / f"no_chest_{split}.txt"
 
 
@@ -77,7 +77,7 @@ def split_folder(root: Path, split: str, version: str = "fixed") -> Path:
 
 
 def volume_file(root: Path, name: str, version: str = "fixed") -> Path:
-    """Where CT-RATE keeps the volume `train_1_a_1`. Raises ValueError for a name of another form."""
+    """Path of the volume `train_1_a_1`. Raises ValueError for names of another form."""
     match = NAME.fullmatch(stem(name))
     if not match:
         raise ValueError(f"{name!r} is no CT-RATE name such as train_1_a_1")
@@ -86,11 +86,11 @@ def volume_file(root: Path, name: str, version: str = "fixed") -> Path:
 
 
 def read_labels(file: Path, report: DataReport) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """The labels of a table, and volume name -> its values (labels,) int8: 1, 0, or -1 where it says -1 (unknown).
+    """(labels, volume name -> (labels,) int8: 1, 0, or -1 for unknown) of a label table.
 
-    A column of 0, 1 and -1 alone is a label. Other columns, and labels that are nearly called like one of CT-RATE's,
-    are named in the `report`. Raises UserError, naming file and line, for another value below one of CT-RATE's labels,
-    or in a column most of whose cells are such: an absent label is never taken for a 0.
+    A column that holds only 0, 1 and -1 is a label. Other columns and misspelt labels of CT-RATE are added to the
+    `report`. Raises UserError, with file and line, for other values (also empty ones) in a column of CT-RATE's, or in
+    one that holds mostly 0, 1 and -1.
     """
     rows = read_table(file, ["VolumeName"], FETCH)
     columns = [column for column in (rows[0][1] if rows else ()) if column and column != "VolumeName"]
@@ -104,7 +104,9 @@ def read_labels(file: Path, report: DataReport) -> tuple[tuple[str, ...], dict[s
             raise UserError(f"{file}, line {line}, {row['VolumeName']}: {name} is {text!r}; write 0, 1 or -1 (unknown)")
         if name in values:
             raise UserError(f"{file} has several columns {name}; keep one of each")
-        if wrong is not None or not name or name in COLUMNS:
+        if name in COLUMNS:
+            report.add("reserved column name", f"{file}, column {name!r}", "left out", "rename it if it is a label")
+        elif wrong is not None or not name:
             found = f"holds {rows[wrong or 0][1][column][:40]!r}"
             report.add("column that is no label of 0, 1, -1", f"{file}, column {name!r}", "left out", found)
         else:
@@ -117,7 +119,7 @@ def read_labels(file: Path, report: DataReport) -> tuple[tuple[str, ...], dict[s
     for (line, row), known in zip(rows, table, strict=True):
         name = stem(row["VolumeName"].strip())
         if name in found and (found[name] != known).any():
-            raise UserError(f"{file}, line {line}: {name} stands there twice with different labels; keep one line")
+            raise UserError(f"{file}, line {line}: {name} has two lines with different labels; keep one")
         found[name] = known
     return labels, found
 
@@ -131,12 +133,13 @@ def _label(text: str) -> int | None:
 
 
 def read_metadata(file: Path) -> dict[str, dict[str, str]]:
-    """Volume name -> its row, column by column, as text. Raises UserError for a table without VolumeName."""
+    """Volume name -> its row, as text by column. Raises UserError for a table without VolumeName."""
     return {stem(row["VolumeName"].strip()): row for _, row in read_table(file, ["VolumeName"], FETCH)}
 
 
 def read_names(file: Path) -> list[str]:
-    """Volume names of a list, one a line, without suffixes; empty lines and lines that start with # are left out."""
+    """Volume names of a list, one per line, without suffixes; comment lines start with #. Raises UserError for a
+    missing file."""
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -147,12 +150,12 @@ def read_names(file: Path) -> list[str]:
 def find_volumes(
     root: Path, report: DataReport, splits: Sequence[str] = SPLITS
 ) -> tuple[tuple[str, ...], list[Volume]]:
-    """The labels of the tree's tables and its volumes, sorted by name; what is wrong goes into the `report`.
+    """(labels, volumes sorted by name) of a tree; problems are added to the `report`.
 
-    The `_fixed` version of a volume is preferred to version 1. Volumes in a no_chest list, without labels, or whose
-    patient also stands in valid (for train) are left out and reported. Other volumes than CT-RATE's go by the tree
-    alone: the folder under `train_fixed` or `valid_fixed` is the patient. A label that only one split's table has is
-    unknown in the other split. Raises UserError if there is no volume.
+    The `_fixed` version of a volume is preferred to version 1. Volumes in a no_chest list, without labels, or in train
+    with a patient of valid are left out. Patients of volumes with other names are given by their folder below
+    `train_fixed` or `valid_fixed`. Labels of one split only are unknown in the other. Raises UserError if there is no
+    volume.
     """
     root = Path(root)
     if not root.is_dir():
@@ -199,7 +202,7 @@ def find_volumes(
 
 
 def find_files(folder: Path) -> list[Path]:
-    """Volume files, and folders of .dcm files (one DICOM series each), anywhere under `folder`; a file is itself."""
+    """Volume files, and folders of .dcm files (one DICOM series each), below `folder`; a file gives itself."""
     if not folder.is_dir():
         return [folder]
     found = set()
@@ -212,5 +215,5 @@ def find_files(folder: Path) -> list[Path]:
 
 
 def _natural(name: str) -> list:
-    """train_2 before train_10."""
+    """Sort key with train_2 before train_10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

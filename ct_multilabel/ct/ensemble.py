@@ -1,4 +1,4 @@
-"""Inference with one or several trained models on the slices of volumes: calibration, mean, uncertainty."""
+"""Inference with one or several models on the slices of volumes: calibration, averaging, uncertainty."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ct.vlm3d import Calibration, pool, remap
 
 @dataclass
 class Member:
-    """A trained model with its config and calibration."""
+    """A trained model with its configuration and calibration."""
 
     name: str
     model: SliceClassifier
@@ -26,16 +26,16 @@ class Member:
 
 @dataclass
 class Predictions:
-    """Of N volumes. `probabilities` are calibrated; `scores` are remapped so that 0.5 is the tuned threshold."""
+    """Predictions for N volumes. `probabilities` are calibrated; `scores` have the tuned thresholds at 0.5."""
 
-    raw: np.ndarray  # (N, labels), pooled over the slices, before calibration
+    raw: np.ndarray  # (N, labels), pooled over the slices, not calibrated
     probabilities: np.ndarray  # (N, labels)
     scores: np.ndarray  # (N, labels)
-    spread: np.ndarray | None = None  # (N, labels), SD of the probabilities: over dropout masks, or over members
+    spread: np.ndarray | None = None  # (N, labels), SD over dropout masks or members
 
 
 def load_members(folders: Sequence[Path], device: torch.device) -> list[Member]:
-    """Models of `best/` folders. Raises UserError unless all have the same labels, slices and tuning patients."""
+    """Models of `best/` folders. Raises UserError if labels, slice settings or tuning patients differ."""
     members = []
     for folder in folders:
         model, config = SliceClassifier.from_folder(folder)
@@ -61,16 +61,15 @@ def load_members(folders: Sequence[Path], device: torch.device) -> list[Member]:
 
 
 def settings_text(settings: dict) -> str:
-    """How slices were taken, for a message: "slices 32, size 224, field_mm 360.0, channels windows"."""
+    """Slice settings as text: "slices 32, size 224, field_mm 360.0, channels windows"."""
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
 @torch.no_grad()
 def predict_logits(member: Member, slices: torch.Tensor, dropout_samples: int = 0) -> torch.Tensor:
-    """Logits (1 + dropout_samples, B, S, labels) of slices (B, S, 3, H, W) uint8; S is 1 for gated attention.
+    """Logits (1 + dropout_samples, B, S, labels) of slices (B, S, 3, H, W) uint8; S is 1 with gated attention.
 
-    The first without dropout, the others each with a mask of its own. Dropout stands behind the backbone, so the
-    features are computed once.
+    The first ones are without dropout. Dropout follows the backbone, so that features are computed once.
     """
     model = member.model
     output = "volume" if model.gate else "slices"
@@ -85,8 +84,8 @@ def predict_logits(member: Member, slices: torch.Tensor, dropout_samples: int = 
 def calibrated(member: Member, logits: np.ndarray) -> Predictions:
     """Predictions of a member from its logits (1 + dropout samples, N, S, labels).
 
-    With dropout samples the probabilities are their mean, and `spread` is their SD (Gal & Ghahramani 2016, "Dropout
-    as a Bayesian Approximation"); otherwise they are those without dropout.
+    With dropout samples, `probabilities` and `spread` are their mean and SD (Gal & Ghahramani 2016, "Dropout as a
+    Bayesian Approximation").
     """
     slices = 1 / (1 + np.exp(-logits.astype(float)))
     runs = [member.calibration.probabilities(run) for run in (slices[1:] if len(slices) > 1 else slices)]
@@ -100,10 +99,8 @@ def calibrated(member: Member, logits: np.ndarray) -> Predictions:
 
 
 def average(predictions: Sequence[Predictions]) -> Predictions:
-    """The ensemble: means of the members' values. Each member's threshold is at 0.5 already, and so is the mean's.
-
-    `spread` is the SD between the members; for a single one it is its own.
-    """
+    """Means over the members, whose thresholds are all at 0.5; `spread`: SD between members, or that of a single
+    member."""
     if len(predictions) == 1:
         return predictions[0]
     stack = {name: np.stack([getattr(p, name) for p in predictions]) for name in ("raw", "probabilities", "scores")}

@@ -1,4 +1,5 @@
-"""Metrics of one evaluation, with intervals by patient: official metrics, baselines, calibration, uncertainty."""
+"""Metrics of an evaluation with confidence intervals over patients: classification, baselines, calibration,
+uncertainty."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +19,9 @@ MACRO = ("auroc", "f1", "precision", "recall", "accuracy")
 
 
 class Evaluation:
-    """Metrics of N volumes with the labels `names`, whose ground truth `labels` (N, labels) is 1, 0 or -1 = unknown.
+    """Metrics of N volumes for the labels `names`; ground truth (N, labels): 1, 0 or -1 (unknown).
 
-    `prevalence` (labels,) is the training split's: the baseline. Intervals are bootstraps over patients.
+    `prevalence` (labels,): of the training split, as baseline. Intervals: bootstrap over patients.
     """
 
     def __init__(
@@ -39,19 +40,17 @@ class Evaluation:
         self.official = official_metrics(self.labels, predictions.scores, names)
         constant = np.broadcast_to(prevalence, self.labels.shape)
         self.prevalence_baseline = official_metrics(self.labels, constant, names)
-        # Under the official threshold of 0.5 a rare label is never found by its prevalence, and F1 is 0. The best
-        # constant for F1 is "always positive", which needs no prevalence.
+        # F1 of the prevalence is 0 for labels rarer than 0.5; the best constant prediction for F1 is "always positive".
         self.always_baseline = official_metrics(self.labels, np.ones(self.labels.shape), names)
 
     def intervals(self) -> dict[str, Interval | dict[str, Interval]]:
-        """The headlines, and `by_label` {label: {"auroc": …, "f1": …}}, from one set of resamples."""
+        """Intervals of the headline metrics, and `by_label` {label: {"auroc": …, "f1": …}}, from the same resamples."""
 
         def statistics(rows: np.ndarray) -> np.ndarray:
             result = official_metrics(self.labels[rows], self.predictions.scores[rows], self.names)
             labels = result["per_label"]
             for label, values in labels.items():
-                # Where none of a label's few positives is drawn, recall and F1 are unknown. The official 0 of such
-                # resamples would push the interval below the estimate.
+                # Without positive cases in a resample, recall and F1 are unknown; the official 0 would bias them.
                 if values["positives"] == 0 < self.official["per_label"][label]["positives"]:
                     values |= {"recall": np.nan, "f1": np.nan}
             macro = [known_mean(np.array([labels[label][name] for label in labels])) for name in MACRO]
@@ -64,7 +63,7 @@ class Evaluation:
         return intervals | {"by_label": {label: {"auroc": next(values), "f1": next(values)} for label in self.names}}
 
     def by_label(self, intervals: dict[str, dict[str, Interval]]) -> list[dict]:
-        """A row for each label: counts, AUROC and F1 with intervals, the other metrics, and the baseline's F1."""
+        """One row per label: counts, AUROC and F1 with intervals, other metrics, F1 of the baseline."""
         rows = []
         for i, label in enumerate(self.names):
             official = self.official["per_label"][label]
@@ -81,10 +80,8 @@ class Evaluation:
         return {name: expected_calibration_error(p, self.labels) for name, p in values.items()}
 
     def error_by_spread(self, parts: int = 3) -> list[dict] | None:
-        """Share of wrong decisions among cells of small, middle and large spread; None where there is no spread.
-
-        With an informative spread the share grows from row to row.
-        """
+        """Share of wrong decisions in `parts` groups of increasing spread, which grows if the spread is informative;
+        None without spread."""
         spread = self.predictions.spread
         if spread is None:
             return None
@@ -97,14 +94,11 @@ class Evaluation:
         ]
 
     def write_predictions(self, file: Path) -> None:
-        """One row a volume: truth, calibrated probability, score (0.5 = threshold) and spread of each label."""
-        columns = {
-            "label": self.labels,
-            "probability": self.predictions.probabilities,
-            "score": self.predictions.scores,
-        }
-        if self.predictions.spread is not None:
-            columns["sd"] = self.predictions.spread
+        """Writes one row per volume: ground truth, calibrated probability, score (0.5 = threshold) and spread of each
+        label."""
+        p = self.predictions
+        columns = {"label": self.labels, "probability": p.probabilities, "score": p.scores}
+        columns |= {} if p.spread is None else {"sd": p.spread}
         header = ["volume", "patient", "scan", *[f"{label} {name}" for label in self.names for name in columns]]
         cells = np.stack([*columns.values()], axis=-1).reshape(len(self.volumes), -1)  # (N, labels × columns)
         rows = (
@@ -115,8 +109,5 @@ class Evaluation:
 
 def _average_precision(labels: np.ndarray, probabilities: np.ndarray) -> float:
     known = labels != UNKNOWN
-    if not (labels[known] == 1).any():
-        return float("nan")
-    return float(
-        binary_average_precision(torch.from_numpy(probabilities[known]), torch.from_numpy(labels[known]).long())
-    )
+    truth = torch.from_numpy(labels[known]).long()
+    return float(binary_average_precision(torch.from_numpy(probabilities[known]), truth)) if truth.any() else np.nan

@@ -26,9 +26,8 @@ class Extraction:
 def extract(
     path: Path, metadata: dict | None, file: Path, attributes: dict, settings: dict, overwrite: bool = False
 ) -> Extraction:
-    """Reads the volume at `path` and writes its slices to `file`, unless they are there: of the same source (size and
-    time of change) with the same `settings`. Raises VolumeError, and takes away what lay at `file`, if it cannot.
-    """
+    """Writes the slices of the volume at `path` to `file`, unless it holds those of the same source (size and
+    modification time) and `settings`. Raises VolumeError if the volume cannot be used, and deletes `file`."""
     try:
         size, mtime_ns = _fingerprint(path)
         attributes = attributes | settings | {"source_size": size, "source_mtime_ns": mtime_ns}
@@ -50,7 +49,7 @@ def extract(
 def start_worker() -> None:
     """Sets up a worker process: one thread, Ctrl-C ignored, exit together with the parent."""
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent lets it finish its volume
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the current volume is finished first
 
     def end_with_parent() -> None:  # a killed parent sends no signal
         multiprocessing.parent_process().join()
@@ -60,7 +59,7 @@ def start_worker() -> None:
 
 
 def _fingerprint(path: Path) -> tuple[int, int]:
-    """Size and time of the last change (ns) of a file, or of all files of a folder. Raises VolumeError."""
+    """Total size and latest modification time (ns) of a file or of the files of a folder. Raises VolumeError."""
     try:
         found = [file.stat() for file in (path.iterdir() if path.is_dir() else [path])]
     except OSError as error:

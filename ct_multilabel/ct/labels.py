@@ -1,7 +1,7 @@
-"""The subject: CT-RATE's 18 labels, and what holds for them alone. A model has the labels of its table; for a table of
-other labels nothing needs to change here.
+"""CT-RATE's 18 labels, their order and display windows. Models have the labels of their label table: other labels need
+no change here.
 
-Imports no torch: processes that extract slices start faster without.
+Imports no torch, so that extraction workers start faster.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 Labelled = TypeVar("Labelled")
-UNKNOWN = -1  # in place of a 0 or 1, as in core.losses.classification
+UNKNOWN = -1  # as in core.losses.classification
 LABELS = (
     "Medical material",
     "Arterial wall calcification",
@@ -33,7 +33,7 @@ LABELS = (
     "Bronchiectasis",
     "Interlobular septal thickening",
 )
-# The window in which a radiologist reads a label, where it is not the lung window.
+# Display windows of labels other than the lung window.
 WINDOW_OF = {
     **dict.fromkeys(("Medical material", "Arterial wall calcification", "Coronary artery wall calcification"), "bone"),
     **dict.fromkeys(
@@ -43,27 +43,27 @@ WINDOW_OF = {
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Distinct label names as they come; CT-RATE's 18 in the official order."""
+    """Distinct label names in their order; CT-RATE's 18 in the official order."""
     names = tuple(dict.fromkeys(names))
     return LABELS if set(names) == set(LABELS) else names
 
 
 def official(names: Sequence[str]) -> bool:
-    """Whether labels are CT-RATE's 18 in order: CRG and results.json of VLM3D are defined for no others."""
+    """Whether labels are CT-RATE's 18 in order; CRG and results.json of VLM3D are defined for these only."""
     return tuple(names) == LABELS
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known label that a name nearly equals, "Lung nodule" for "lung nodules"; None if it is one of them, or near
-    none."""
+    """The `known` label most similar to a misspelt name, e.g. "Lung nodule" for "lung nodules"; None for exact or
+    dissimilar names."""
     spellings = {" ".join(label.replace("_", " ").casefold().split()): label for label in known}
     near = difflib.get_close_matches(" ".join(name.replace("_", " ").casefold().split()), spellings, 1, 0.85)
     return spellings[near[0]] if near and spellings[near[0]] != name else None
 
 
 def with_labels(volumes: Iterable[Labelled], have: Sequence[str], want: Sequence[str]) -> list[Labelled]:
-    """Volumes, dataclasses whose `labels` (have,) int8 stand for the names `have`, with labels (want,): UNKNOWN where
-    one is not there."""
+    """Volumes with labels (want,) instead of (have,) int8; UNKNOWN for labels that are not in `have`. Volumes are
+    dataclasses with `labels`."""
     if tuple(have) == tuple(want):
         return list(volumes)
     places = [have.index(label) if label in have else len(have) for label in want]

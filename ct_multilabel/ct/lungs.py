@@ -1,4 +1,4 @@
-"""Where in a volume the lungs lie, found by thresholds and connected parts."""
+"""Location of the lungs in a CT volume, by thresholds and connected components."""
 
 from dataclasses import dataclass
 
@@ -6,28 +6,28 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-GRID_MM = 4.0  # of the coarse copy on which lungs are looked for
-AIR_HU = -400  # lungs and air lie below it, tissue above
-VOID_HU = -950  # the air around the body lies below it, lungs as a whole above, emphysema included
+GRID_MM = 4.0  # resolution of the coarse copy
+AIR_HU = -400  # upper limit of lungs and air; tissue is above
+VOID_HU = -950  # upper limit of air around the body; means of lungs, also with emphysema, are above
 MIN_LUNG_ML = 700
-MARGIN_MM = 10.0  # around the lungs, along the body
+MARGIN_MM = 10.0  # above and below the lungs
 
 
 @dataclass
 class Chest:
-    """Where in a volume the lungs lie."""
+    """Location of the lungs in a volume."""
 
-    first: int  # slices, both included
+    first: int  # first and last slice, both included
     last: int
-    centre: tuple[float, float]  # of the body in a slice, mm (y, x) from the volume's corner
+    centre: tuple[float, float]  # of the body, mm (y, x) from the corner of the slice
     lung_ml: float
 
 
 def find_chest(hu: np.ndarray, spacing: tuple[float, float, float], warnings: list[str]) -> Chest:
-    """Finds the lungs on a coarse copy, and the slices that hold them with a margin of MARGIN_MM.
+    """Finds the lungs in `hu` (Z, Y, X), with `spacing` in mm (z, y, x), and the slices around them with MARGIN_MM.
 
-    Lungs are the air inside the body; in a crop, air of the lungs' density at the picture's border. With fewer than
-    MIN_LUNG_ML of them the range is the whole volume, and `warnings` says so.
+    Lungs are air inside the body or, in cropped volumes, air of lung density at the border. With less than MIN_LUNG_ML,
+    the whole volume is used and a warning is added to `warnings`.
     """
     coarse, grid = _coarse(hu, spacing)
     body, lungs, cut = _body_and_lungs(coarse, grid)
@@ -36,7 +36,7 @@ def find_chest(hu: np.ndarray, spacing: tuple[float, float, float], warnings: li
         warnings.append(f"hardly any lung: {lung_ml:.0f} ml; is this a chest CT?")
     else:
         area = lungs.sum(axis=(1, 2))
-        levels = np.flatnonzero(area > 0.05 * area.max())  # the windpipe above the lungs is smaller
+        levels = np.flatnonzero(area > 0.05 * area.max())  # excludes the trachea above the lungs
     sides = body[levels, 0], body[levels, -1], body[levels, :, 0], body[levels, :, -1]
     if cut or sum(side.mean() > 0.5 for side in sides) > 2:
         warnings.append(f"no whole chest: the picture's border cuts the {'lungs' if cut else 'body'}")
@@ -55,14 +55,14 @@ def _millilitres(mask: np.ndarray, grid: tuple[float, float, float]) -> float:
 
 
 def _middle(profile: np.ndarray, side: float) -> float:
-    """Half-way between the 2nd and the 98th percentile of a profile on pixels of `side` mm."""
+    """Midpoint in mm between the 2nd and 98th percentiles of a profile (N,) with pixels of `side` mm."""
     share = np.cumsum(profile) / profile.sum()
     low, high = np.searchsorted(share, (0.02, 0.98))
     return float((low + high + 1) / 2 * side)
 
 
 def _coarse(hu: np.ndarray, spacing: tuple[float, float, float]) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Every n-th slice, averaged to pixels of about GRID_MM; and the grid's spacing in mm (z, y, x)."""
+    """Every n-th slice, averaged to pixels of about GRID_MM, and the spacing of this grid in mm (z, y, x)."""
     step = max(1, round(GRID_MM / spacing[0]))
     sides = [number * side for number, side in zip(hu.shape[1:], spacing[1:], strict=True)]  # of a slice, mm
     rows, columns = (min(n, max(1, round(mm / GRID_MM))) for n, mm in zip(hu.shape[1:], sides, strict=True))
@@ -71,7 +71,7 @@ def _coarse(hu: np.ndarray, spacing: tuple[float, float, float]) -> tuple[np.nda
 
 
 def _body_and_lungs(coarse: np.ndarray, grid: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Masks (Z, Y, X) of the body with its lungs, and of the lungs; and whether the border cuts the lungs."""
+    """Masks (Z, Y, X) of the body including its lungs, and of the lungs; whether the border cuts the lungs."""
     parts, number = ndimage.label(coarse > AIR_HU)
     body = parts == np.bincount(parts.ravel())[1:].argmax() + 1 if number else np.zeros(coarse.shape, bool)
     within_slice = ndimage.generate_binary_structure(3, 1)
@@ -81,21 +81,21 @@ def _body_and_lungs(coarse: np.ndarray, grid: tuple[float, float, float]) -> tup
     if _millilitres(lungs, grid) > MIN_LUNG_ML:
         return body | inside, lungs, False
     void = _reaching_border(coarse < VOID_HU)
-    if _border(void).mean() > 0.25:  # air around the body: what is as dense as lungs there is the table's padding
+    if _border(void).mean() > 0.25:  # air around the body: lung densities outside are padding of the couch
         return body | inside, lungs, False
-    open_air = ndimage.binary_opening((coarse < AIR_HU) & ~void)  # without the void's blurred edge
+    open_air = ndimage.binary_opening((coarse < AIR_HU) & ~void)  # without the blurred edge of the void
     lungs |= _lung_parts(_reaching_border(open_air), coarse)
     return body | inside | lungs, lungs, _millilitres(lungs, grid) > MIN_LUNG_ML
 
 
 def _border(volume: np.ndarray) -> np.ndarray:
-    """The voxels (N,) on the four sides of the slices of a volume (Z, Y, X)."""
+    """Voxels (N,) at the four edges of the slices of a volume (Z, Y, X)."""
     sides = volume[:, 0], volume[:, -1], volume[:, :, 0], volume[:, :, -1]
     return np.concatenate([side.ravel() for side in sides])
 
 
 def _reaching_border(mask: np.ndarray, structure: np.ndarray | None = None) -> np.ndarray:
-    """Those connected parts of `mask` (Z, Y, X) that reach the border of the slices."""
+    """Connected components of `mask` (Z, Y, X) that touch the edges of the slices."""
     parts, number = ndimage.label(mask, structure)
     reaching = np.zeros(number + 1, bool)
     reaching[_border(parts)] = True
@@ -104,7 +104,7 @@ def _reaching_border(mask: np.ndarray, structure: np.ndarray | None = None) -> n
 
 
 def _lung_parts(air: np.ndarray, coarse: np.ndarray) -> np.ndarray:
-    """The parts of `air` that are dense enough for lungs (gas in bowels is not) and no crumbs beside the largest."""
+    """Components of `air` (Z, Y, X) as dense as lungs (gas in bowels is not), without small ones."""
     parts, number = ndimage.label(air)
     if not number:
         return air

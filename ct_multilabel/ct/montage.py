@@ -1,4 +1,4 @@
-"""Montage of a prediction: for each label found, the slices with the highest logits, plain and with Grad-CAM."""
+"""Montage of a prediction: the slices with the highest logits of each label found, plain and with Grad-CAM."""
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
@@ -8,14 +8,14 @@ from core import figures
 from ct.labels import WINDOW_OF
 from ct.volumes import WINDOWS
 
-# Transparent where there is little evidence, so that the slice stays visible.
+# Transparent for low activations, so that the slice stays visible.
 HEAT = LinearSegmentedColormap.from_list(
     "heat", [(0, (0.9, 0.2, 0.1, 0)), (0.2, (0.9, 0.2, 0.1, 0)), (0.6, (1, 0.4, 0.1, 0.5)), (1, (1, 0.9, 0.2, 0.75))]
 )
 
 
 def picture_of(pixels: np.ndarray, window: str, channels: str) -> np.ndarray:
-    """The channel uint8 (H, W) of a slice (3, H, W) that shows a window."""
+    """Channel (H, W) uint8 of a slice (3, H, W) with the given display window."""
     if channels == "adjacent":
         return pixels[1]  # the slice itself, between its neighbours
     return pixels[list(WINDOWS).index(window)]
@@ -28,9 +28,8 @@ def montage(
     channels: str,
     title: str,
 ) -> Figure:
-    """Slices (S, 3, H, W) at `positions` mm. A row for each finding (label, score, slice numbers, heat maps 0-1).
-
-    Without findings, a strip of slices over the whole volume. All findings must have the same number of slices.
+    """Figure of slices (S, 3, H, W) uint8 at `positions` (S,) mm, with a row for each finding (label, score, slice
+    numbers, heat maps in [0, 1]); all findings have the same number of slices. Without findings: evenly spaced slices.
     """
     if not findings:
         return _strip(pixels, positions, channels, title)

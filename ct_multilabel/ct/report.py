@@ -1,4 +1,4 @@
-"""Results of an evaluation: metrics.json, predictions.csv, figures, report.html."""
+"""Output of an evaluation: metrics.json, predictions.csv, figures, report.html."""
 
 from pathlib import Path
 
@@ -24,9 +24,9 @@ def write_results_folder(
     machine: dict,
     problems: dict[tuple[str, str], int],
 ) -> dict:
-    """metrics.json, predictions.csv, figures/ and report.html in `args.output`; returns the metrics.
+    """Writes metrics.json, predictions.csv, figures/ and report.html to `args.output`; returns the metrics.
 
-    `singles`: the evaluation of each of the `members`. `problems`: counts of the data report.
+    `singles`: evaluations of the `members`. `problems`: (reason, action) -> number, of the data report.
     """
     intervals = ensemble.intervals()
     by_label = intervals.pop("by_label")
@@ -68,7 +68,7 @@ def write_results_folder(
 
 
 def write_report(evaluation: Evaluation, metrics: dict, args, problems: dict[tuple[str, str], int]) -> None:
-    """report.html: headline, labels, curves, calibration, members, data."""
+    """Writes report.html: headline metrics, labels, curves, calibration, members, data."""
     data, intervals, baselines = metrics["data"], metrics["intervals"], metrics["baselines"]
     folder, macro = args.output / "figures", headline(evaluation.official)
     names = ", ".join(str(checkpoint) for checkpoint in args.checkpoint)
@@ -88,7 +88,7 @@ def write_report(evaluation: Evaluation, metrics: dict, args, problems: dict[tup
         note=True,
     )
     if args.split == "tune":
-        report.text("These patients chose the epoch, the thresholds and the calibration: the numbers are too good.")
+        report.text("Epoch, thresholds and calibration were chosen on these patients: the results are too good.")
 
     report.section("Labels")
     header = ["label", "positive", "known", "AUROC", "95 % interval", "F1", "95 % interval", "precision", "recall"]
@@ -114,8 +114,8 @@ def write_report(evaluation: Evaluation, metrics: dict, args, problems: dict[tup
     error = metrics["calibration_error"]
     report.section(
         "Calibration",
-        f"Expected calibration error {error['before']:.3f} as pooled over the slices, {error['after']:.3f} after Platt "
-        "scaling on the tuning patients.",
+        f"Expected calibration error {error['before']:.3f} after pooling over the slices, {error['after']:.3f} after "
+        "Platt scaling on the tuning patients.",
     )
     values = {"before": evaluation.predictions.raw, "after": evaluation.predictions.probabilities}
     diagram = figures.reliability_diagram({name: reliability(p, evaluation.labels) for name, p in values.items()})
@@ -127,22 +127,20 @@ def write_report(evaluation: Evaluation, metrics: dict, args, problems: dict[tup
             [m["name"], m["model"]["backbone"], m["model"]["attention"], m["calibration"]["aggregate"], m["macro"]]
             for m in metrics["members"]
         ]
-        rows = [
-            [*names, *[number(values[name], "{:.3f}") for name in evaluation.headlines]]
-            for *names, values in [*rows, ["ensemble", "", "", "", macro]]
-        ]
+        rows.append(["ensemble", "", "", "", macro])
+        rows = [[*row[:-1], *(number(row[-1][name], "{:.3f}") for name in evaluation.headlines)] for row in rows]
         titles = ["AUROC", "F1", "precision", "recall", "accuracy", "CRG"][: len(evaluation.headlines)]
         report.table(["", "backbone", "attention", "pooling", *titles], rows)
     if spread := metrics["error_by_spread"]:
         kind = "between members" if len(metrics["members"]) > 1 else f"over {args.mc_dropout} dropout masks"
-        report.section("Uncertainty", f"Wrong decisions by the SD {kind} of the probability, in three equal parts.")
+        report.section("Uncertainty", f"Wrong decisions by the SD of the probability {kind}, in three equal groups.")
         rows = [[f"{row['spread']:.3f}", row["cells"], f"{100 * row['wrong']:.1f}"] for row in spread]
         report.table(["mean SD", "decisions", "wrong [%]"], rows)
     close(report, args.output / "report.html", metrics["environment"], problems)
 
 
 def draw_curves(evaluation: Evaluation, by_label: list[dict], folder: Path) -> list[tuple[Path, str]]:
-    """ROC and precision-recall curves, a panel for each label that has both classes: (file, caption)."""
+    """ROC and precision-recall curves as (file, caption), with one panel per label with both classes."""
     roc, recall, prevalence = {}, {}, {}
     for i, row in enumerate(by_label):
         known = evaluation.labels[:, i] != UNKNOWN
@@ -154,7 +152,7 @@ def draw_curves(evaluation: Evaluation, by_label: list[dict], folder: Path) -> l
         precision, sensitivity, _ = binary_precision_recall_curve(scores, truth)
         roc[f"{row['label']}  {row['auroc'].estimate:.2f}"] = [(false_rate.numpy(), true_rate.numpy())]
         title = f"{row['label']}  {row['average_precision']:.2f}"
-        # torchmetrics ends every curve at (0, 1), which no threshold gives.
+        # torchmetrics appends the point (0, 1), which belongs to no threshold.
         recall[title] = [(sensitivity[:-1].numpy(), precision[:-1].numpy())]
         prevalence[title] = row["positives"] / row["cases"]
     grids = [
@@ -162,7 +160,7 @@ def draw_curves(evaluation: Evaluation, by_label: list[dict], folder: Path) -> l
         (
             figures.curve_grid(recall, "recall", "precision", prevalence),
             "precision_recall",
-            "Precision over recall, with average precision; dotted: the prevalence",
+            "Precision-recall curves, with average precision; dotted: prevalence",
         ),
     ]
     return [(figures.save(grid, folder / f"{name}.png"), caption) for grid, name, caption in grids]

@@ -1,4 +1,4 @@
-"""A classifier of CT slices: backbone -> attention -> pooling -> head, and gated attention over the slices of a volume.
+"""CT slice classifier: backbone -> attention -> pooling -> head, and gated attention over the slices of a volume.
 
 Backbones from timm; attention blocks: `core.attention`; gated attention: Ilse et al. 2018, "Attention-based Deep
 Multiple Instance Learning"; activation maps: Selvaraju et al. 2017, "Grad-CAM".
@@ -19,21 +19,22 @@ from core.files import must_hold
 from core.unfreezing import UnfreezingSchedule, frozen_context
 
 KIND = "slice classifier"  # in config.json
-POOLINGS = {"avg": "avg", "max": "max", "avgmax": "catavgmax"}  # of a feature map, as timm calls them
-SCALES = 3  # stages that `multiscale` fuses: strides 8, 16 and 32 of the usual backbone
+POOLINGS = {"avg": "avg", "max": "max", "avgmax": "catavgmax"}  # pooling of feature maps -> its name in timm
+SCALES = 3  # stages of `multiscale`: strides 8, 16 and 32 of common backbones
 
 
 class SliceClassifier(nn.Module):
-    """Slices (B, S, 3, H, W) uint8 of B volumes to the logits of `n_labels` labels, a dict:
+    """Classifier of slices (B, S, 3, H, W) uint8 of B volumes; returns a dict of logits:
 
-    - `slices` (B, S, labels), logits of each slice by itself
-    - with `gated_attention` also `weights` (B, S, labels), which add up to 1 over S, and `volume` (B, labels), the
-      logits of the whole: the slices' logits, averaged with these weights
+    - `slices` (B, S, labels), of each slice
+    - with `gated_attention` also `weights` (B, S, labels) with sum 1 over S, and `volume` (B, labels), the mean of the
+      slices' logits with these weights
 
-    `backbone` is any timm model that gives feature maps, with ImageNet weights if `pretrained`, or with those of the
-    file `backbone_weights`. `attention` (none, se, cbam) works on its last feature map. `multiscale` adds the two
-    stages before, each pooled and given its own attention. `pooling` (avg, max, avgmax = both, side by side) makes one
-    vector of a map: a mean dilutes what is small, a maximum keeps it. `image_size` is that of the slices in px.
+    `backbone`: any timm model with feature maps, with ImageNet weights if `pretrained` or from the file
+    `backbone_weights`. `attention` (none, se, cbam): on the last feature map; `multiscale`: also the two stages before,
+    each with its own attention. `pooling` of feature maps (avg, max, avgmax = both, concatenated): an average dilutes
+    small findings, a maximum keeps them. `image_size`: slice size in px. Raises UserError for a backbone without
+    feature maps.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class SliceClassifier(nn.Module):
         pretraining = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
         size = {"img_size": image_size} if pretraining and pretraining.fixed_input_size else {}
         self.backbone = timm_backbone(backbone, pretrained, backbone_weights, num_classes=0, **size)
-        self.backbone.to(memory_format=torch.channels_last)  # what tensor cores want; CPUs gain a little
+        self.backbone.to(memory_format=torch.channels_last)  # faster on tensor cores, and slightly on CPUs
         if not hasattr(self.backbone, "forward_intermediates"):
             raise UserError(f"--model {backbone} gives no feature maps in timm; take resnet50 or efficientnet_b0")
         self.n_scales = SCALES if multiscale else 1
@@ -75,7 +76,7 @@ class SliceClassifier(nn.Module):
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
         self.gate = GatedAttention(width, n_labels) if gated_attention else None
-        # Normalisation in the model: uint8 slices are a quarter of the bytes to move, and no caller can forget it.
+        # Normalisation in the model: no caller can forget it, and uint8 slices need a quarter of the bandwidth.
         for name in ("mean", "std"):
             value = getattr(pretraining, name) if pretraining else (0.5, 0.5, 0.5)
             self.register_buffer(name, torch.tensor(value).view(3, 1, 1))
@@ -89,12 +90,11 @@ class SliceClassifier(nn.Module):
         return features.unflatten(0, slices.shape[:2])
 
     def classify(self, features: Tensor) -> dict[str, Tensor]:
-        """The prediction, as `forward` gives it, from features (B, S, D)."""
+        """Prediction, as of `forward`, from features (B, S, D)."""
         prediction = {"slices": self.head(self.dropout(features))}
         if self.gate:
             weights = self.gate(features)
-            # A weighted mean of features, then the head, is the weighted mean of the slices' logits: the head is
-            # linear and the weights add up to 1. So every slice keeps a logit of its own to look at.
+            # Equal to the head on the weighted mean of features: the head is linear and the weights sum to 1.
             volume = (weights * prediction["slices"]).sum(dim=1)
             prediction |= {"weights": weights, "volume": volume}
         return prediction
@@ -107,28 +107,28 @@ class SliceClassifier(nn.Module):
         return [attend(x) for attend, x in zip(self.attention, maps, strict=True)]
 
     def pool(self, maps: list[Tensor]) -> Tensor:
-        """(B, D) of the feature maps, one after the other."""
+        """Pooled feature maps, concatenated: (B, D)."""
         return torch.cat([self.global_pool(x) for x in maps], dim=1)
 
     def _feature_maps(self, image: Tensor) -> list[Tensor]:
         final, stages = self.backbone.forward_intermediates(image, indices=self.n_scales, norm=True)
-        # A convolutional network ends with a map of its own, often wider than the last stage (EfficientNet: 1280
-        # against 320 channels); a transformer ends with tokens, of which the last stage is the map.
+        # Convolutional networks end with another map, often wider than the last stage (EfficientNet: 1280 instead of
+        # 320 channels); transformers end with tokens, and their last stage is the map.
         if final.ndim == 4 and final.shape[1] == self.backbone.num_features:
             return [*stages[:-1], final]
         return stages
 
     def start_at(self, prevalence: np.ndarray) -> None:
-        """Sets the head's biases so that the first answers are the prevalence (labels,) and not one half.
+        """Sets the biases of the head to the prevalence (labels,), from which training starts.
 
-        Without it the first epochs are spent on learning what is rare (Lin et al. 2017, section 4.1).
+        Otherwise the first epochs are spent on the class imbalance (Lin et al. 2017, section 4.1).
         """
         prior = torch.from_numpy(prevalence).clamp(0.01, 0.99)
         with torch.no_grad():
             self.head.bias.copy_(prior.logit())
 
     def stages(self) -> list[list[nn.Module]]:
-        """The backbone in at most five parts from input to output, to be unfrozen from the end."""
+        """The backbone in at most five parts from input to output, for gradual unfreezing."""
         info = self.backbone.feature_info
         ends = [entry["module"] for entry in (info if isinstance(info, list) else info.info)]
         containers = {end.split(".")[0] for end in ends if "." in end}
@@ -149,16 +149,16 @@ class SliceClassifier(nn.Module):
         return [[module for i in group for module in parts[i]] for group in groups]
 
     def unfreezing(self, first_epoch: int, every: int = 2) -> UnfreezingSchedule:
-        """The backbone's last part learns from epoch `first_epoch` on, one more part every `every` epochs."""
+        """Schedule: the last part trains from epoch `first_epoch`, one more part every `every` epochs."""
         parts = reversed(self.stages())
         return UnfreezingSchedule([(first_epoch + i * every, part) for i, part in enumerate(parts)])
 
     def grad_cam(self, slices: Tensor, label: int) -> Tensor:
-        """Class activation maps (B, H, W) in 0-1 of slices (B, 3, H, W) for a label: where the evidence is.
+        """Class activation maps (B, H, W) in [0, 1] of slices (B, 3, H, W) uint8 for the number of a label.
 
-        Feature maps times the gradients of the slice's logit, place by place, summed over channels and scales,
-        negative parts cut off, scaled to the largest value of the batch. For average pooling this is Grad-CAM; for
-        maxima it is what Grad-CAM means to be (Draelos & Carin 2020, "HiResCAM"): the map adds up to the logit.
+        Feature maps times the gradients of the slice's logit, element by element, summed over channels and scales,
+        rectified, and divided by the maximum of the batch: HiResCAM (Draelos & Carin 2020), whose sum is the logit also
+        for maximum pooling; equal to Grad-CAM for average pooling.
         """
         size = slices.shape[-2:]
         with torch.enable_grad():
@@ -167,15 +167,16 @@ class SliceClassifier(nn.Module):
             gradients = torch.autograd.grad(logits.sum(), maps)
         heat = 0
         for x, gradient in zip(maps, gradients, strict=True):
-            share = (gradient * x.detach()).sum(dim=1, keepdim=True) * x.shape[-2:].numel()  # a pixel of a coarse map
-            heat = heat + F.interpolate(share, size=size, mode="bilinear", align_corners=False)  # stands for many
+            # Times the number of pixels of the map: equal weight of all scales.
+            share = (gradient * x.detach()).sum(dim=1, keepdim=True) * x.shape[-2:].numel()
+            heat = heat + F.interpolate(share, size=size, mode="bilinear", align_corners=False)
         heat = F.relu(heat[:, 0])
         return heat / heat.max().clamp_min(1e-12)
 
     @classmethod
     def from_folder(cls, folder: Path) -> tuple["SliceClassifier", dict]:
-        """(model in eval mode, config) of a `best/` folder. Raises UserError if it is another model's, or has outputs
-        that were not taught."""
+        """(model in eval mode, config) of a `best/` folder. Raises UserError for other models, and for labels without
+        training cases."""
         state, config = load_model_folder(folder, KIND)
         with fitting(folder):
             must_hold(config, labels=list, taught=dict, prevalence=dict, calibration=dict)
@@ -188,9 +189,9 @@ class SliceClassifier(nn.Module):
 
 
 class GatedAttention(nn.Module):
-    """Weights (B, S, labels) over the slices of features (B, S, D): softmax of `w · (tanh(V h) ⊙ σ(U h))`.
+    """Attention weights (B, S, labels) from features (B, S, D): softmax over slices of `w · (tanh(V h) ⊙ σ(U h))`.
 
-    One w a label, because findings lie in different slices; V and U are shared. Equation 9 of Ilse et al. 2018.
+    One w per label, as findings lie in different slices; V and U are shared. Equation 9 of Ilse et al. 2018.
     """
 
     def __init__(self, width: int, labels: int, hidden: int = 128):

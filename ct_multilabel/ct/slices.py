@@ -1,10 +1,9 @@
-"""Slices for training and validation: which patients, which slices, augmentation, CutMix for several labels."""
+"""Data sets of slices for training and validation: split by patient, sampling, augmentation, multi-label CutMix."""
 
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,18 +18,15 @@ from ct.store import StoredVolume, read_slices
 if TYPE_CHECKING:
     import albumentations
 
-# ---------------------------------------------------------------------------------------------------------- patients
-
 
 def divide(
     volumes: Sequence[StoredVolume], tune_fraction: float, needed: Sequence[str] = ("train", "tune")
 ) -> dict[str, list[StoredVolume]]:
-    """train, tune and valid: the official valid split, and the official train split divided by patient.
+    """Splits train, tune and valid: the official valid split, and the official train split divided by patient.
 
-    Tuning patients (early stopping, thresholds, calibration) follow from their names: they are the same for all members
-    of an ensemble, whose common thresholds would otherwise be tuned on patients that one of them was trained on.
-
-    Raises UserError if a patient stands in two of them, or if a `needed` one is empty.
+    Tuning patients (early stopping, thresholds, calibration) depend on their names only: the common thresholds of an
+    ensemble must not be tuned on training patients of any member. Raises UserError for a patient in two splits, and for
+    `needed` splits without volumes.
     """
     parts = {"train": [], "tune": [], "valid": []}
     for volume in volumes:
@@ -44,27 +40,18 @@ def divide(
     return parts
 
 
-# ---------------------------------------------------------------------------------------------------------- samples
-
-
 def augmentation(advanced: bool, mirror: bool = True) -> "albumentations.Compose":
-    """Left-right mirroring, where no label has a side, and with `advanced` rotation, scale, position and grey levels.
+    """Left-right mirroring if `mirror`; with `advanced` also rotation, scale, translation, grey levels and noise.
 
-    Grey levels change by less than a window's width would: their absolute value carries meaning in CT.
+    Changes of grey levels are small, as absolute values carry meaning in CT.
     """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it calls out at import otherwise
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # a download at import otherwise
     import albumentations
 
     steps = [albumentations.HorizontalFlip(p=0.5)] if mirror else []
     if advanced:
         steps += [
-            albumentations.Affine(
-                rotate=(-10, 10),
-                scale=(0.9, 1.1),
-                translate_percent=(-0.05, 0.05),
-                interpolation=cv2.INTER_LINEAR,
-                p=0.9,
-            ),
+            albumentations.Affine(rotate=(-10, 10), scale=(0.9, 1.1), translate_percent=(-0.05, 0.05), p=0.9),
             albumentations.RandomBrightnessContrast(brightness_limit=0.08, contrast_limit=0.1, p=0.5),
             albumentations.GaussNoise(std_range=(0.005, 0.02), p=0.3),
         ]
@@ -72,13 +59,12 @@ def augmentation(advanced: bool, mirror: bool = True) -> "albumentations.Compose
 
 
 class SliceDataset(Dataset):
-    """Slices drawn from volumes for training: an item is `bag` slices of one volume, a dict of
+    """Training slices. An item is a dict of `slices` uint8 (bag, 3, H, W) of one volume, `labels` float32 (labels,)
+    with -1 = unknown, `index` and `id`.
 
-    `slices` uint8 (bag, 3, H, W), `labels` float32 (labels,) with -1 = unknown, `index`, `id`.
-
-    An epoch draws `slices_per_volume` slices from every volume, one from each of as many equal stretches of it. With
-    `bag` 1 each is an item; with `bag` = `slices_per_volume` they are one item. A sample depends on (seed, epoch,
-    index) alone.
+    An epoch has `slices_per_volume` random slices per volume, one from each of as many equal segments; an item holds
+    `bag` of them, spread over the volume. A sample depends on (seed, epoch, index) only. Raises ValueError if `bag`
+    does not divide `slices_per_volume`.
     """
 
     def __init__(
@@ -105,13 +91,13 @@ class SliceDataset(Dataset):
         items = self.per_volume // self.bag
         volume, part = self.volumes[index // items], index % items
         rng = sample_rng(self.seed, self.epoch, index)
-        stretches = np.arange(part, self.per_volume, items) + rng.random(self.bag)  # a bag reaches over the volume
+        stretches = np.arange(part, self.per_volume, items) + rng.random(self.bag)  # a bag is spread over the volume
         which = (stretches * volume.slices / self.per_volume).astype(int).clip(max=volume.slices - 1)
         slices = read_slices(volume.file, which)
         if self.augmentation:
             seed = int(rng.integers(2**32))
             for i, image in enumerate(slices):
-                self.augmentation.set_random_seed(seed)  # one draw for the whole bag: it is one patient
+                self.augmentation.set_random_seed(seed)  # the same for all slices of a bag
                 slices[i] = self.augmentation(image=image.transpose(1, 2, 0))["image"].transpose(2, 0, 1)
         return {
             "slices": torch.from_numpy(slices),
@@ -124,7 +110,7 @@ class SliceDataset(Dataset):
 class VolumeDataset(Dataset):
     """Whole volumes for validation: `slices` uint8 (S, 3, H, W), `index`, `id`.
 
-    S is the same for all: where a volume has fewer slices, some stand there twice.
+    S is the largest number of slices; volumes with fewer repeat some.
     """
 
     def __init__(self, volumes: Sequence[StoredVolume]):
@@ -141,16 +127,12 @@ class VolumeDataset(Dataset):
         return {"slices": torch.from_numpy(slices[which]), "index": index, "id": volume.name}
 
 
-# ---------------------------------------------------------------------------------------------------------- CutMix
-
-
 def cutmix(slices: Tensor, labels: Tensor, probability: float, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
-    """CutMix (Yun et al. 2019) for several labels a sample: a box of every sample comes from another one.
+    """CutMix (Yun et al. 2019) for multi-label samples: a box of each sample is replaced by that of another.
 
-    slices (B, S, 3, H, W) and labels (B, C) in [0, 1] or -1 -> the same shapes, as new tensors; with `probability`
-    for the whole batch, otherwise the given ones. The box has sides √(1−λ) of the picture, λ ~ Beta(alpha, alpha);
-    where the border clips it, λ is the share of pixels that really stay. Labels are mixed in the same proportion; a
-    label that either sample does not know is unknown.
+    slices (B, S, 3, H, W) and labels (B, C) in [0, 1] or -1 -> new tensors of the same shapes, with `probability` for
+    the whole batch. Box sides: √(1−λ) of the picture, λ ~ Beta(alpha, alpha); if clipped at the border, λ is the share
+    of kept pixels. Labels are mixed by λ, and unknown if unknown in either sample.
     """
     if torch.rand(()) >= probability:
         return slices, labels

@@ -1,8 +1,8 @@
-"""The store of slices: small files that a training run can read at random, instead of volumes.
+"""Slice store: small files with random access to the slices of each volume.
 
-STORE/settings.json                 how slices were taken: the arguments of ct.volumes.slice_stack
-STORE/manifest.csv                  file, volume, patient, scan, split, slices, and a column for each label (1, 0, -1)
-STORE/{train,valid}/<volume>.h5     dataset `slices` uint8 (S, 3, H, W), not compressed; attributes say what they are
+STORE/settings.json                 settings of the extraction: arguments of ct.volumes.slice_stack
+STORE/manifest.csv                  file, volume, patient, scan, split, slices, and one column per label (1, 0, -1)
+STORE/{train,valid}/<volume>.h5     dataset `slices` uint8 (S, 3, H, W), not compressed, with attributes
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,7 +31,7 @@ COLUMNS = ("file", "volume", "patient", "scan", "split", "slices")  # then the l
 
 @dataclass
 class StoredVolume:
-    """One volume of a store."""
+    """A volume of a store."""
 
     file: Path
     name: str  # train_1_a_1
@@ -42,33 +42,28 @@ class StoredVolume:
     labels: np.ndarray  # (labels of the store,) int8: 1, 0, or -1 for unknown
 
 
-# -------------------------------------------------------------------------------------------------------------- slices
-
-
 def write_slices(file: Path, pixels: np.ndarray, attributes: dict) -> None:
-    """Writes uint8 (S, 3, H, W) with `attributes` to `file`, which is whole or not there at all."""
+    """Writes slices uint8 (S, 3, H, W) with `attributes` to `file`, atomically."""
     with whole_file(file) as unfinished, h5py.File(unfinished, "w") as store:
         store.create_dataset("slices", data=pixels)
         store.attrs.update(attributes)
 
 
 def _open(file: Path) -> h5py.File:
-    require_file(file)  # HDF5 would wait at a pipe
+    require_file(file)  # HDF5 would block at a pipe
     return h5py.File(file)
 
 
 def read_slices(file: Path, which: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-    """Slices uint8 (S, 3, H, W) of a file; those with the numbers `which`, in that order, or all.
-
-    Raises UserError, naming the file, if it is missing or damaged.
-    """
+    """Slices uint8 (S, 3, H, W) of a file: all, or the numbers `which` in this order. Raises UserError for a missing or
+    damaged file."""
     try:
         with _open(file) as store:
             slices = store["slices"]
             if which is None:
                 return slices[:]
             pixels = np.empty((len(which), *slices.shape[1:]), slices.dtype)
-            for row, number in enumerate(which):  # one by one: h5py is slow with lists of numbers
+            for row, number in enumerate(which):  # one by one: h5py is slow with index lists
                 slices.read_direct(pixels, np.s_[int(number)], np.s_[row])
             return pixels
     except FileNotFoundError:
@@ -79,7 +74,7 @@ def read_slices(file: Path, which: Sequence[int] | np.ndarray | None = None) -> 
 
 
 def read_attributes(file: Path) -> dict | None:
-    """The attributes of a file of slices; None if there is no such file, or a damaged one."""
+    """Attributes of a slice file; None if it is missing or damaged."""
     try:
         with _open(file) as store:
             return dict(store.attrs) if "slices" in store else None
@@ -88,7 +83,7 @@ def read_attributes(file: Path) -> dict | None:
 
 
 def holds_slices(file: Path) -> bool:
-    """Whether there is such a file of slices, and not a damaged one. Reads no attribute, which takes twice as long."""
+    """Whether a slice file exists and is intact. Attributes are not read, which would take twice as long."""
     try:
         with _open(file) as store:
             return "slices" in store
@@ -97,8 +92,8 @@ def holds_slices(file: Path) -> bool:
 
 
 def check_files(volumes: Sequence[StoredVolume], report: DataReport, accelerator: "Accelerator") -> None:
-    """Opens each volume's file once, the processes sharing the files. Lists the missing and damaged ones in the
-    `report`, and raises UserError that names the first."""
+    """Opens each volume's file once; the ranks share the files. Adds missing and damaged ones to the `report`, and
+    raises UserError with the first of them."""
     files = [volume.file for volume in volumes]
     broken = [file for file, whole in zip(files, shared(accelerator, holds_slices, files), strict=True) if not whole]
     for file in broken:
@@ -109,21 +104,18 @@ def check_files(volumes: Sequence[StoredVolume], report: DataReport, accelerator
 
 
 def has_settings(file: Path, settings: dict) -> bool:
-    """Whether `file` holds slices that were taken with `settings`."""
+    """Whether `file` holds slices extracted with `settings`."""
     found = read_attributes(file)
     return found is not None and all(found.get(name) == value for name, value in settings.items())
 
 
-# ------------------------------------------------------------------------------------------------------------ settings
-
-
 def write_settings(store: Path, settings: dict) -> None:
-    """Writes the arguments of `ct.volumes.slice_stack` that make a store."""
+    """Writes the arguments of `ct.volumes.slice_stack` for a store."""
     write_json(store / SETTINGS, settings)
 
 
 def read_settings(store: Path) -> dict:
-    """The arguments of `ct.volumes.slice_stack` that made a store. Raises UserError if there is none."""
+    """Arguments of `ct.volumes.slice_stack` of a store. Raises UserError if they are missing or invalid."""
     file = Path(store) / SETTINGS
     try:
         settings = read_json(file)
@@ -135,11 +127,8 @@ def read_settings(store: Path) -> dict:
         raise UserError(f"{file} holds no settings ({first_line(error)}); run extract_slices.py --overwrite") from error
 
 
-# ------------------------------------------------------------------------------------------------------------ manifest
-
-
 def write_manifest(store: Path, labels: Sequence[str], volumes: Iterable[StoredVolume]) -> None:
-    """Writes the list of volumes, with files relative to the store and a column for each of `labels`."""
+    """Writes the list of volumes, with files relative to the store and one column per label."""
     rows = (
         [v.file.relative_to(store).as_posix(), v.name, v.patient, v.scan, v.split, v.slices, *v.labels.tolist()]
         for v in volumes
@@ -148,8 +137,7 @@ def write_manifest(store: Path, labels: Sequence[str], volumes: Iterable[StoredV
 
 
 def read_manifest(store: Path) -> tuple[tuple[str, ...], list[StoredVolume]]:
-    """The labels and the volumes of a store, as listed. Raises UserError, with the line, for what a manifest cannot
-    hold."""
+    """(labels, volumes) of a store. Raises UserError, with the line, for an invalid manifest."""
     manifest = Path(store) / MANIFEST
     rows = read_table(manifest, COLUMNS, f"extract_slices.py --output {store} makes it")
     if not rows:
@@ -167,7 +155,7 @@ def _stored_volume(store: Path, row: dict[str, str], labels: Sequence[str], wher
     if row["split"] not in SPLITS:
         raise UserError(f"{where}: split is {row['split']!r}; write {' or '.join(SPLITS)}")
     if not row["slices"].isdecimal() or int(row["slices"]) < 1:
-        raise UserError(f"{where}: slices is {row['slices']!r}, no number of slices")
+        raise UserError(f"{where}: slices is {row['slices']!r}, not a number of slices")
     for label in labels:
         if row[label] not in ("1", "0", "-1"):
             raise UserError(f"{where}: {label} is {row[label]!r}; write 0, 1 or -1 (unknown)")
@@ -177,5 +165,5 @@ def _stored_volume(store: Path, row: dict[str, str], labels: Sequence[str], wher
 
 
 def label_table(volumes: Sequence[StoredVolume]) -> np.ndarray:
-    """Labels (volumes, labels) int8: 1, 0, or -1 for unknown."""
+    """Labels (N, labels) int8 of N volumes: 1, 0, or -1 for unknown."""
     return np.stack([volume.labels for volume in volumes])

@@ -1,8 +1,7 @@
-"""The metrics of VLM3D Task 2 for any labels, its results.json, and the calibration that turns the probabilities of
-slices into those of volumes.
+"""Metrics of VLM3D Task 2 for any labels, its results.json, and calibration from slice to volume probabilities.
 
-The challenge counts a label as found from a probability of 0.5 on. Thresholds chosen on tuning patients are therefore
-built into the probabilities by `remap`, which moves each threshold to 0.5 and keeps the order of the cases.
+The challenge has a fixed threshold of 0.5. Thresholds tuned on held-out patients are therefore built into the
+probabilities: `remap` moves them to 0.5 and keeps the order of the cases.
 """
 
 from collections import Counter
@@ -24,13 +23,13 @@ FORMAT = {"name": "Generated probabilities", "type": "Abnormality Classification
 
 
 def official_metrics(labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str] = LABELS) -> dict:
-    """What the challenge computes from labels and probabilities, both (N, labels): {"per_label", "macro"}, for its 18
-    labels also "crg".
+    """Metrics of the challenge from labels and probabilities (N, labels): {"per_label", "macro"}, and "crg" for its 18
+    labels.
 
-    Positive from 0.5 on; precision, recall and F1 are 0 where they divide by 0; macro is the mean over labels. AUROC,
-    with half a point for ties, is NaN for a label with one class and left out of its mean. Labels of -1 are unknown,
-    and their cells count nowhere; a label without any known case is NaN and left out of all means (the official data
-    have neither). Raises ValueError for other shapes, labels and probabilities. Give float64: 0.5 is a sharp edge.
+    Threshold 0.5; precision, recall and F1 are 0 for a zero denominator; macro: mean over labels. AUROC counts ties as
+    one half; for a single class it is NaN and left out of the mean. Unknown cells (-1) are left out; a label without
+    known cases is NaN and left out of all means (the official data have neither). Raises ValueError for other shapes
+    and values. Use float64: rounding at 0.5 changes decisions.
     """
     labels, probabilities = _checked(labels, probabilities)
     if labels.shape[1] != len(names):
@@ -59,7 +58,7 @@ def official_metrics(labels: np.ndarray, probabilities: np.ndarray, names: Seque
 
 
 def headline(metrics: dict) -> dict[str, float]:
-    """The macro means of `official_metrics`, and the CRG where there is one."""
+    """Macro metrics of `official_metrics`, with CRG if there is one."""
     return metrics["macro"] | {name: metrics[name] for name in ("crg",) if name in metrics}
 
 
@@ -69,7 +68,7 @@ def _auroc(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
     known, truth = labels != UNKNOWN, labels == 1
     unknown, positives = (~known).sum(axis=0), truth.sum(axis=0)
-    # Unknown cells are put below all others; they take the lowest ranks, which are then taken off.
+    # Unknown cells get the lowest ranks, which are then subtracted.
     ranks = rankdata(np.where(known, probabilities, -1), axis=0) - unknown
     pairs = positives * (len(labels) - unknown - positives)
     wins = np.where(truth, ranks, 0).sum(axis=0) - positives * (positives + 1) / 2
@@ -77,7 +76,7 @@ def _auroc(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def known_mean(values: np.ndarray) -> float:
-    """Mean of the values that are not NaN; NaN, without a warning, if there is none."""
+    """Mean of the values that are not NaN; NaN, without a warning, if all are."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else np.nan
 
@@ -92,7 +91,7 @@ def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray,
 
 
 def _checked_probabilities(probabilities: np.ndarray) -> np.ndarray:
-    """Probabilities as float64 (N, labels), N at least 1, each in [0, 1], or a ValueError."""
+    """Probabilities as float64 (N, labels), N ≥ 1. Raises ValueError for other shapes and values outside [0, 1]."""
     probabilities = np.asarray(probabilities, float)
     if probabilities.ndim != 2 or len(probabilities) == 0:
         raise ValueError(f"probabilities have shape {probabilities.shape}, not (N, labels)")
@@ -102,22 +101,21 @@ def _checked_probabilities(probabilities: np.ndarray) -> np.ndarray:
 
 
 def prevalence(labels: np.ndarray) -> np.ndarray:
-    """Share (labels,) of positives among the known labels (N, labels); NaN where none is known.
+    """Prevalence (labels,) among the known labels of (N, labels); NaN without any.
 
-    As constant probabilities, the training prevalence is the baseline of AUROC (0.5) and calibration. Its F1 is 0 where
-    it is below 0.5; the stronger baseline of F1 says yes to everything: 2π / (1 + π) at the prevalence π.
+    As constant probability, the training prevalence is the baseline of AUROC (0.5) and calibration. Its F1 is 0 below
+    0.5; the best constant prediction for F1 is "always positive": 2π / (1 + π) at prevalence π.
     """
     known, positives = np.sum(np.asarray(labels) != UNKNOWN, axis=0), np.sum(np.asarray(labels) == 1, axis=0)
     return np.where(known > 0, positives / np.maximum(known, 1), np.nan)
 
 
 def best_thresholds(labels: np.ndarray, probabilities: np.ndarray, min_positives: int = 5) -> np.ndarray:
-    """The threshold (labels,) of each label with the largest F1, for labels and probabilities (N, labels) of TUNING
-    patients.
+    """Thresholds (labels,) with the largest F1, for labels and probabilities (N, labels) of tuning patients.
 
-    A threshold stands midway between two neighbouring probabilities (or the lowest and 0), so that it is not glued to
-    one case; of equally good ones, the one nearest 0.5 is taken. Labels with fewer than `min_positives` known
-    positives or negatives get the threshold with the largest F1 of all cells together. Never 0 or 1.
+    Thresholds lie midway between adjacent probabilities (or 0 and the lowest), never at 0 or 1; ties go to the one
+    nearest 0.5. Labels with fewer than `min_positives` known positives or negatives get the threshold with the largest
+    F1 of all cells pooled.
     """
     labels, probabilities = _checked(labels, probabilities)
     thresholds = np.full(labels.shape[1], _best_threshold(labels.ravel(), probabilities.ravel()))
@@ -128,14 +126,14 @@ def best_thresholds(labels: np.ndarray, probabilities: np.ndarray, min_positives
 
 
 def _best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The threshold with the largest F1 for labels (n,) and probabilities (n,); 0.5 where nothing is positive."""
+    """Threshold with the largest F1 for labels and probabilities (n,); 0.5 without positives."""
     truth = labels[labels != UNKNOWN] == 1
     values, place = np.unique(probabilities[labels != UNKNOWN], return_inverse=True)
     cases, hits = (np.bincount(place, weights, len(values))[::-1].cumsum()[::-1] for weights in (None, truth))
-    f1 = 2 * hits / (cases + truth.sum())  # of calling values[k] and all above it positive
+    f1 = 2 * hits / (cases + truth.sum())  # with values[k] and all above as positive
     below = np.concatenate([np.zeros(1), values[:-1]])
     cuts = below + (values - below) / 2
-    cuts = np.where(cuts > below, cuts, values)  # there may be no number between the two
+    cuts = np.where(cuts > below, cuts, values)  # adjacent floats have no midpoint
     inside = (cuts > 0) & (cuts < 1)
     if not truth.any() or not inside.any():
         return 0.5
@@ -144,32 +142,33 @@ def _best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def remap(probabilities: np.ndarray, thresholds: np.ndarray | float) -> np.ndarray:
-    """Moves thresholds (labels,) or one, in (0, 1), to 0.5: `p(1−t) / (p(1−t) + t(1−p))` in float64, 0 and 1 stay.
+    """Moves thresholds (labels,) or scalar in (0, 1) to 0.5: `p(1−t) / (p(1−t) + t(1−p))` in float64, with 0 and 1
+    fixed.
 
-    Divides the odds by those of the threshold. It never turns the order of two cases around, and is at least 0.5
-    exactly where `p ≥ t`. Raises ValueError for values out of range.
+    Divides the odds by those of the threshold: monotonic in p, and at least 0.5 exactly if `p ≥ t`. Raises ValueError
+    for values out of range.
     """
     p, t = np.asarray(probabilities, float), np.asarray(thresholds, float)
     if not ((p >= 0) & (p <= 1)).all() or not ((t > 0) & (t < 1)).all():
         raise ValueError("probabilities must lie in [0, 1], thresholds in (0, 1)")
     with np.errstate(divide="ignore", over="ignore"):  # the odds against p = 0 are infinite
-        # In this form every rounding keeps the order; the quotient of the docstring may lose it in the last bit.
+        # Monotonic also after rounding, unlike the quotient of the docstring in its last bit.
         moved = 1 / (1 + t * (1 - p) / (p * (1 - t)))
     return np.where(p < t, np.minimum(moved, np.nextafter(0.5, 0)), moved)
 
 
 def _noisy_or(p: np.ndarray) -> np.ndarray:
-    """1 − Π (1 − p): at least one slice shows it, if slices were independent."""
-    with np.errstate(divide="ignore"):  # log 0 of a certain slice: the volume is certain
+    """1 − Π (1 − p): probability of at least one positive slice, for independent slices."""
+    with np.errstate(divide="ignore"):  # log 0 for p = 1
         return -np.expm1(np.log1p(-p).sum(axis=-2))
 
 
 def _topk(p: np.ndarray) -> np.ndarray:
-    """Mean of the largest fifth of the slices, at least of one."""
+    """Mean of the largest fifth of the slices, at least one."""
     return np.sort(p, axis=-2)[..., -max(1, round(p.shape[-2] / 5)) :, :].mean(axis=-2)
 
 
-# How the probabilities (..., S, labels) of S slices become those of the volume, (..., labels).
+# Pooling of the probabilities (..., S, labels) of S slices to those of the volume, (..., labels).
 AGGREGATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": lambda p: p.mean(axis=-2),
     "max": lambda p: p.max(axis=-2),
@@ -179,9 +178,9 @@ AGGREGATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def pool(slice_probabilities: Sequence[np.ndarray], aggregate: str) -> np.ndarray:
-    """Probabilities (N, labels) of N volumes from those of their slices, arrays (S_i, labels).
+    """Probabilities (N, labels) of N volumes from arrays (S_i, labels) of their slices.
 
-    `aggregate` is one of AGGREGATES, or "attention": the model has pooled, and each array is (labels,) or (1, labels).
+    `aggregate`: one of AGGREGATES, or "attention" for arrays (labels,) or (1, labels) that the model has pooled.
     """
     if aggregate == "attention":
         return _checked_probabilities([np.reshape(p, np.shape(p)[-1]) for p in slice_probabilities])
@@ -190,13 +189,13 @@ def pool(slice_probabilities: Sequence[np.ndarray], aggregate: str) -> np.ndarra
 
 @dataclass(frozen=True)
 class Calibration:
-    """Pooling, calibration and thresholds of a trained model, fitted on tuning patients."""
+    """Pooling, calibration and thresholds of a model, fitted on tuning patients."""
 
     aggregate: str  # one of AGGREGATES, or "attention"
     temperature: float  # probability = σ(logit / temperature + bias)
     bias: float
     thresholds: tuple[float, ...]  # (labels,), of calibrated probabilities
-    n_patients: int  # that it was fitted on
+    n_patients: int  # number of tuning patients
 
     @classmethod
     def fit(
@@ -206,10 +205,11 @@ class Calibration:
         aggregate: str = "auto",
         patients: Sequence | None = None,
     ) -> "Calibration":
-        """From N arrays (S_i, labels) and labels (N, labels) of tuning patients; "auto" takes the best macro AUROC.
+        """Fits to N arrays (S_i, labels) and labels (N, labels) of tuning patients; "auto" pools with the best macro
+        AUROC.
 
-        `patients` (N,) says whose volume each is; left out, each is a patient of its own. Ties, and labels without
-        any pair to compare, go to the first of AGGREGATES. Raises ValueError as `official_metrics` does.
+        `patients` (N,): patient of each volume (default: all different). Ties and undefined AUROC go to the first of
+        AGGREGATES. Raises ValueError like `official_metrics`.
         """
         from scipy.special import expit, logit
 
@@ -218,7 +218,7 @@ class Calibration:
             auroc = {name: known_mean(_auroc(*checked)) for name, checked in pooled.items()}
             aggregate = max(auroc, key=lambda name: np.nan_to_num(auroc[name]))
         labels, pooled = _checked(labels, pool(slice_probabilities, aggregate))
-        # A probability of 0 or 1 is one that was rounded: by float32 in the model, or by a product of many.
+        # Probabilities of 0 and 1 are rounded: by float32 in the model, or by a product of many.
         rounding = np.finfo(np.float32).eps / 2
         temperature, bias = fit_platt(logit(pooled.clip(rounding, 1 - rounding)), labels)
         thresholds = best_thresholds(labels, expit(logit(pooled) / temperature + bias))
@@ -232,23 +232,23 @@ class Calibration:
         return expit(logit(pool(slice_probabilities, self.aggregate)) / self.temperature + self.bias)
 
     def scores(self, slice_probabilities: Sequence[np.ndarray]) -> np.ndarray:
-        """The same with the thresholds at 0.5 (N, labels): for the official metrics and results.json."""
+        """Probabilities remapped to thresholds of 0.5 (N, labels), for the official metrics and results.json."""
         return remap(self.probabilities(slice_probabilities), self.thresholds)
 
     def to_json(self, names: Sequence[str]) -> dict:
-        """A plain dict for a model's config.json, thresholds by label."""
+        """Plain dict for config.json, with thresholds by label."""
         return asdict(self) | {"thresholds": dict(zip(names, self.thresholds, strict=True))}
 
     @classmethod
     def from_json(cls, content: dict, names: Sequence[str]) -> "Calibration":
-        """What `to_json` gave for the labels `names`."""
+        """Inverse of `to_json` for the labels `names`."""
         return cls(**content | {"thresholds": tuple(content["thresholds"][label] for label in names)})
 
 
 def write_results(path: Path, names: Sequence[str], probabilities: np.ndarray) -> None:
-    """Writes the challenge's results.json: probabilities (N, 18), in [0, 1], of volumes `names`, without suffixes.
+    """Writes results.json of the challenge: probabilities (N, 18) of the volumes `names`, whose suffixes are removed.
 
-    Raises ValueError for other probabilities, and UserError where two volumes have one name.
+    Raises ValueError for invalid probabilities, and UserError for duplicate names.
     """
     probabilities = _checked_probabilities(probabilities)
     names = [stem(name) for name in names]
@@ -262,16 +262,15 @@ def write_results(path: Path, names: Sequence[str], probabilities: np.ndarray) -
 
 
 def write_submission(folder: Path, names: Sequence[str], scores: np.ndarray, config: dict, console: Console) -> None:
-    """results.json in `folder`, from scores (N, labels) of a model with this `config` for the volumes `names`.
+    """Writes results.json to `folder`, from scores (N, labels) of a model with this `config` for the volumes `names`.
 
-    Only where the model was taught all labels of the challenge; a line says so where it lacks some of them, and
-    nothing is said of the challenge where it knows few.
+    Models without all labels of the challenge have none: the missing labels are printed if they are less than half.
     """
     file = folder / "results.json"
     if official(config["labels"]):
         write_results(file, names, scores)
         return
-    file.unlink(missing_ok=True)  # of another model
+    file.unlink(missing_ok=True)  # of an earlier model
     missing = [label for label in LABELS if label not in config["labels"]]
     if len(missing) < len(LABELS) / 2:
         console.print(f"no {file.name}: it needs all {len(LABELS)} labels; not taught: {', '.join(missing)}")

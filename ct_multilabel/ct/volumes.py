@@ -1,11 +1,11 @@
-"""Reading CT volumes: one orientation, Hounsfield units (HU), and slices of the part that holds the lungs.
+"""Reading CT volumes: orientation, Hounsfield units (HU), and slices of the chest.
 
-NIfTI goes through nibabel, MetaImage and DICOM series through SimpleITK. Arrays are (Z, Y, X) in LPS order: x grows to
-the patient's left, y to the back, z to the head. Shown as it is, a slice looks as radiologists see it: front up, the
-patient's right on the left of the picture, the liver there, too.
+NIfTI is read by nibabel, MetaImage and DICOM series by SimpleITK. Arrays are (Z, Y, X) in LPS order: x increases to the
+patient's left, y to the back, z to the head. Slices are in radiological orientation: front on top, the patient's right
+on the left.
 
-Whether the values are HU is determined from the values (see `detect_hu`). Version 1 of CT-RATE has meaningless headers:
-there the slope, the intercept, the spacing and the direction come from the metadata table, as in its fixed version.
+`detect_hu` determines from the values whether they are HU. Version 1 of CT-RATE has invalid headers: its slope,
+intercept, spacing and direction come from the metadata table, as in the fixed version.
 """
 
 import ast
@@ -28,14 +28,14 @@ WINDOWS = {"lung": (-600, 1500), "mediastinum": (40, 400), "bone": (400, 1800)} 
 CHANNELS = ("windows", "adjacent")  # the three windows of a slice, or the lung window of a slice and its neighbours
 
 HU_RANGE = (-1024, 3071)  # 12 bits with the usual intercept
-SPACING_MM = (0.2, 12.0)  # what a voxel's side can be
+SPACING_MM = (0.2, 12.0)  # range of valid voxel sides
 MIN_SLICES, MIN_SIDE = 20, 32  # along the body; rows and columns
-LARGEST, MOST_PACKED = 1.5 * 2**30, 300  # bytes of a volume as stored; what no CT can be packed to
-INTERCEPTS = (-1024, -8192)  # that CT scanners write
+LARGEST, MOST_PACKED = 1.5 * 2**30, 300  # limits: bytes of a stored volume, compression ratio
+INTERCEPTS = (-1024, -8192)  # written by CT scanners
 
 
 class VolumeError(UserError):
-    """A volume that cannot be used. Its text is one line: the file, the reason, details."""
+    """An unusable volume. The message is one line: file, reason, details."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class CtVolume:
     path: Path
     hu: np.ndarray  # (Z, Y, X) float32 in HU_RANGE, LPS order
     spacing: tuple[float, float, float]  # mm (z, y, x)
-    hu_source: str  # "header", "metadata" or "stored": the slope and intercept that gave HU
+    hu_source: str  # source of slope and intercept: "header", "metadata" or "stored"
     chest: Chest
     warnings: list[str]  # "reason: detail"
 
@@ -59,11 +59,11 @@ def window(hu: np.ndarray, centre: float, width: float) -> np.ndarray:
 
 
 def detect_hu(values: np.ndarray) -> str:
-    """What CT values (any shape) are: "hu", "stored" (HU minus an intercept), "rescaled twice", or "unknown".
+    """Scale of CT values (any shape): "hu", "stored" (HU minus an intercept), "rescaled twice", or "unknown".
 
-    HU have tissue within ±200, air or lungs in −1100…−500, and hardly anything above 800. Constant padding at any
-    value below air does not matter, nor does a crop without the air around the body. Stored values and those rescaled
-    twice look like HU once a usual intercept is added or taken away.
+    HU have tissue within ±200, air or lungs in −1100…−500, and few values above 800, with any padding below air, and
+    also in crops without air around the body. Stored and twice rescaled values resemble HU after adding or subtracting
+    a usual intercept.
     """
     values = np.asarray(values, np.float32)
     if _looks_like_hu(values):
@@ -83,13 +83,13 @@ def _looks_like_hu(values: np.ndarray) -> bool:
 
 
 def _sample(voxels: np.ndarray, number: int = 400_000) -> np.ndarray:
-    """About `number` voxels, evenly spread."""
+    """About `number` evenly spaced voxels, float32."""
     step = max(1, int(np.cbrt(voxels.size / number)))
     return voxels[::step, ::step, ::step].astype(np.float32)
 
 
 def _find_scale(stored: np.ndarray, scales: dict[str, tuple[float, float]]) -> str:
-    """The first of `scales` (name -> slope, intercept) that gives HU. Raises VolumeError if none does."""
+    """Name of the first of `scales` (name -> slope, intercept) that gives HU. Raises VolumeError if none does."""
     sample = _sample(stored)
     verdicts = {name: detect_hu(sample * slope + intercept) for name, (slope, intercept) in scales.items()}
     for name, verdict in verdicts.items():
@@ -108,18 +108,17 @@ def _find_scale(stored: np.ndarray, scales: dict[str, tuple[float, float]]) -> s
 
 
 def read_volume(path: Path, metadata: dict[str, str] | None = None) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """HU (Z, Y, X) float32 in LPS order and the spacing in mm (z, y, x); see `load_volume`."""
+    """HU (Z, Y, X) float32 in LPS order and spacing in mm (z, y, x), of `load_volume`."""
     volume = load_volume(path, metadata)
     return volume.hu, volume.spacing
 
 
 def load_volume(path: Path, metadata: dict[str, str] | None = None) -> CtVolume:
-    """Reads .nii, .nii.gz, .mha, .mhd, or a DICOM series (its folder, or one of its files).
+    """Reads .nii, .nii.gz, .mha, .mhd, or a DICOM series (a folder, or one of its files).
 
-    `metadata`: the volume's row of CT-RATE's table (RescaleSlope, RescaleIntercept, XYSpacing, ZSpacing,
-    ImageOrientationPatient), as texts. Oblique volumes are turned by the closest axes, not resampled. Needs memory for
-    the stored voxels and one float32 copy. Raises VolumeError, with the file's name and the reason, for what is no
-    whole CT in HU.
+    `metadata`: row of CT-RATE's table, as text (RescaleSlope, RescaleIntercept, XYSpacing, ZSpacing,
+    ImageOrientationPatient). Oblique volumes are reoriented to the closest axes, not resampled. Memory: stored voxels
+    and one float32 copy. Raises VolumeError, with file and reason, if it is not a complete CT in HU.
     """
     path, warnings = Path(path), []
     try:
@@ -127,7 +126,7 @@ def load_volume(path: Path, metadata: dict[str, str] | None = None) -> CtVolume:
         scales = {"header": (slope, intercept)}
         known = {column: text for column, text in (metadata or {}).items() if text not in ("", "nan", None)}
         hu, spacing, hu_source = _to_hu(stored, affine, scales, known, warnings)
-        del stored  # the chest needs memory, too
+        del stored  # frees memory for the lung search
         return CtVolume(path, hu, spacing, hu_source, find_chest(hu, spacing, warnings), warnings)
     except VolumeError as error:
         raise VolumeError(f"{path}: {error}") from error.__cause__
@@ -136,8 +135,8 @@ def load_volume(path: Path, metadata: dict[str, str] | None = None) -> CtVolume:
 
 
 def _read_stored(path: Path, warnings: list[str]) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Voxels (I, J, K) as stored, the affine (4, 4) from their indices to mm in RAS, slope and intercept."""
-    if not path.is_dir() and not path.is_file():  # a pipe would keep us waiting
+    """Voxels (I, J, K) as stored, affine (4, 4) from indices to mm in RAS, slope and intercept."""
+    if not path.is_dir() and not path.is_file():  # reading a pipe would block
         raise VolumeError("no such file")
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
@@ -154,7 +153,7 @@ def _to_hu(
     metadata: dict[str, str],
     warnings: list[str],
 ) -> tuple[np.ndarray, tuple[float, float, float], str]:
-    """`hu`, `spacing` and `hu_source` of CtVolume. `scales`: name -> slope and intercept, tried before others."""
+    """`hu`, `spacing` and `hu_source` of CtVolume. `scales`: name -> slope and intercept, tried first."""
     if stored.ndim > 3 and stored.shape[3:] == (1,) * (stored.ndim - 3):
         stored = stored.reshape(stored.shape[:3], order="A")
     if stored.ndim != 3 or stored.dtype.kind not in "iuf":
@@ -191,7 +190,7 @@ def _to_hu(
 
 
 def _numbers(metadata: dict[str, str], *columns: str) -> tuple[float, ...]:
-    """Numbers of a row of the metadata table; a list such as "[0.7, 0.7]" gives several."""
+    """Numbers in columns of a row of the metadata table; lists such as "[0.7, 0.7]" are flattened."""
     numbers = []
     for column in columns:
         try:
@@ -203,10 +202,10 @@ def _numbers(metadata: dict[str, str], *columns: str) -> tuple[float, ...]:
 
 
 def _check_geometry(affine: np.ndarray, metadata: dict[str, str], unreliable: bool) -> np.ndarray:
-    """The header's affine, or one from the metadata table where the header is `unreliable` or its spacing impossible.
+    """The header's affine (4, 4), or that of the metadata table if the header is `unreliable` or its spacing invalid.
 
-    The table's own direction counts if it is there; its z is right-handed, as in CT-RATE's fixed volumes. Raises
-    VolumeError if neither gives a geometry.
+    The table's direction is preferred; z is right-handed, as in CT-RATE's fixed volumes. Raises VolumeError if neither
+    has a valid geometry.
     """
     sides = nib.affines.voxel_sizes(affine)
     possible = all(SPACING_MM[0] <= side <= SPACING_MM[1] for side in sides)  # False for NaN
@@ -242,7 +241,7 @@ def _read_nifti(path: Path, warnings: list[str]) -> tuple[np.ndarray, np.ndarray
             file.seek(0)
             nifti2 = 540 in (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
             kind = nib.Nifti2Image if nifti2 else nib.Nifti1Image
-            # nibabel turns a voxel size of 0 into 1 when it checks the header: look at it before.
+            # When it checks the header, nibabel replaces voxel sizes of 0 by 1.
             header = kind.header_class.from_fileobj(file, check=False)
             pixdim, sform, qform = header["pixdim"][1:4], int(header["sform_code"]), int(header["qform_code"])
             if not sform and not (pixdim != 0).all():
@@ -251,7 +250,7 @@ def _read_nifti(path: Path, warnings: list[str]) -> tuple[np.ndarray, np.ndarray
             file.seek(0)
             image = kind.from_stream(file)
             stored = image.dataobj.get_unscaled()
-            file.read(1)  # to the end: there gzip compares its checksum
+            file.read(1)  # gzip verifies its checksum at the end of the file
     except EOFError as error:
         raise VolumeError("cut off: the compressed file ends too early") from error
     except (gzip.BadGzipFile, zlib.error) as error:
@@ -266,8 +265,8 @@ def _read_nifti(path: Path, warnings: list[str]) -> tuple[np.ndarray, np.ndarray
 
 
 def _check_size(sides: Sequence[int], voxel: float, path: Path) -> None:
-    """Raises VolumeError for voxels, of `voxel` bytes each, that are too many or, for the file that they are in,
-    suspiciously many: a few MB of packed zeros unpack to gigabytes."""
+    """Raises VolumeError for too many voxels, of `voxel` bytes each, or too many for the size of the file: a few MB of
+    compressed zeros expand to gigabytes."""
     size, file = math.prod(map(int, sides)) * voxel, path.stat().st_size
     most = LARGEST if path.suffix.lower() == ".mhd" else min(LARGEST, MOST_PACKED * file)
     if not 0 <= size <= most:
@@ -293,7 +292,7 @@ def _read_metaimage(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_packed(path: Path) -> None:
-    """Raises zlib.error if the packed voxels of a MetaImage are damaged: SimpleITK reads them without a word."""
+    """Raises zlib.error if the compressed voxels of a MetaImage are damaged, which SimpleITK does not check."""
     header = {}
     with open(path, "rb") as file:
         while "ElementDataFile" not in header:  # the header's last line
@@ -303,13 +302,13 @@ def _check_packed(path: Path) -> None:
             return
         data = file if header["ElementDataFile"] == "LOCAL" else open(path.parent / header["ElementDataFile"], "rb")
         with data:
-            unpacking = zlib.decompressobj(wbits=47)  # zlib or gzip, whichever it is
+            unpacking = zlib.decompressobj(wbits=47)  # zlib or gzip
             while packed := unpacking.unconsumed_tail or data.read(1 << 20):
-                unpacking.decompress(packed, 1 << 24)  # a MiB may hold a GiB
+                unpacking.decompress(packed, 1 << 24)  # 1 MiB may expand to 1 GiB
 
 
 def _itk_voxels(image) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels (I, J, K) and the affine (4, 4) in RAS of a SimpleITK image."""
+    """Voxels (I, J, K) and affine (4, 4) in RAS of a SimpleITK image."""
     import SimpleITK as sitk
 
     direction = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
@@ -318,10 +317,10 @@ def _itk_voxels(image) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_dicom(path: Path, warnings: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The series of one file, or the largest series of a folder. Slope and intercept of each slice are applied."""
+    """Series of a file, or the largest series of a folder, with slope and intercept of each slice applied."""
     import SimpleITK as sitk
 
-    sitk.ProcessObject.GlobalWarningDisplayOff()  # of uneven slices; what is said below is plainer
+    sitk.ProcessObject.GlobalWarningDisplayOff()  # uneven slices are reported below
     folder = path if path.is_dir() else path.parent
     reader = sitk.ImageSeriesReader()
     series = [reader.GetGDCMSeriesFileNames(str(folder), name) for name in reader.GetGDCMSeriesIDs(str(folder))]
@@ -336,7 +335,7 @@ def _read_dicom(path: Path, warnings: list[str]) -> tuple[np.ndarray, np.ndarray
         raise VolumeError(f"{len(files)} slices along the body axis; a chest CT has {MIN_SLICES} or more")
     reader.SetFileNames(files)
     reader.MetaDataDictionaryArrayUpdateOn()
-    reader.SetOutputPixelType(sitk.sitkFloat32)  # a fractional slope would give 64 bits
+    reader.SetOutputPixelType(sitk.sitkFloat32)  # float64 otherwise, for fractional slopes
     try:
         image = reader.Execute()
         origins = [reader.GetMetaData(number, "0020|0032").split("\\") for number in range(len(files))]
@@ -346,7 +345,7 @@ def _read_dicom(path: Path, warnings: list[str]) -> tuple[np.ndarray, np.ndarray
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise VolumeError("no single volume of grey levels: a DICOM series in colour")
     rows, columns = np.reshape(image.GetDirection(), (3, 3)).T[:2]
-    steps = np.diff(np.sort(origins @ np.cross(rows, columns)))  # GDCM leaves files unsorted where two share a place
+    steps = np.diff(np.sort(origins @ np.cross(rows, columns)))  # GDCM does not sort equal positions
     usual = float(np.median(steps))
     if steps.min() <= 0.1 * usual:
         raise VolumeError("two slices at one place: the DICOM series holds more than one volume")
@@ -363,10 +362,10 @@ def _read_dicom(path: Path, warnings: list[str]) -> tuple[np.ndarray, np.ndarray
 def slice_stack(
     volume: CtVolume, slices: int = 32, size: int = 224, field_mm: float = 360.0, channels: str = "windows"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels uint8 (S, 3, size, size), foot to head, and their places in mm above the lowest slice of the volume (S,).
+    """Pixels (S, 3, size, size) uint8 from foot to head, and positions (S,) in mm above the lowest slice of the volume.
 
-    S = `slices` at even distances in the chest; fewer where it has fewer. All show `field_mm` around the body's
-    centre, averaged over areas where they shrink, with air beside the volume. `channels`: one of CHANNELS.
+    S = `slices`, evenly spaced in the chest, or all if it has fewer. The field of view of `field_mm` is centred on the
+    body, resampled by area averaging and padded with air. `channels`: one of CHANNELS.
     """
     first, last = volume.chest.first, volume.chest.last
     numbers = np.unique((first + (np.arange(slices) + 0.5) / slices * (last - first + 1)).astype(int))
@@ -383,11 +382,11 @@ def slice_stack(
 
 
 def _field(volume: CtVolume, number: int, size: int, field_mm: float) -> np.ndarray:
-    """HU (size, size) of slice `number`: cut out at about its own resolution, exactly to the field, then shrunk."""
+    """HU (size, size) of slice `number`, cut out at about its own resolution and averaged over areas."""
     (centre_y, centre_x), (side_y, side_x) = volume.chest.centre, volume.spacing[1:]
     rows, columns = max(size, int(np.ceil(field_mm / side_y))), max(size, int(np.ceil(field_mm / side_x)))
     scale_y, scale_x = field_mm / rows / side_y, field_mm / columns / side_x
-    # Pixel i reaches from i to i + 1 times its side; its centre, where cv2 has it, lies at i + 0.5.
+    # Pixel i spans i to i + 1 times its side; its centre, the coordinate of cv2, is at i + 0.5.
     top, left = (centre_y - field_mm / 2) / side_y, (centre_x - field_mm / 2) / side_x
     to_source = np.array([[scale_x, 0, left + scale_x / 2 - 0.5], [0, scale_y, top + scale_y / 2 - 0.5]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP

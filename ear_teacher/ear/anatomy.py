@@ -1,11 +1,11 @@
-"""What an ear is: the landmark schemes that are known by name. Others come as JSON files, see `core.landmarks`."""
+"""The subject: the built-in landmark schemes of the ear. Others are JSON files, see `core.landmarks`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from core.landmarks import Schema, make_schema
 
-# Both are anatomical: a mirrored left ear is labelled like a right ear, so that the flip is the identity.
+# Both are anatomical: a mirrored left ear has the landmarks of a right ear, so the flip is the identity.
 
 EAR17 = Schema(
     "ear17",
@@ -37,8 +37,7 @@ EAR17 = Schema(
     tuple(range(17)),
 )
 
-# Zhou & Zafeiriou 2017, "Deformable Models of Ears in-the-wild for Alignment and Recognition": its 55 points have
-# numbers, no names of their own.
+# Zhou & Zafeiriou 2017, "Deformable Models of Ears in-the-wild for Alignment and Recognition": 55 numbered points.
 _IBUG_STRIPS = {
     "outer helix": tuple(range(20)),
     "inner helix": tuple(range(20, 35)),
@@ -56,13 +55,13 @@ SCHEMAS = {schema.name: schema for schema in (EAR17, IBUG55)}
 
 
 def schema_for(count: int) -> Schema:
-    """The known scheme of `count` landmarks, or a plain one: names "1" to "K", no strips, identity flip."""
+    """Built-in scheme of `count` landmarks, or one with names "1" to "K", without strips, with identity flip."""
     known = {len(schema.names): schema for schema in SCHEMAS.values()}
     return known.get(count) or make_schema({"name": f"plain{count}", "names": [str(i + 1) for i in range(count)]}, "")
 
 
 def part_of(schema: Schema, places: Sequence[int]) -> Schema:
-    """The scheme of the landmarks at `places`, a set of indices that the flip maps onto itself."""
+    """Scheme of the landmarks with indices `places`, a set that the flip maps onto itself."""
     new = {old: place for place, old in enumerate(places)}
     strips = {name: tuple(new[i] for i in indices if i in new) for name, indices in schema.strips.items()}
     return replace(

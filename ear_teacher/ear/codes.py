@@ -1,4 +1,4 @@
-"""Codes of whole data sets, in any number of processes; the training data of a model."""
+"""Codes of data sets, nearest neighbours, and the training data of a run."""
 
 from pathlib import Path
 
@@ -21,8 +21,8 @@ def encode_all(
     accelerator: Accelerator, console: Console, model: EarVAE, dataset: EarCrops, batch_size: int, num_workers: int,
     reconstruct: bool = False,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """`mu` and `logvar` (N, latent_dim) of every ear, in the data set's order; with `reconstruct` also the crops and
-    their reconstructions, `original` and `reconstruction` (N, S, S, 3) uint8."""
+    """`mu` and `logvar` (N, latent_dim) of all ears, in order of the data set; with `reconstruct` also `original` and
+    `reconstruction` (N, S, S, 3) uint8. The ranks share the work."""
     model = model.to(accelerator.device).eval()
     loader = accelerator.prepare(DataLoader(dataset, batch_size, num_workers=num_workers))
     cases = Cases(accelerator, len(dataset))
@@ -39,8 +39,8 @@ def encode_all(
 
 
 def nearest(queries: np.ndarray, codes: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (Q, count) of the codes (N, D) that are nearest to each query (Q, D), the nearest first, and their Euclidean
-    distances (Q, count)."""
+    """(indices, Euclidean distances), both (Q, count), of the nearest codes (N, D) to each query (Q, D), nearest
+    first."""
     from scipy.spatial import KDTree
 
     distances, rows = KDTree(codes).query(queries, k=range(1, count + 1))
@@ -48,10 +48,10 @@ def nearest(queries: np.ndarray, codes: np.ndarray, count: int) -> tuple[np.ndar
 
 
 def take_data_of_training(args, name: str = "manifest") -> None:
-    """Sets `--manifest`, or the flag `name`, to the training manifest of the run in `--checkpoint` where it is not
-    given, and `--data_root` and `--box_format` with it.
+    """Default of the flag --`name`: the training manifest of the run of --checkpoint, with its --data_root and
+    --box_format.
 
-    Raises UserError if the run's args.json or that manifest is missing, as where best/ was copied alone.
+    Raises UserError if the args.json of the run or the manifest is missing.
     """
     if getattr(args, name):
         return

@@ -20,7 +20,7 @@ from ear.manifest import read_manifest as read_manifest
 if TYPE_CHECKING:
     import albumentations
 
-cv2.setNumThreads(0)  # the loader's processes fill the cores already
+cv2.setNumThreads(0)  # the data loader workers use all cores
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:
@@ -34,15 +34,15 @@ def to_pixels(images: torch.Tensor) -> np.ndarray:
 
 
 def load_albumentations():
-    """The library, imported where it is used: that takes seconds."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version at import otherwise
+    """Imports albumentations (slow) without its version check over the network."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     import albumentations
 
     return albumentations
 
 
 def augmentation() -> "albumentations.Compose":
-    """Variation between photographs of one ear: position, tilt, size, light. For arrays (H, W, 3) uint8."""
+    """Augmentation of pictures (H, W, 3) uint8: shift, rotation, scale, light."""
     albumentations = load_albumentations()
     return albumentations.Compose(
         [
@@ -56,11 +56,11 @@ def augmentation() -> "albumentations.Compose":
 
 
 class EarCrops(Dataset):
-    """Crops of `ears`, `size` px square: the box and `margin`, or the whole picture without a box or without `crop`.
+    """Square crops of `size` px around the boxes with a `margin` (share of the longer side); the whole picture without
+    box or `crop`.
 
-    Each is a dict: `image` float32 (3, size, size) in [-1, 1]; `index`; `id`. With `mirror_left`, left ears are
-    mirrored, where the side is known. With `augment`, a sample depends on (seed, epoch, index) alone; `views` 2 adds
-    `other_view`, another draw of the same ear.
+    Items: `image` float32 (3, size, size) in [-1, 1]; `index`; `id`; with `views` 2 also `other_view`, a second
+    augmented view. `mirror_left`: ears known to be left are mirrored. A sample depends on (seed, epoch, index) only.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class EarCrops(Dataset):
         self.epoch = epoch
 
     def pixels(self, index: int) -> np.ndarray:
-        """The crop (size, size, 3) uint8, not augmented."""
+        """Crop (size, size, 3) uint8 without augmentation."""
         ear = self.ears[index]
         picture = read_image(ear.image, "RGB").pixels
         height, width = picture.shape[:2]

@@ -1,12 +1,12 @@
-"""EarDetector: box and landmarks of an ear, on the encoder of the VAE.
+"""EarDetector: box, side and landmarks of an ear, on the encoder of the VAE.
 
-Two-stage inference by one network, whose input is a square window with an ear somewhere in it. Stage 1 takes the whole
-picture and gives the box and the side; stage 2 takes the window around that box, mirrored for a left ear, and gives
-landmarks and the final box. Its input is therefore like the VAE's: right ears that fill the window.
+Two-stage inference with one network for square windows. Stage 1 predicts box and side from the whole picture; stage 2
+predicts landmarks and the final box from the window around that box, mirrored for a left ear. The input of stage 2 thus
+resembles that of the VAE: right ears that fill the window.
 
-One map locates the ear's centre. The features there and the code of the window give the box's size and a first estimate
-of all landmarks (Zhou et al. 2019, "Objects as Points"); a map for each landmark refines it nearby. Coordinates are
-expectations under the softmax of a map (Sun et al. 2018, "Integral Human Pose Regression").
+One heatmap locates the centre of the ear. The features there and the code of the window give the size of the box and a
+first estimate of all landmarks (Zhou et al. 2019, "Objects as Points"); one heatmap per landmark refines it.
+Coordinates are expectations under the softmax of a heatmap (Sun et al. 2018, "Integral Human Pose Regression").
 """
 
 from collections.abc import Sequence
@@ -31,32 +31,31 @@ from ear.sam_vae import KIND as VAE
 from ear.sam_vae import EarEncoder
 
 KIND = "ear detector"  # in config.json
-MAP_SIDE = 32  # px at least: the encoder's grid is doubled until it is as fine
-SPREAD = 0.2  # of a guess, in shares of the box's mean side
-NEAR = 0.08  # of the window's side: how far from its peak a map's mass is taken to be at one place
+MAP_SIDE = 32  # minimum side of a heatmap, px; the grid of the encoder is doubled up to it
+SPREAD = 0.2  # SD around a first estimate, as a share of the mean side of the box
+NEAR = 0.08  # half the side of the square of `peak_mass`, as a share of the window side
 
 
 @dataclass(frozen=True)
 class Detection:
-    """An ear, in px of the picture."""
+    """A detected ear, in px of the picture."""
 
     box: np.ndarray  # (4,) x0, y0, x1, y1
-    score: float  # 0-1: concentration of the centre's map
+    score: float  # 0-1, concentration of the heatmap of the centre
     landmarks: np.ndarray  # (K, 2)
-    side: str  # "left" or "right"; "" from a detector that was not trained to tell them apart
+    side: str  # "left" or "right"; "" if the detector was trained without sides
 
 
 class EarDetector(nn.Module):
     """Windows (B, 3, S, S) in [-1, 1], S = `image_size`, to a dict, all coordinates in window px:
 
-    - `points` (B, K, 2), `centre` (B, 2) and `box` (B, 4); `guess` (B, K, 2), the landmarks' first estimate
-    - `maps` (B, K + 1, M, M), logits of the places of each landmark and the centre; `score` (B,), 0-1
+    - `points` (B, K, 2), `centre` (B, 2), `box` (B, 4); `guess` (B, K, 2), first estimate of the landmarks
+    - `maps` (B, K + 1, M, M), heatmap logits of each landmark and the centre; `score` (B,), 0-1
     - `left` (B,), logit of a left ear
 
-    For `sam_config` to `gradient_checkpointing` see `SamEncoder`. With `freeze_encoder` the encoder takes no gradients
-    and keeps no activations. `margin` is that of stage 2's window, as a share of the box's longer side; `width` is the
-    number of the head's channels; for `latent_dim` and `size` see `EarVAE`. `flip` is the landmarks' order in a mirror
-    image (see `Schema`); None where the training ears' sides are unknown: nothing is mirrored then.
+    `freeze_encoder`: no gradients and no stored activations of the encoder. `margin`: of the window of stage 2, as a
+    share of the longer side of the box. `width`: channels of the head. `flip`: as in `Schema`; None = no mirroring, for
+    training ears of unknown side. Other arguments as `SamEncoder` and `EarVAE`.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class EarDetector(nn.Module):
     def train(self, mode: bool = True) -> "EarDetector":
         super().train(mode)
         if is_frozen(self.encoder):
-            self.encoder.eval()  # its batch norms keep the statistics that they came with
+            self.encoder.eval()  # keeps the batch norm statistics
         return self
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -101,8 +100,8 @@ class EarDetector(nn.Module):
 
     @torch.no_grad()
     def predict(self, pixels: np.ndarray) -> Detection:
-        """The ear in a picture (H, W, 3) uint8, RGB, by two-stage inference. Of several ears it finds one; where there
-        is none it still gives a place, with a low score. Leaves the model in eval mode."""
+        """Two-stage inference on an RGB picture (H, W, 3) uint8. Always returns one ear; without an ear, its score is
+        low. Leaves the model in eval mode."""
         self.eval()
         device, window, left = next(self.parameters()).device, whole(pixels), False
         for stage in (1, 2):
@@ -123,8 +122,8 @@ class EarDetector(nn.Module):
     def from_vae_checkpoint(
         cls, checkpoint_path: Path, num_landmarks: int = len(EAR17.names), freeze_encoder: bool = False, **options
     ) -> "EarDetector":
-        """A detector to train, on the encoder of a VAE's run folder or `best/`. `options` are arguments of
-        `EarDetector`; those of the encoder default to the VAE's. Raises UserError if the folder holds no VAE."""
+        """Detector for training on the encoder of a VAE, from its run folder or `best/`. `options`: arguments of
+        `EarDetector`, by default those of the VAE. Raises UserError if the folder holds no VAE."""
         state, config = load_model_folder(checkpoint_path, VAE)
         names = ("sam_config", "sam_image_size", "freeze_layers", "freeze_embeddings", "latent_dim", "size")
         taught = {name: config["model"][name] for name in names}
@@ -139,8 +138,8 @@ class EarDetector(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: Path) -> tuple["EarDetector", dict]:
-        """(model in eval mode, config) of a run of train_detector.py or its `best/`. Raises UserError if it is another
-        model's."""
+        """(model in eval mode, config) of a run of train_detector.py or its `best/`. Raises UserError for missing or
+        other models."""
         state, config = load_model_folder(folder, KIND)
         with fitting(folder):
             must_hold(config, schema=dict, mean_ear=dict, taught=dict)
@@ -153,9 +152,9 @@ class EarDetector(nn.Module):
 
 
 class DetectionHead(nn.Module):
-    """Features (B, C, grid, grid) and codes (B, latent_dim) to logits (B, K + 1, M, M) of the landmarks' and, last, the
-    centre's place, M >= 32; guesses of the landmarks (B, K, 2) and width and height of the box (B, 2), in shares of the
-    window's side; logits of a left ear (B,)."""
+    """Features (B, C, grid, grid) and codes (B, latent_dim) to heatmap logits (B, K + 1, M, M) of the landmarks and,
+    last, the centre, M >= 32; first estimates of the landmarks (B, K, 2) and (width, height) of the box (B, 2), as
+    shares of the window side; logits of a left ear (B,)."""
 
     def __init__(self, channels: int, grid: int, latent_dim: int, width: int, num_landmarks: int):
         super().__init__()
@@ -168,12 +167,12 @@ class DetectionHead(nn.Module):
         self.shape = nn.Sequential(
             nn.Linear(channels + width + latent_dim, 128), nn.ReLU(inplace=True), nn.Linear(128, 3 + 2 * num_landmarks)
         )
-        nn.init.constant_(self.shape[-1].bias[:2], np.log(0.5))  # an ear takes half of a window
+        nn.init.constant_(self.shape[-1].bias[:2], np.log(0.5))  # initial box: half of the window
 
     def forward(self, features: torch.Tensor, code: torch.Tensor) -> tuple[torch.Tensor, ...]:
         fine = self.enlarge(features)
         maps = self.maps(fine).float()  # (B, K + 1, M, M)
-        # The centre's map is only read here: no gradient through it.
+        # No gradient through the heatmap of the centre.
         where = maps[:, -1:].detach().flatten(2).softmax(-1).view_as(maps[:, -1:])
         coarse = F.adaptive_avg_pool2d(where, features.shape[-1])
         coarse = coarse / coarse.sum(dim=(2, 3), keepdim=True)
@@ -190,19 +189,19 @@ def _layer(convolution: nn.Module) -> nn.Sequential:
 
 
 def places(maps: torch.Tensor) -> torch.Tensor:
-    """Expected places (B, K, 2) xy of logits (B, K, M, M), 0-1 from edge to edge."""
+    """Expected positions (B, K, 2) xy of heatmap logits (B, K, M, M), as shares (0-1) of the side."""
     return (soft_argmax(maps, beta=1.0) + 0.5) / maps.shape[-1]
 
 
 def log_gaussians(points: torch.Tensor, sigma: torch.Tensor | float, side: int) -> torch.Tensor:
-    """Logits (B, K, side, side) of Gaussians around points (B, K, 2), these and `sigma` in shares of the map's side."""
+    """Logits (B, K, side, side) of Gaussians at points (B, K, 2); points and `sigma` as shares of the side."""
     steps = (torch.arange(side, device=points.device) + 0.5) / side
     across, down = (-0.5 * ((steps - points[..., axis, None]) / sigma) ** 2 for axis in (0, 1))  # (B, K, side)
     return down[..., :, None] + across[..., None, :]
 
 
 def peak_mass(logits: torch.Tensor) -> torch.Tensor:
-    """(B,) largest share of a map (B, M, M) within a square of 2 · NEAR of its side: 1 for a single peak."""
+    """Largest share (B,) of the softmax of a heatmap (B, M, M) in a square of side 2 · NEAR; 1 for a single peak."""
     reach = round(NEAR * logits.shape[-1])
     probability = logits.detach().float().flatten(1).softmax(dim=1).view_as(logits)[:, None]
     window = 2 * reach + 1

@@ -1,7 +1,6 @@
-"""Input of the detector: square windows of pictures, resized, with one ear somewhere in them.
+"""Input of the detector: square windows of pictures, resized to (size, size), with one ear.
 
-Points and boxes are in px, x before y, with pixel centres at integers: of the picture, or of a window that is resized
-to (size, size).
+Points and boxes are xy in px of picture or resized window, with pixel centres at integers.
 """
 
 from collections.abc import Sequence
@@ -26,15 +25,15 @@ from ear.manifest import LEFT_OUT, NO_POINT_KNOWN, Ear, read_manifest
 if TYPE_CHECKING:
     import albumentations
 
-WHOLE, CLOSE = 0.3, 0.5  # shares of the training windows that are like stage 1's, and like stage 2's
-SHARES = (0.2, 0.95)  # of the other windows' side that the ear's longer side takes
-LARGEST = 1.25  # their side over the picture's longer one, at most: further out there is nothing to see
-TURN = 20.0  # degrees at most, either way; small turns more often
-LEFT = {"left": 1.0, "right": 0.0, "": float("nan")}  # what a window shows, by the side of its ear
+WHOLE, CLOSE = 0.3, 0.5  # shares of training windows as in stage 1 and as in stage 2
+SHARES = (0.2, 0.95)  # other windows: longer side of the ear over the window side
+LARGEST = 1.25  # other windows: maximum side over the longer side of the picture
+TURN = 20.0  # maximum rotation, °
+LEFT = {"left": 1.0, "right": 0.0, "": float("nan")}  # target by side
 
 
 def whole(pixels: np.ndarray) -> Window:
-    """The square around a whole picture (H, W, 3): the input of stage 1."""
+    """Square window around a whole picture (H, W, 3), the input of stage 1."""
     height, width = pixels.shape[:2]
     return square_window((-0.5, -0.5, width - 0.5, height - 0.5), 0.0)
 
@@ -42,8 +41,8 @@ def whole(pixels: np.ndarray) -> Window:
 def read_labelled(
     path: Path, data_root: Path | None, box_format: str, report: DataReport, schema: Schema | None = None
 ) -> list[Ear]:
-    """The ears of a manifest that have landmarks, in the order of `schema` (see `read_manifest`), and a box. Raises
-    UserError if none has."""
+    """Ears of a manifest with landmarks, in the order of `schema`, and a box. Raises UserError as `read_manifest`, and
+    if no ear has both."""
     ears = read_manifest(path, data_root, box_format, report, landmarks=True, schema=schema)
     for ear in ears:
         if not ear.box:
@@ -55,15 +54,15 @@ def read_labelled(
 
 
 def truths(ears: Sequence[Ear], schema: Schema) -> dict[str, int]:
-    """Landmark -> number of ears in which it is known, also by the name that it has in a mirror image: half of the
+    """Landmark -> number of ears in which it, or the landmark it becomes in a mirror image, is known: half of the
     training windows are mirrored."""
     known = np.isfinite([ear.landmarks for ear in ears]).all(axis=2)  # (N, K)
     return dict(zip(schema.names, (known | known[:, list(schema.flip)]).sum(axis=0).tolist(), strict=True))
 
 
 def with_landmarks(ears: Sequence[Ear], places: list[int], report: DataReport, split: str) -> list[Ear]:
-    """The ears with their landmarks at `places` alone; those without any of these are left out. Raises UserError if
-    none is left."""
+    """Ears with the landmarks of indices `places` only; ears without any are left out. Raises UserError if no ear is
+    left."""
     ears = [replace(ear, landmarks=ear.landmarks[places]) for ear in ears]
     kept = [ear for ear in ears if np.isfinite(ear.landmarks).any()]
     for ear in ears:
@@ -81,8 +80,8 @@ def with_landmarks(ears: Sequence[Ear], places: list[int], report: DataReport, s
 def random_window(
     box: tuple[float, ...], pixels: np.ndarray, margin: float, rng: np.random.Generator
 ) -> tuple[Window, bool]:
-    """(Window of the whole picture, False); or (window like stage 2's, around an inexact box, True); or (square with
-    the box anywhere in it, at most a tenth of it outside, False)."""
+    """(window, whether it is as in stage 2): the whole picture as in stage 1; a window around a perturbed box as in
+    stage 2; or a square with the box at a random position, at most a tenth of it outside."""
     everything, kind = whole(pixels), rng.random()
     if kind < WHOLE:
         return everything, False
@@ -99,10 +98,8 @@ def random_window(
 
 
 def turned(pixels: np.ndarray, window: Window, size: int, degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    """(window (size, size, 3) turned about its centre, affine (2, 3) from the unturned window's px to its px).
-
-    A larger window is cut first, so that the corners show the picture too.
-    """
+    """(window (size, size, 3) rotated about its centre, affine (2, 3) from px of the unrotated window to its px). The
+    corners show the picture."""
     x, y, side = window
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     larger = int(np.ceil(size * (abs(cosine) + abs(sine))))
@@ -110,7 +107,7 @@ def turned(pixels: np.ndarray, window: Window, size: int, degrees: float) -> tup
     region = cut(pixels, (x - extra / 2, y - extra / 2, side + extra), larger)
     rotation = np.array([[cosine, -sine], [sine, cosine]])
 
-    def about(old: int) -> np.ndarray:  # takes the centre of `old` px to that of `size` px
+    def about(old: int) -> np.ndarray:  # maps the centre of `old` px to that of `size` px
         return np.column_stack([rotation, (size - 1) / 2 - rotation @ np.full(2, (old - 1) / 2)])
 
     image = cv2.warpAffine(region, about(larger), (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -118,7 +115,7 @@ def turned(pixels: np.ndarray, window: Window, size: int, degrees: float) -> tup
 
 
 def turned_box(box: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """The box (4,) of the turned ellipse that fills the box: an ear has no corners that could stick out."""
+    """Bounding box (4,) of the ellipse inscribed in `box` after the affine transform (2, 3)."""
     low, high = box[:2], box[2:]
     half = np.sqrt((affine[:, :2] ** 2) @ ((high - low) / 2) ** 2)
     centre = affine[:, :2] @ ((low + high) / 2) + affine[:, 2]
@@ -126,14 +123,14 @@ def turned_box(box: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def mirrored(image: np.ndarray, points: np.ndarray, box: np.ndarray, flip: tuple[int, ...]):
-    """Mirror images of a window (H, W, 3), its landmarks (K, 2), reordered by `flip`, and its box (4,)."""
+    """Mirrored window (H, W, 3), landmarks (K, 2), reordered by `flip`, and box (4,)."""
     last = image.shape[1] - 1
     points = points[list(flip)] * [-1, 1] + [last, 0]
     return image[:, ::-1], points, np.array([last - box[2], box[1], last - box[0], box[3]])
 
 
 def photometric() -> "albumentations.Compose":
-    """Variation between cameras: light, colour, sharpness, noise. For arrays (H, W, 3) uint8."""
+    """Augmentation of windows (H, W, 3) uint8: light, colour, sharpness, noise."""
     albumentations = load_albumentations()
     return albumentations.Compose(
         [
@@ -150,14 +147,13 @@ def photometric() -> "albumentations.Compose":
 
 
 class RandomWindows(Dataset):
-    """`draws` random windows of each ear an epoch, for training; a window depends on (seed, epoch, index) alone.
+    """Training windows: `draws` random windows of each ear per epoch, which depend on (seed, epoch, index) only.
 
-    `margin` is that of stage 2, `flip` the landmarks' order in a mirror image. Half of the windows are mirrored. With
-    `mirror_left`, those like stage 2's show a right ear instead, where the side is known.
+    `margin`: of stage 2. `flip`: as in `Schema`. Half of the windows are mirrored; with `mirror_left`, windows as in
+    stage 2 show right ears instead, if the side is known.
 
-    Each is a dict: `image` float32 (3, size, size) in [-1, 1]; `points` float32 (K, 2), NaN = unknown, and `box` (4,),
-    both window px and possibly outside; `left`, 1.0 where the window shows a left ear, 0.0 a right one, NaN = unknown;
-    `index`; `id`.
+    Items: `image` float32 (3, size, size) in [-1, 1]; `points` float32 (K, 2), NaN = unknown, and `box` (4,), in window
+    px, also outside; `left`, 1.0 for a left ear, 0.0 for a right one, NaN = unknown; `index`; `id`.
     """
 
     def __init__(
@@ -194,11 +190,11 @@ class RandomWindows(Dataset):
 
 
 class TwoStages(Dataset):
-    """The inputs of both stages, for validation: the whole picture, and the window around the true box with `margin`.
-    With `mirror_left`, the latter shows a right ear, where the side is known.
+    """Validation windows of both stages: the whole picture, and the window around the true box with `margin`, which
+    shows a right ear with `mirror_left`, if the side is known.
 
-    Each is a dict as of `RandomWindows`, whose `image` (2, 3, size, size), `points` (2, K, 2), `box` (2, 4) and `left`
-    (2,) hold the two stages.
+    Items as of `RandomWindows`, for both stages: `image` (2, 3, size, size), `points` (2, K, 2), `box` (2, 4), `left`
+    (2,).
     """
 
     def __init__(self, ears: list[Ear], size: int, margin: float, flip: tuple[int, ...], mirror_left: bool = True):
@@ -224,6 +220,6 @@ class TwoStages(Dataset):
 
 
 def sample(image: np.ndarray, points: np.ndarray, box: np.ndarray, left: float) -> dict[str, torch.Tensor]:
-    """Tensors of a window (H, W, 3) uint8, its landmarks (K, 2), box (4,) and side."""
+    """Tensors of a window (H, W, 3) uint8, its landmarks (K, 2) and box (4,) in px, and its `left`."""
     numbers = {"points": points, "box": box, "left": left}
     return {"image": to_tensor(image)} | {name: torch.tensor(value).float() for name, value in numbers.items()}

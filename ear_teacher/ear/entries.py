@@ -1,4 +1,4 @@
-"""Lines of a manifest before any check of their values: a .npy, a CSV, or a folder of pictures."""
+"""Unchecked entries of a manifest: a .npy, a CSV, or a folder of pictures."""
 
 import os
 import re
@@ -22,11 +22,11 @@ from ear.npy import read_npy
 BOX_COLUMNS = {"xyxy": ("x0", "y0", "x1", "y1"), "xywh": ("x", "y", "width", "height"),
                "cxcywh": ("cx", "cy", "width", "height")}  # fmt: skip
 BOX_FORMATS = tuple(BOX_COLUMNS)
-# Folders that sort pictures, and name no subject; collectionA and collectionB are iBUG's.
+# Folder names that are no subjects; collectionA and collectionB are of iBUG.
 LEVELS = {"train", "training", "val", "valid", "validation", "test", "testing", "image", "images", "left", "right",
           "collectiona", "collectionb"}  # fmt: skip
 NO_BOX = "box is not four numbers"
-# Names that other programs give to boxes and landmarks.
+# Names of boxes and landmarks in other software.
 OTHERS = r"[xy](_?min|_?max|\d)|[xywh]|left|top|right|bottom|box(es)?|.*(bbox|keypoint|landmark).*|.+_[xy]"
 PAIRS = "landmarks as NAME_x, NAME_y"
 WAY_OUT = "it needs the column image, and may have x0, y0, x1, y1, subject, side and " + PAIRS
@@ -34,7 +34,7 @@ WAY_OUT = "it needs the column image, and may have x0, y0, x1, y1, subject, side
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a manifest, not yet checked."""
+    """One unchecked entry of a manifest."""
 
     where: str
     image: str
@@ -45,7 +45,7 @@ class Entry:
     box_format: str = "xyxy"
 
     def numbers(self) -> np.ndarray | None:
-        """(x0, y0, x1, y1) float64; None without a box. Raises Fault."""
+        """Box (x0, y0, x1, y1) float64 in px; None without one. Raises Fault."""
         if self.box is None:
             return None
         try:
@@ -61,7 +61,7 @@ class Entry:
         return np.array(numbers)
 
     def points(self) -> np.ndarray | None:
-        """(K, 2) float64; None without landmarks. Raises Fault."""
+        """Landmarks (K, 2) float64 in px; None without any. Raises Fault."""
         if self.landmarks is None:
             return None
         if isinstance(self.landmarks, Path):
@@ -82,9 +82,8 @@ class Fault(Exception):
 
 
 def read_entries(path: Path, box_format: str, schema: Schema | None, report: DataReport) -> Iterable[Entry]:
-    """The lines of a .npy, whose boxes are in `box_format`, of a .csv, whose landmarks are those of `schema`, or the
-    pictures of a folder. Columns, keys and files that are not read are listed in `report`. Raises UserError for another
-    file."""
+    """Entries of a .npy (boxes in `box_format`), of a .csv (landmarks of `schema`), or of a folder of pictures. Ignored
+    columns, keys and files are listed in `report`. Raises UserError for other files."""
     if path.is_dir():
         return _folder_entries(path, report)
     if path.suffix.lower() == ".npy":
@@ -96,7 +95,7 @@ def read_entries(path: Path, box_format: str, schema: Schema | None, report: Dat
 
 
 def _list_unread(names: Iterable[object], where: str, expected: str, report: DataReport) -> None:
-    """Adds the columns or keys that are not read to the report, each with the names that would be."""
+    """Adds ignored columns or keys to the report, with the expected names."""
     for name in names:
         like = re.fullmatch(OTHERS, str(name), re.IGNORECASE)
         reason = "boxes or landmarks under another name" if like else "column not used"
@@ -125,7 +124,7 @@ def _npy_entries(path: Path, box_format: str, report: DataReport) -> Iterator[En
 
 
 def _text(value: object) -> str:
-    """A text, bytes or number of a .npy as a text; None and NaN are empty."""
+    """Value of a .npy as text; None and NaN are empty."""
     if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
         return ""
     if isinstance(value, bytes):
@@ -157,11 +156,11 @@ def _csv_entries(path: Path, schema: Schema | None, report: DataReport) -> Itera
 
 
 def _box_format(path: Path, header: Sequence[str]) -> str | None:
-    """The format whose columns a table has; None if it has none of them."""
+    """Box format by the columns of a table; None without box columns. Raises UserError for incomplete ones."""
     for box_format, columns in BOX_COLUMNS.items():
         if set(columns) <= set(header):
             return box_format
-    places = set().union(*BOX_COLUMNS.values()) - {"width", "height"}  # those alone are the picture's
+    places = set().union(*BOX_COLUMNS.values()) - {"width", "height"}  # alone, they are of the picture
     parts = [column for column in header if column in places]
     if parts:
         formats = " or ".join(",".join(columns) for columns in BOX_COLUMNS.values())
@@ -170,20 +169,20 @@ def _box_format(path: Path, header: Sequence[str]) -> str | None:
 
 
 def _pairs(header: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Landmark, spelled by `column_name`, -> its two columns NAME_x and NAME_y."""
+    """Landmark, as by `column_name` -> its columns (NAME_x, NAME_y)."""
     names = [x[:-2] for x in header if x.endswith("_x")]
     return {column_name(name): (f"{name}_x", f"{name}_y") for name in names if name and f"{name}_y" in header}
 
 
 def _numbers(pairs: dict[str, tuple[str, str]]) -> dict[str, int] | None:
-    """Landmark -> number, of a table that numbers its landmarks; None for one that names them."""
+    """Landmark -> number, if all are numbered; otherwise None."""
     found = {name: re.fullmatch(r"(?:landmark_)?(\d+)", name) for name in pairs}
     return {name: int(match[1]) for name, match in found.items()} if all(found.values()) else None
 
 
 def named_schema(path: Path, header: Sequence[str] | None = None) -> Schema | None:
-    """The scheme of a table that names its landmarks: a known one if most of the names are its own, else one of these
-    names in the order of the table. None for a table with numbers or no landmarks, and for other manifests."""
+    """Scheme of a table with landmark names: the known scheme with most of these names, otherwise these names in the
+    order of the table. None for numbered landmarks, no landmarks, and other manifests."""
     if path.suffix.lower() != ".csv" or path.is_dir():
         return None
     if header is None:
@@ -200,8 +199,8 @@ def named_schema(path: Path, header: Sequence[str] | None = None) -> Schema | No
 def _landmark_columns(
     path: Path, header: Sequence[str], schema: Schema | None, report: DataReport
 ) -> list[tuple[str, str]]:
-    """The columns NAME_x, NAME_y of a table's landmarks in the scheme's order, or by number; "" for one that the table
-    lacks. Those that are none of the scheme's are listed. Raises UserError if all are."""
+    """Columns (NAME_x, NAME_y) of the landmarks in order of the scheme, or by number; "" for missing ones. Other
+    landmarks are listed in `report`. Raises UserError if no landmark is in the scheme."""
     pairs, numbers = _pairs(header), _numbers(_pairs(header))
     if numbers is not None:
         return [pairs[name] for name in sorted(pairs, key=numbers.get)]
@@ -239,10 +238,10 @@ def _folder_entries(path: Path, report: DataReport) -> list[Entry]:
 
 
 def read_pts(file: Path) -> np.ndarray:
-    """Landmarks (K, 2) of a .pts file, as iBUG's ears have. Raises Fault.
+    """Landmarks (K, 2) px of a .pts file (iBUG). Raises Fault.
 
-    Pixels are taken to count from 1, as in MATLAB: so does menpo, the library of the same group, which subtracts 1 from
-    every .pts file (menpo/io/input/landmark.py).
+    Coordinates in the file start at 1, as in MATLAB; menpo, of the same group, also subtracts 1
+    (menpo/io/input/landmark.py).
     """
     try:
         text = read_bytes(file).decode("utf-8", errors="replace")
@@ -257,7 +256,7 @@ def read_pts(file: Path) -> np.ndarray:
 
 
 def subject_folders(images: list[Path], root: Path) -> dict[Path, str]:
-    """Picture -> the folder that stands for a subject, "" if none does: AWE and EarVN1.0 have a folder a subject."""
+    """Picture -> its subject folder, as in AWE and EarVN1.0; "" without one."""
     folders = {}
     for image in images:
         parts = image.relative_to(root).parts if image.is_relative_to(root) else image.parts

@@ -1,7 +1,7 @@
-"""Errors of boxes and landmarks: several detectors on the same ears, with intervals, beside the mean ear.
+"""Errors of boxes and landmarks of detectors with confidence intervals, and the mean ear as baseline.
 
-NME (normalised mean error): distances over the diagonal of the true box, as is usual for iBUG's ears (Zhou & Zafeiriou
-2017, "Deformable Models of Ears in-the-wild for Alignment and Recognition"), in per cent.
+NME (normalised mean error): distances over the diagonal of the true box in %, as usual for the ears of iBUG (Zhou &
+Zafeiriou 2017, "Deformable Models of Ears in-the-wild for Alignment and Recognition").
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from core.results import write_csv
 from core.uncertainty import Interval, bootstrap
 from ear.manifest import Ear
 
-FAILURE = 10.0  # % NME: the face and ear literature's usual limit
+FAILURE = 10.0  # NME in %, the usual threshold in the literature
 MEAN_IN_PICTURE, MEAN_IN_BOX = "mean ear in the mean box", "mean ear in the detected box"
 
 
@@ -27,15 +27,15 @@ class Predictions(NamedTuple):
     boxes: np.ndarray  # (N, 4)
     scores: np.ndarray  # (N,)
     points: np.ndarray  # (N, K, 2)
-    sides: np.ndarray  # (N,) of texts: left, right or ""
+    sides: np.ndarray  # (N,) of str: left, right or ""
 
 
 # ---------------------------------------------------------------------------------------------------------- baselines
 
 
 def mean_ear(ears: Sequence[Ear], sizes: Sequence[tuple[int, int]], schema: Schema) -> dict[str, list]:
-    """`shape` (K, 2), the mean landmarks in shares of the box, NaN where no ear has one; `box` (4,), the mean box in
-    shares of the picture. Both of right ears; left ones are mirrored. `sizes`: (width, height) of each picture."""
+    """Mean of right and mirrored left ears: landmarks `shape` (K, 2) as shares of the box, NaN = unknown; `box` (4,) as
+    shares of the picture. `sizes`: (width, height) of each picture in px."""
     boxes, shapes = [], []
     for ear, size in zip(ears, sizes, strict=True):
         box = _shares(np.reshape(ear.box, (2, 2)), (-0.5, -0.5, size[0] - 0.5, size[1] - 0.5))
@@ -51,13 +51,13 @@ def mean_ear(ears: Sequence[Ear], sizes: Sequence[tuple[int, int]], schema: Sche
 
 
 def place_mean_ear(ears: Sequence[Ear], boxes: np.ndarray, shape: np.ndarray, schema: Schema) -> np.ndarray:
-    """The mean landmarks (N, K, 2) in `boxes` (N, 4), mirrored for left ears: these are told their side."""
+    """Mean landmarks (N, K, 2) px in `boxes` (N, 4), mirrored for ears whose true side is left."""
     shapes = [_mirrored(shape, schema) if ear.side == "left" else shape for ear in ears]
     return boxes[:, None, :2] + np.array(shapes) * (boxes[:, 2:] - boxes[:, :2])[:, None]
 
 
 def mean_boxes(ears: Sequence[Ear], sizes: Sequence[tuple[int, int]], box: np.ndarray) -> np.ndarray:
-    """The mean box (4,) in pictures of `sizes` (width, height), mirrored for left ears: (N, 4) px."""
+    """Mean box (N, 4) px in pictures of `sizes` (width, height), mirrored for ears whose true side is left."""
     corners = [_mirrored_box(box.reshape(2, 2)) if ear.side == "left" else box.reshape(2, 2) for ear in ears]
     return (np.array(corners) * np.array(sizes)[:, None] - 0.5).reshape(-1, 4)
 
@@ -79,15 +79,15 @@ def _mirrored_box(corners: np.ndarray) -> np.ndarray:
 
 
 def intersection_over_union(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(N,) of boxes (N, 4), row by row."""
+    """IoU (N,) of boxes (N, 4) with the true boxes (N, 4)."""
     from torchvision.ops import box_iou
 
     return box_iou(*(torch.as_tensor(x, dtype=torch.float64) for x in (boxes, truth))).diag().numpy()
 
 
 def average_precision(scores: np.ndarray, hits: np.ndarray) -> float:
-    """Area under precision over recall (all points, as PASCAL VOC since 2010) of one detection an ear: `scores` (N,),
-    `hits` (N,) bool."""
+    """Area under the precision-recall curve (all points, as PASCAL VOC since 2010) for one detection per ear: `scores`
+    (N,), `hits` (N,) bool."""
     order = np.argsort(-scores, kind="stable")
     found = np.cumsum(hits[order])
     precision = found / np.arange(1, len(hits) + 1)
@@ -96,7 +96,7 @@ def average_precision(scores: np.ndarray, hits: np.ndarray) -> float:
 
 
 def distance_to_line(points: np.ndarray, line: np.ndarray) -> np.ndarray:
-    """(P,) distances of points (P, 2) to the nearest place of a line through (L, 2), L >= 2."""
+    """Distances (P,) of points (P, 2) to a polyline (L, 2), L >= 2."""
     start, step = line[:-1], np.diff(line, axis=0)  # (L - 1, 2)
     length = np.maximum((step**2).sum(axis=1), 1e-12)
     share = (((points[:, None] - start) * step).sum(axis=2) / length).clip(0, 1)  # (P, L - 1)
@@ -104,11 +104,11 @@ def distance_to_line(points: np.ndarray, line: np.ndarray) -> np.ndarray:
 
 
 class Evaluation:
-    """Errors of one detector on `ears`, which all have landmarks.
+    """Errors of one detector on `ears` with landmarks.
 
-    `errors` (N, K) and `contours` (N, number of strips) in % of the true box's diagonal, NaN where the truth is
-    unknown; `nme` (N,); `iou` (N,). A contour's error is the mean distance of its predicted points to the true line, so
-    that a shift along the line costs nothing.
+    `errors` (N, K) and `contours` (N, number of strips) in % of the diagonal of the true box, NaN = unknown; `nme` (N,)
+    in %; `iou` (N,). The error of a contour is the mean distance of its predicted points to the true line; shifts along
+    the line do not count.
     """
 
     def __init__(self, ears: Sequence[Ear], predictions: Predictions, schema: Schema, resamples: int, seed: int):
@@ -127,11 +127,11 @@ class Evaluation:
                     self.contours[row, column] = percent[row] * distance_to_line(found[list(indices)], line).mean()
 
     def interval(self, statistic: Callable[[np.ndarray], float]) -> Interval:
-        """`statistic` of row numbers with its 95 % interval over the subjects."""
+        """`statistic` of row indices with 95 % confidence interval, bootstrapped over the subjects."""
         return bootstrap(statistic, self.subjects, self.resamples, seed=self.seed)
 
     def mean(self, values: np.ndarray) -> Interval:
-        """Mean over the known entries of `values` (N,)."""
+        """Mean of `values` (N,) with interval, ignoring NaN."""
         known = np.isfinite(values)
         if not known.any():
             return Interval(np.nan, np.nan, np.nan)
@@ -139,7 +139,7 @@ class Evaluation:
         return bootstrap(lambda rows: float(values[known][rows].mean()), subjects, self.resamples, seed=self.seed)
 
     def summary(self) -> dict[str, Interval]:
-        """Of `nme` [%], `failures` [%], `iou` and `ap50` (average precision of boxes at an IoU of 0.5)."""
+        """`nme` [%], `failures` [%], `iou` and `ap50` (average precision of boxes at an IoU of 0.5)."""
         hits = self.iou >= 0.5
         return {
             "nme": self.mean(self.nme),
@@ -149,7 +149,8 @@ class Evaluation:
         }
 
     def differences(self, other: "Evaluation") -> dict[str, Interval]:
-        """This one minus the other, ear by ear: `nme`, `failures`, `iou`. An interval without 0 is a difference."""
+        """Paired differences (this minus the other): `nme` [%], `failures` [%], `iou`; significant if the interval
+        excludes 0."""
         return {
             "nme": self.mean(self.nme - other.nme),
             "failures": self.mean(100.0 * (self.nme > FAILURE) - 100.0 * (other.nme > FAILURE)),
@@ -157,23 +158,22 @@ class Evaluation:
         }
 
     def sides_right(self) -> Interval:
-        """Share of the ears whose side is found, where it is known and looked for; not a number if nowhere."""
+        """Share of correct sides, over ears of known and predicted side; NaN without any."""
         told = np.array([bool(ear.side and side) for ear, side in zip(self.ears, self.predictions.sides, strict=True)])
         right = np.array([ear.side for ear in self.ears]) == self.predictions.sides
         return self.mean(np.where(told, right, np.nan))
 
     def by_landmark(self) -> dict[str, Interval]:
-        """Landmark -> mean error with its interval, in % of the true box's diagonal."""
+        """Landmark -> mean error with interval, in % of the diagonal of the true box."""
         return {name: self.mean(self.errors[:, i]) for i, name in enumerate(self.schema.names)}
 
     def by_contour(self) -> dict[str, Interval]:
-        """Contour -> mean distance of its landmarks to the true line with its interval, in % of the box's diagonal."""
+        """Contour -> mean distance of its landmarks to the true line with interval, in % of the diagonal."""
         return {name: self.mean(self.contours[:, i]) for i, name in enumerate(self.schema.strips)}
 
 
 def write_predictions(file: Path, evaluations: Mapping[str, Evaluation]) -> None:
-    """One row an ear and detector: box, score, landmarks in px of the picture, errors; the side from those that tell
-    it."""
+    """Writes a CSV table, one row per ear and detector: box, score, side if predicted, landmarks in px, errors."""
     first = next(iter(evaluations.values()))
     sided = any(evaluation.predictions.sides.any() for evaluation in evaluations.values())
     coordinates = [f"{name}_{axis}".replace(" ", "_") for name in first.schema.names for axis in "xy"]

@@ -1,20 +1,20 @@
-"""Statistics of the codes of a VAE: active units, principal components, a mixture of Gaussians to sample from."""
+"""Statistics of the codes of a VAE: active units, principal components, Gaussian mixture for sampling."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-ACTIVE = 0.01  # Burda et al. 2016, "Importance Weighted Autoencoders": a unit is active where Var[mu] is above it
+ACTIVE = 0.01  # threshold of Var[mu] of active units: Burda et al. 2016, "Importance Weighted Autoencoders"
 STRUCTURE, BRIGHTNESS = "structure", "brightness or colour"
-MOSTLY = 0.5  # share of a change from which on brightness and colour make more of it than all else
-LEADING, MOST_GAUSSIANS = 8, 6  # components in which a mixture is fitted, and its size
+MOSTLY = 0.5  # minimum brightness share for the verdict "brightness or colour"
+LEADING, MOST_GAUSSIANS = 8, 6  # maximum number of components and Gaussians of a mixture
 MOST_STEPS = 200  # of expectation maximisation
-FLOOR = 0.1  # of a Gaussian's deviation, in deviations of the codes: it must not shrink onto a few of them
+FLOOR = 0.1  # minimum SD of a Gaussian, in SD of the codes; prevents collapse
 
 
 class PCA(NamedTuple):
-    """Principal components, the largest first: mean (D,), directions (K, D) orthonormal, deviations (K,) = standard
-    deviations along them, explained (K,) = shares of the variance, which sum to 1."""
+    """Principal components, largest first: mean (D,), orthonormal directions (K, D), standard deviations (K,) along
+    them, shares of explained variance (K,) with sum 1."""
 
     mean: np.ndarray
     directions: np.ndarray
@@ -23,27 +23,27 @@ class PCA(NamedTuple):
 
 
 def active_units(mu: np.ndarray) -> int:
-    """Number of dimensions of codes mu (N, D) whose variance over the pictures is above 0.01."""
+    """Number of dimensions of codes mu (N, D) with a variance over the pictures above ACTIVE."""
     return int((mu.var(axis=0) > ACTIVE).sum())
 
 
 def kl_by_dimension(mu: np.ndarray, logvar: np.ndarray) -> np.ndarray:
-    """KL divergence from N(0, 1) of each dimension (D,), in nats, mean over the pictures; mu and logvar (N, D)."""
+    """KL divergence (D,) from N(0, 1) in nats by dimension, mean over the pictures; mu and logvar (N, D)."""
     return 0.5 * (mu**2 + np.exp(logvar) - 1 - logvar).mean(axis=0)
 
 
 def principal_components(codes: np.ndarray) -> PCA:
-    """All components of codes (N, D) along which they differ: K = min(N - 1, D), fewer if some directions are empty.
+    """All principal components of non-zero variance of codes (N, D): K = min(N - 1, D) at most.
 
-    The entry of largest magnitude of each direction is positive: a PCA leaves signs open, and reruns must agree.
-    Raises ValueError for fewer than two codes, and for codes that are all the same.
+    The sign is fixed for reproducibility: the entry of largest magnitude is positive. Raises ValueError for fewer than
+    two codes, and for equal codes.
     """
     codes = np.asarray(codes, np.float64)
     if len(codes) < 2 or not np.ptp(codes, axis=0).any():
         raise ValueError(f"{len(codes)} codes that do not differ have no components")
     mean = codes.mean(axis=0)
     _, singular, directions = np.linalg.svd(codes - mean, full_matrices=False)
-    rank = (singular > singular[0] * max(codes.shape) * np.finfo(np.float64).eps).sum()  # as numpy's matrix_rank
+    rank = (singular > singular[0] * max(codes.shape) * np.finfo(np.float64).eps).sum()  # as np.linalg.matrix_rank
     singular, directions = singular[:rank], directions[:rank]
     largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=1, keepdims=True), axis=1)
     variances = singular**2 / (len(codes) - 1)
@@ -51,13 +51,13 @@ def principal_components(codes: np.ndarray) -> PCA:
 
 
 def along(pca: PCA, component: int, sigmas: np.ndarray) -> np.ndarray:
-    """The codes (S, D) at mean + kσ along a component (0 = the first), for each k in `sigmas` (S,)."""
+    """Codes (S, D) at mean + kσ along a component (0 = first), for each k in `sigmas` (S,)."""
     return pca.mean + np.multiply.outer(sigmas, pca.deviations[component] * pca.directions[component])
 
 
 class Mixture(NamedTuple):
-    """Distribution of codes: M Gaussians in the first L components of a PCA, in units of their deviations, with weights
-    (M,), means (M, L), covariances (M, L, L); along the other components one Gaussian with the PCA's deviations."""
+    """Distribution of codes: M Gaussians in the first L components of a PCA, in units of SD, with weights (M,), means
+    (M, L) and covariances (M, L, L); along the other components one Gaussian with the SD of the PCA."""
 
     pca: PCA
     weights: np.ndarray
@@ -66,12 +66,12 @@ class Mixture(NamedTuple):
 
 
 def fit_mixture(pca: PCA, codes: np.ndarray, seed: int = 0) -> Mixture:
-    """The mixture of the codes (N, D) of a PCA, to draw new ones from: Ghosh et al. 2020, "From Variational to
-    Deterministic Autoencoders". A VAE whose KL term weighs next to nothing does not make its codes N(0, I).
+    """Gaussian mixture of codes (N, D) in the components of a PCA, for sampling (Ghosh et al. 2020, "From Variational
+    to Deterministic Autoencoders"): with a small KL weight the codes are not distributed as N(0, I).
 
-    Gaussians are added while the Bayesian information criterion falls (Schwarz 1978), with at least ten codes to each
-    Gaussian and component: few codes get a single one. It lies in the span of the codes, outside which the decoder was
-    never trained; shrinkage to a multiple of the identity (Ledoit & Wolf 2004) would lead there.
+    The Bayesian information criterion (Schwarz 1978) selects the number of Gaussians, with at least ten codes per
+    Gaussian and component. Samples stay in the span of the codes, on which the decoder was trained; shrinkage to a
+    multiple of the identity (Ledoit & Wolf 2004) would leave it.
     """
     length = min(LEADING, len(pca.deviations))
     scores = (codes - pca.mean) @ pca.directions[:length].T / pca.deviations[:length]
@@ -89,13 +89,13 @@ def fit_mixture(pca: PCA, codes: np.ndarray, seed: int = 0) -> Mixture:
 
 def _fit(scores: np.ndarray, number: int, rng: np.random.Generator) -> tuple[float, tuple]:
     """(log-likelihood, (weights, means, covariances)) of scores (N, L) by expectation maximisation (Dempster, Laird &
-    Rubin 1977), from a random start."""
+    Rubin 1977) with random initialisation."""
     from scipy.cluster.vq import kmeans2
     from scipy.special import logsumexp
 
     length = scores.shape[1]
     _, nearest = kmeans2(scores, scores[rng.choice(len(scores), number, replace=False)], minit="matrix")
-    share = 0.9 * np.eye(number)[nearest] + 0.1 / number  # (N, M), of each Gaussian in each code
+    share = 0.9 * np.eye(number)[nearest] + 0.1 / number  # (N, M), responsibilities
     likelihood = -np.inf
     for _ in range(MOST_STEPS):
         weights = share.mean(axis=0)
@@ -115,7 +115,7 @@ def _fit(scores: np.ndarray, number: int, rng: np.random.Generator) -> tuple[flo
 
 
 def sample(mixture: Mixture, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` new codes (count, D), drawn from the mixture."""
+    """Codes (count, D) sampled from the mixture."""
     scores = rng.standard_normal((count, len(mixture.pca.deviations)))
     length = mixture.means.shape[1]
     chosen = rng.choice(len(mixture.weights), count, p=mixture.weights)
@@ -125,19 +125,18 @@ def sample(mixture: Mixture, count: int, rng: np.random.Generator) -> np.ndarray
 
 
 def brightness_share(low: np.ndarray, high: np.ndarray) -> float:
-    """Share, in [0, 1], of the change between two pictures (C, H, W) that a change of gain and offset explains, one of
-    the whole picture and of each channel.
+    """Share (0-1) of the change between two pictures (C, H, W) explained by gain and offset of each channel.
 
-    By channel, `high - low` is fitted by least squares with a multiple of the picture half way and a constant; the
-    share is the fit's sum of squares over that of the change, both over all channels and about 0, so that an offset
-    alone counts in full. If one picture is an affine map of the other, then both are of the one half way, and the
-    share is 1; if they are swapped, it stays. No change at all counts as 1: it shows no structure.
+    By channel, `high - low` is fitted by least squares with a multiple of the mean of both pictures and a constant; the
+    share is the sum of squares of the fit over that of the change, over all channels and about 0. It is symmetric, 1 if
+    one picture is an affine map of the other by channel, and 1 for equal pictures. Raises ValueError for unequal
+    shapes.
     """
     if low.shape != high.shape:
         raise ValueError(f"pictures {low.shape} and {high.shape} differ in shape")
     low, high = (np.asarray(picture, np.float64).reshape(len(picture), -1) for picture in (low, high))
     change, middle = high - low, (high + low) / 2
-    left = change - change.mean(axis=1, keepdims=True)  # after the constant
+    left = change - change.mean(axis=1, keepdims=True)  # residual of the constant
     middle = middle - middle.mean(axis=1, keepdims=True)
     energy = (middle**2).sum(axis=1, keepdims=True)
     gain = (left * middle).sum(axis=1, keepdims=True) / np.where(energy > 0, energy, 1)
@@ -147,10 +146,9 @@ def brightness_share(low: np.ndarray, high: np.ndarray) -> float:
 
 
 def verdict(share: float) -> str:
-    """What a component changes, by its `brightness_share`: "brightness or colour" from 0.5 on, else "structure".
+    """Kind of change of a component by its `brightness_share`: "brightness or colour" from 0.5 on, else "structure".
 
-    At 0.5 both make equal parts of the squared change: the verdict names the larger one. On drawn ears the share was
-    0.08 at most for any parameter of the shape, and 0.97 and more for tone, redness and the colour of the light. What
-    is not brightness need not be anatomy: pose and the direction of the light are structure, too.
+    On synthetic ears the share was at most 0.08 for shape parameters, and at least 0.97 for tone, redness and colour of
+    light. Structure is not only anatomy: it includes pose and direction of light.
     """
     return BRIGHTNESS if share >= MOSTLY else STRUCTURE

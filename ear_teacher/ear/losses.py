@@ -21,7 +21,7 @@ from core.losses.reconstruction import (
 )
 from ear.detector import log_gaussians
 
-WEIGHTS = {  # name of the flag without `_weight` -> (the reference's weight, help text)
+WEIGHTS = {  # name of the flag without `_weight` -> (default weight as in the reference, help text)
     "l1": (1.0, "mean absolute difference of pixels"),
     "perceptual": (1.5, "difference of VGG16 features"),
     "ssim": (0.6, "1 − structural similarity"),
@@ -31,14 +31,14 @@ WEIGHTS = {  # name of the flag without `_weight` -> (the reference's weight, he
     "kl": (1e-6, "KL divergence of the codes from N(0, 1), summed over dimensions"),
 }
 RANGE = (-1.0, 1.0)
-SIGMA = 0.04  # standard deviation of the target Gaussians, as a share of the window's side
+SIGMA = 0.04  # SD of the target Gaussians, as a share of the window side
 
 
 class EarVAELoss(nn.Module):
-    """The weighted sum of the terms of WEIGHTS, and each term, unweighted, to log; all in float32.
+    """Weighted sum of the terms of WEIGHTS, returned with the unweighted terms for logging; in float32.
 
-    Terms of weight 0 are not computed. The perceptual one needs VGG16's weights: a download, or the file `vgg_weights`.
-    Raises UserError where they cannot be had.
+    Terms of weight 0 are not computed. The perceptual term needs VGG16 weights, from a download or the file
+    `vgg_weights`; raises UserError if they are unavailable.
     """
 
     def __init__(self, weights: dict[str, float], vgg_weights: Path | None = None):
@@ -57,7 +57,7 @@ class EarVAELoss(nn.Module):
     def forward(
         self, result: dict[str, torch.Tensor], images: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """`result` of EarVAE and its pictures (B, 3, S, S) -> (scalar, {term: scalar})."""
+        """Output of EarVAE and its pictures (B, 3, S, S) to (scalar, {term: scalar})."""
         prediction, target = result["reconstruction"].float(), images.float()
         terms = {
             "l1": lambda: F.l1_loss(prediction, target),
@@ -73,13 +73,12 @@ class EarVAELoss(nn.Module):
 
 
 class DetectionLoss(nn.Module):
-    """`heatmap + wing + guess + box + side`, and its parts to log.
+    """`heatmap + wing + guess + box + side`, returned with its parts for logging.
 
-    heatmap: Kullback-Leibler divergence of the maps' softmax from a Gaussian at the landmark. wing and guess: Wing loss
-    over ω of coordinates and of their guesses, in per cent of the window's side. box: 1 - GIoU (Rezatofighi et al.
-    2019) plus four times the mean distance of its sides, in shares of the window's side. side: binary cross-entropy,
-    left out with `sides` False, where no training ear has a known side. Landmarks that are unknown or outside the
-    window do not count.
+    heatmap: KL divergence of the softmax of the maps from a Gaussian at the landmark. wing, guess: Wing loss divided by
+    ω, of coordinates and first estimates in % of the window side. box: 1 - GIoU (Rezatofighi et al. 2019) plus four
+    times the mean distance of its edges, as a share of the window side. side: binary cross-entropy; without it if
+    `sides` is False. Landmarks that are unknown or outside the window are ignored.
     """
 
     def __init__(self, image_size: int, sides: bool = True):
@@ -112,14 +111,15 @@ class DetectionLoss(nn.Module):
 
 
 def side_loss(logits: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-    """Mean binary cross-entropy of logits (B,) against 1 or 0 (B,), where these are not NaN."""
+    """Mean binary cross-entropy of logits (B,) with targets 1 or 0 (B,); NaN targets are ignored."""
     known = ~left.isnan()
     loss = F.binary_cross_entropy_with_logits(logits, left.nan_to_num(), reduction="none")
     return torch.where(known, loss, 0.0).sum() / known.sum().clamp(min=1)
 
 
 def map_divergence(maps: torch.Tensor, points: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """Mean KL divergence of softmax(maps) (B, K, M, M) from Gaussians at points (B, K, 2) in 0-1, if `known` (B, K)."""
+    """Mean KL divergence of softmax(maps) (B, K, M, M) from Gaussians at points (B, K, 2) in 0-1, over `known`
+    (B, K)."""
     target = log_gaussians(points.nan_to_num(), SIGMA, maps.shape[-1]).flatten(2).log_softmax(dim=-1)
     divergence = F.kl_div(maps.flatten(2).log_softmax(dim=-1), target, reduction="none", log_target=True).sum(dim=-1)
     return torch.where(known, divergence, 0.0).sum() / known.sum().clamp(min=1)

@@ -1,7 +1,7 @@
-"""Manifests: a .npy, a CSV, a folder of pictures, with .pts files as of iBUG; checked before the first step.
+"""Reading and checking of manifests (.npy, CSV, or folder of pictures with .pts files as of iBUG), and splits.
 
-Points and boxes are in px of the picture as shown (EXIF orientation applied), x before y, pixel centres at integers: a
-picture spans [-0.5, width - 0.5]. A box is (x0, y0, x1, y1).
+Points and boxes are xy in px after EXIF orientation, with pixel centres at integers: a picture spans
+[-0.5, width - 0.5]. A box is (x0, y0, x1, y1).
 """
 
 import os
@@ -23,9 +23,9 @@ from core.splits import position, refuse_shared_patients
 from core.validation import DataReport, find_leaks
 from ear.entries import BOX_COLUMNS, BOX_FORMATS, Entry, Fault, read_entries, subject_folders
 
-SMALLEST_PICTURE, SMALLEST_BOX = 8, 2  # px a side
-MANY = 0.1  # of the boxes
-FAR = 0.25  # of the picture's longer side: a landmark further outside is a mistake, not a cut ear
+SMALLEST_PICTURE, SMALLEST_BOX = 8, 2  # side, px
+MANY = 0.1  # share of the boxes
+FAR = 0.25  # share of the longer side of the picture; landmarks further outside are errors
 SIDES = {"l": "left", "left": "left", "r": "right", "right": "right", "": ""}
 LEFT_OUT = "left out"
 NO_PICTURE, NO_POINTS, NO_POINT_KNOWN = "no such picture", "no landmarks", "no landmark known"
@@ -41,7 +41,7 @@ WAYS_OUT = {
 class Ear:
     """One ear in a picture."""
 
-    id: str  # the picture's path below the manifest's folder, without its suffix; of several ears of one, _2 and so on
+    id: str  # relative path of the picture without suffix; _2, _3 … for further ears in it
     image: Path
     box: tuple[float, float, float, float] | None  # None: the whole picture
     landmarks: np.ndarray | None  # (K, 2) float32, NaN = unknown
@@ -51,7 +51,7 @@ class Ear:
 
 
 def add_reading_arguments(parser: ArgumentParser, box_format: str | None = "xyxy") -> None:
-    """Flags of `read_manifest`; a `box_format` of None stands for that of the training."""
+    """Adds the arguments of `read_manifest`. `box_format`: default; None = that of the training."""
     of_training = "" if box_format else " (default: that of the training)"
     parser.add_argument("--data_root", type=Path, help="base folder of relative image paths (default: the manifest's)")
     parser.add_argument(
@@ -63,22 +63,21 @@ def read_manifest(
     path: Path, data_root: Path | None = None, box_format: str = "xyxy", report: DataReport | None = None,
     landmarks: bool = False, schema: Schema | None = None,
 ) -> list[Ear]:  # fmt: skip
-    """The usable ears of a manifest, in its order; its problems are added to `report`.
+    """Usable ears of a manifest, in order; data problems are added to `report`.
 
     `path` is one of
-    - .npy: a dict of image_paths and, if known, bboxes, landmarks (N, K, 2), subjects, sides, one a picture;
-    - .csv: column image, four box columns (x0,y0,x1,y1 or x,y,width,height or cx,cy,width,height: their names say
-      which), subject, side, landmarks as NAME_x and NAME_y in the order of `schema`, which defaults to a known scheme
-      with most of these names, or else to the table itself; landmarks of other names are listed, and not read;
-    - a folder: every picture below it, with the landmarks of a .pts file of the same name.
-    Paths are relative to `data_root`, or else to the manifest. `box_format` (of .npy): xyxy, xywh with the top-left
+    - .npy: a dict of image_paths and optionally bboxes, landmarks (N, K, 2), subjects and sides, one entry per ear;
+    - .csv: column image; optionally box columns (x0,y0,x1,y1 or x,y,width,height or cx,cy,width,height), subject, side,
+      and landmarks as NAME_x and NAME_y, returned in the order of `schema` (default: `named_schema`); landmarks of
+      other names are reported and ignored;
+    - a folder: all pictures below it, with landmarks of a .pts file of the same name.
+    Paths are relative to `data_root` (default: the manifest). `box_format` (of .npy): xyxy, xywh with the top-left
     corner, or cxcywh with the centre.
 
-    An ear without a box gets the extent of its landmarks, or without these the whole picture. Its subject, where none
-    is named, is the folder that the picture lies in (a folder by which they are sorted, as train, does not count), or
-    where all lie in one, the file's name up to _L or _R, which is the side. With `landmarks`, an ear whose landmarks
-    are missing or wrong is left out; else it is kept without them. Only headers of pictures are read. Raises UserError
-    for a file that cannot be meant so, and if no ear is usable.
+    Default box: extent of the landmarks, or without them the whole picture. Default subject: folder of the picture,
+    except those that sort pictures, as train; if all have the same, the file name up to _L or _R, the side. With
+    `landmarks`, ears with missing or invalid landmarks are left out, otherwise kept without them. Only the headers of
+    the pictures are read. Raises UserError for an invalid file, and without usable ear.
     """
     path = Path(path)
     if data_root and not Path(data_root).is_dir():
@@ -103,7 +102,7 @@ def read_manifest(
     return ears
 
 
-# ------------------------------------------------------------------------------------------------------ what is usable
+# --------------------------------------------------------------------------------------------------------- usable ears
 
 
 def _usable(
@@ -114,7 +113,7 @@ def _usable(
     sizes, folders = _sizes(images), subject_folders(images, root)
     all_points = [_or_fault(entry.points) for entry in entries]
     counts = Counter(len(points) for points in all_points if isinstance(points, np.ndarray))
-    count = max(counts, key=counts.get, default=0)  # of landmarks, in most of the entries
+    count = max(counts, key=counts.get, default=0)  # most frequent number of landmarks
     ears, seen = [], {}
     for entry, image, box, points in zip(entries, images, boxes, all_points, strict=True):
         try:
@@ -145,7 +144,7 @@ def _usable(
 
 
 def _or_fault(read: Callable[[], np.ndarray | None]) -> np.ndarray | Fault | None:
-    """What `read` returns, or the Fault that it raises, for `_or_raise` to raise when the entry's turn has come."""
+    """Result of `read`, or the Fault that it raises, for `_or_raise`."""
     try:
         return read()
     except Fault as fault:
@@ -159,7 +158,7 @@ def _or_raise(value):
 
 
 def _sizes(images: list[Path]) -> dict[Path, tuple[int, int] | Fault]:
-    """(width, height) of each picture as shown, from its header alone."""
+    """(width, height) in px of each picture after EXIF orientation, from its header; or its Fault."""
     distinct = list(dict.fromkeys(images))
     return dict(zip(distinct, in_threads(lambda image: _or_fault(lambda: _size(image)), distinct), strict=True))
 
@@ -177,9 +176,9 @@ def _size(image: Path) -> tuple[int, int]:
 
 
 def _refuse_misread_boxes(path: Path, boxes: list[np.ndarray | Fault | None], box_format: str) -> None:
-    """Raises UserError if the boxes are plainly no px or not in this format: many would still lie in their pictures."""
+    """Raises UserError if the boxes are evidently not in px, or in another format."""
     numbers = np.array([box for box in boxes if isinstance(box, np.ndarray)]).reshape(-1, 4)
-    if numbers.any() and np.abs(numbers).max() <= SMALLEST_BOX:  # those given by their centre may pass 1 a little
+    if numbers.any() and np.abs(numbers).max() <= SMALLEST_BOX:  # boxes given by their centre may exceed 1 slightly
         raise UserError(
             f"{path}: all boxes lie between 0 and 1, as shares of the picture; multiply them by its width and height"
         )
@@ -192,7 +191,8 @@ def _refuse_misread_boxes(path: Path, boxes: list[np.ndarray | Fault | None], bo
 
 
 def _box_inside(box: np.ndarray | None, size: tuple[int, int]) -> tuple[tuple[float, ...] | None, str]:
-    """The box within a picture of `size` (width, height), and what was cut off in words, if more than a pixel was."""
+    """Box clipped to a picture of `size` (width, height), None without one; and details if over 1 px was cut. Raises
+    Fault for boxes that are empty, small or outside."""
     if box is None:
         return None, ""
     detail = f"{', '.join(f'{number:g}' for number in box)} in a picture of {size[0]}×{size[1]}"
@@ -201,7 +201,7 @@ def _box_inside(box: np.ndarray | None, size: tuple[int, int]) -> tuple[tuple[fl
     inside = _clipped(box, size)
     if (inside[2:] - inside[:2] < SMALLEST_BOX).any():
         raise Fault("box outside the picture", detail)
-    if np.abs(inside - box).max() <= 1:  # 0 to width is the whole picture, too
+    if np.abs(inside - box).max() <= 1:  # accepts boxes from 0 to width
         return tuple(box.tolist()), ""
     return tuple(inside.tolist()), detail
 
@@ -213,7 +213,7 @@ def _clipped(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _checked_points(
     points: np.ndarray | None, count: int, size: tuple[int, int], where: str, report: DataReport
 ) -> np.ndarray:
-    """Landmarks (`count`, 2) float32, NaN for those that are not finite or far outside; these are reported."""
+    """Landmarks (`count`, 2) float32 px; NaN, and reported, if not finite or far outside. Raises Fault."""
     if points is None:
         raise Fault(NO_POINTS)
     if len(points) != count:
@@ -237,16 +237,16 @@ def _listed(mask: np.ndarray) -> str:
 
 
 def _extent(points: np.ndarray, size: tuple[int, int]) -> tuple[float, ...] | None:
-    """The box of the known landmarks, as far as it lies in the picture; None where they make none."""
+    """Bounding box of the known landmarks, clipped to the picture; None if it is too small."""
     box = _clipped(np.concatenate([np.nanmin(points, axis=0), np.nanmax(points, axis=0)]).astype(np.float64), size)
     return tuple(box.tolist()) if (box[2:] - box[:2] >= SMALLEST_BOX).all() else None
 
 
-# -------------------------------------------------------------------------------------------------- whose ear it is
+# ------------------------------------------------------------------------------------------------------------- sides
 
 
 def _side_and_stem(entry: Entry, image: Path, report: DataReport) -> tuple[str, str]:
-    """left, right or "", and the name of the picture without it."""
+    """(side: left, right or "" = unknown; file name without side and suffix)."""
     side, stem = side_in_name(image)
     if entry.side.lower() not in SIDES:
         report.add("side is neither left nor right", entry.where, "kept, side unknown", entry.side)
@@ -255,7 +255,7 @@ def _side_and_stem(entry: Entry, image: Path, report: DataReport) -> tuple[str, 
 
 
 def side_in_name(image: Path) -> tuple[str, str]:
-    """("left", "ear") of ear_L.png and the like; "" and the whole stem where the name says no side."""
+    """(side, rest of the stem), as ("left", "ear") for ear_L.png; ("", stem) without side."""
     named = re.fullmatch(r"(.+)[_-](l|r|left|right)", image.stem, re.IGNORECASE)
     return (SIDES[named[2].lower()], named[1]) if named else ("", image.stem)
 
@@ -264,8 +264,8 @@ def side_in_name(image: Path) -> tuple[str, str]:
 
 
 def split_by_subject(ears: Sequence[Ear], val_fraction: float, test_fraction: float) -> dict[str, list[Ear]]:
-    """train, val and test: all ears of a subject in one of them, which follows from the subject's name alone. The
-    fractions are of the subjects. Raises UserError if a split of a fraction above 0 gets none."""
+    """Split into train, val and test by a hash of the subject's name; all ears of a subject are in one split. The
+    fractions are of the subjects. Raises UserError for invalid fractions, and a split without ears."""
     if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
         fractions = f"{val_fraction:g} for validation and {test_fraction:g} for the test"
         raise UserError(f"{fractions} leave nothing to train on; they are shares from 0, below 1 together")
@@ -285,8 +285,7 @@ def split_by_subject(ears: Sequence[Ear], val_fraction: float, test_fraction: fl
 
 
 def refuse_shared_subjects(splits: Mapping[str, Sequence[Ear]]) -> None:
-    """Raises UserError if an ear or a subject stands in two splits. Subjects that are guessed from names of files do
-    not count: 001.png of two folders need not show one person."""
+    """Raises UserError if an ear or a subject is in two splits; subjects guessed from file names are not compared."""
     leaks = find_leaks({split: {ear.id: (ear.image, ear.box) for ear in ears} for split, ears in splits.items()})
     if leaks:
         (image, _), places = next(iter(leaks.items()))

@@ -1,9 +1,9 @@
-"""Reads the dict in a .npy file that `np.save(file, {...}, allow_pickle=True)` wrote, without running code in it.
+"""Safe reading of a dict in a .npy file written by `np.save(file, {...}, allow_pickle=True)`.
 
-A pickle is a program: it names functions of any installed module and calls them. Here every name that it may use stands
-for a function of this file, which builds plain data and checks its arguments; no other name is ever looked up. NumPy's
-own functions are not among them: `dtype.__setstate__` believes flags from the file, by which bytes become pointers, and
-`ndarray.__setstate__` reads past the end of a list that is shorter than its shape (both in NumPy 2.4).
+A pickle can call any function of any installed module. Here each allowed name is mapped to a function of this module
+that builds plain data and checks its arguments; all other names are refused. NumPy's own functions are not safe:
+`dtype.__setstate__` trusts flags of the file that turn bytes into pointers, and `ndarray.__setstate__` reads beyond the
+end of a list that is shorter than its shape (both in NumPy 2.4).
 """
 
 import copyreg
@@ -21,15 +21,15 @@ import numpy as np
 from core.errors import UserError, first_line
 from core.files import read_bytes
 
-MOST_TUPLES = 2**22  # of a manifest of a million pictures
+MOST_TUPLES = 2**22  # enough for a million pictures
 WAY_OUT = "save the dict with plain lists and arrays, or the list as a CSV"
 
 
 def read_npy(file: Path) -> dict:
-    """The dict in `file`: lists, tuples, sets, texts, numbers and NumPy arrays of these, of NumPy 1.x and 2.x.
+    """Dict in `file`, of lists, tuples, sets, strings, numbers and NumPy arrays, written by NumPy 1.x or 2.x.
 
-    Paths of pathlib come as texts. Raises UserError if it is no .npy file, a damaged one, holds no dict, or its pickle
-    names anything else, which is then neither imported nor called.
+    Paths of pathlib become strings. Raises UserError if `file` is no .npy file, is damaged, holds no dict, or its
+    pickle refers to anything else, which is neither imported nor called.
     """
     file = Path(file)
     try:
@@ -41,7 +41,7 @@ def read_npy(file: Path) -> dict:
         version = np.lib.format.read_magic(stream)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(stream)
-    except Exception as error:  # the header is parsed as Python text, and a damaged one fails in any way
+    except Exception as error:  # any type: the header is parsed as Python source
         raise UserError(f"{file}: no .npy file, or a damaged one: {first_line(error)}") from error
     if not dtype.hasobject:
         raise UserError(f"{file} holds an array {shape} of {dtype}, not a dict; {WAY_OUT}")
@@ -51,22 +51,22 @@ def read_npy(file: Path) -> dict:
         return _unpickle(file, content[stream.tell() :])
     except UserError:
         raise
-    except Exception as error:  # the pickle module promises no kind of error for a damaged file
+    except Exception as error:  # any type, by the documentation of pickle
         raise UserError(f"{file}: its pickle is damaged: {first_line(error)}; save it again") from error
 
 
 def _unpickle(file: Path, payload: bytes) -> dict:
     tuples = 0
     for opcode, argument, _ in pickletools.genops(payload):
-        # The memo is a list in C, as long as the highest index: a file of 20 bytes could ask for gigabytes.
+        # The memo is a C array as long as the highest index: 20 bytes could allocate gigabytes.
         if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(payload):
             raise pickle.UnpicklingError(f"memo index {argument} in {len(payload)} bytes")
         tuples += opcode.name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
     if tuples > MOST_TUPLES:
         raise pickle.UnpicklingError(f"{tuples} tuples in it")
-    copyreg.clear_extension_cache()  # what it holds is handed out without a call of find_class
-    # As a key, a tuple of tuples of tuples … is hashed in C by calls inside each other, of less than 100 bytes each:
-    # without room for them on the stack the process would die.
+    copyreg.clear_extension_cache()  # its entries bypass find_class
+    # Nested tuples as keys are hashed by recursion in C, under 100 bytes per level: a small stack would overflow and
+    # kill the process.
     usual = threading.stack_size(2**23 + 2**12 * (tuples // 16))
     try:
         with ThreadPoolExecutor(1) as pool:
@@ -87,7 +87,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return ADMITTED[module, name]
         except KeyError:
-            refused = ascii(f"{module}.{name}")[1:-1]  # the name is the file's: no control characters on the terminal
+            refused = ascii(f"{module}.{name}")[1:-1]  # without control characters of the file
             raise UserError(
                 f"{self.file}: refused, it would load {refused}, which is neither a plain container nor a NumPy array; "
                 f"nothing of it was run; {WAY_OUT}"
@@ -95,7 +95,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Function:
-    """What a pickle may call: no class, so that it makes no other instance, and without a state that it could set."""
+    """Callable for the pickle; not a class, so that it cannot be instantiated, and without settable state."""
 
     __slots__ = ("_build",)
 
@@ -110,7 +110,7 @@ class _Function:
 
 
 class _Dtype:
-    """Stands in for numpy.dtype: numbers, texts, bytes and objects, nothing structured."""
+    """Replacement of numpy.dtype for numbers, strings, bytes and objects; no structured types."""
 
     __slots__ = ("dtype",)
 
@@ -120,17 +120,17 @@ class _Dtype:
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])  # the rest of the state follows from the code
+        self.dtype = self.dtype.newbyteorder(state[1])  # the code determines the rest of the state
 
 
 class _Array(np.ndarray):
-    """An array whose content is checked against its shape and type before NumPy takes it."""
+    """Array with a check of its content against shape and type."""
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, in_columns, content = state
         dtype = kind.dtype
         if not all(type(side) is int and side >= 0 for side in shape) or (
-            math.prod(max(side, 1) for side in shape) * dtype.itemsize >= 2**63  # which an empty side hides
+            math.prod(max(side, 1) for side in shape) * dtype.itemsize >= 2**63  # overflow hidden by a side of 0
         ):
             raise pickle.UnpicklingError(f"an array of shape {shape}")
         expected = math.prod(shape) * (1 if dtype.hasobject else dtype.itemsize)
@@ -138,7 +138,7 @@ class _Array(np.ndarray):
             raise pickle.UnpicklingError(f"an array of shape {shape} and type {dtype} has another content")
         super().__setstate__((1, shape, dtype, bool(in_columns), content))
         if dtype.kind == "U":
-            self.tolist()  # raises for what is no Unicode, here and not where a text is used
+            self.tolist()  # raises for invalid Unicode
 
 
 def _empty(*_) -> _Array:
@@ -146,7 +146,7 @@ def _empty(*_) -> _Array:
 
 
 def _from_buffer(content: bytes | bytearray, kind: _Dtype, shape: tuple, order: str) -> _Array:
-    if not isinstance(content, bytes | bytearray):  # bytes(10**12) is a bomb
+    if not isinstance(content, bytes | bytearray):  # an integer would allocate memory
         raise pickle.UnpicklingError("an array from something other than bytes")
     array = _empty()
     array.__setstate__((1, shape, kind, order == "F", bytes(content)))
@@ -160,13 +160,13 @@ def _scalar(kind: _Dtype, content: bytes) -> np.generic:
 
 
 ADMITTED = {
-    ("numpy", "ndarray"): "numpy.ndarray",  # only named in a call of _reconstruct, never called
+    ("numpy", "ndarray"): "numpy.ndarray",  # argument of _reconstruct only, never called
     ("numpy", "dtype"): _Function(_Dtype),
     ("builtins", "set"): _Function(set),
     ("builtins", "frozenset"): _Function(frozenset),
     ("collections", "OrderedDict"): _Function(dict),
 }
-for package in ("numpy.core", "numpy._core"):  # before NumPy 2, and from it on
+for package in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
     ADMITTED[f"{package}.multiarray", "_reconstruct"] = _Function(_empty)
     ADMITTED[f"{package}.multiarray", "scalar"] = _Function(_scalar)
     ADMITTED[f"{package}.numeric", "_frombuffer"] = _Function(_from_buffer)

@@ -14,7 +14,7 @@ from ear.manifest import Ear
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SIDE = 320  # px of a drawn window
+SIDE = 320  # of a drawn window, px
 TRUTH, FOUND = "#06d6a0", "#ff4d5e"
 Shown = tuple[np.ndarray, Ear, np.ndarray, np.ndarray, str]  # picture, ear, box (4,), landmarks (K, 2), title
 
@@ -22,10 +22,10 @@ Shown = tuple[np.ndarray, Ear, np.ndarray, np.ndarray, str]  # picture, ear, box
 def picture_grid(
     rows: Mapping[str, Sequence[np.ndarray]], titles: Sequence[str] = (), inches: float = 1.15, heading: str = ""
 ) -> "Figure":
-    """Rows of pictures, name -> (N, H, W, 3) uint8 or (N, H, W) in [0, 1] as heat maps, or a list of both, with a title
-    above each column and a `heading` above all; `inches` is the side of one. Names may have several lines."""
+    """Grid of pictures, row name -> (N, H, W, 3) uint8, or (N, H, W) in [0, 1] as heat maps, or a list of both, with
+    column `titles` and a `heading`; `inches`: side of a picture. Names may have several lines."""
     columns = max(len(pictures) for pictures in rows.values())
-    margin = 0.15 + 0.075 * max(len(line) for name in rows for line in name.split("\n"))  # 0.075 inches a letter
+    margin = 0.15 + 0.075 * max(len(line) for name in rows for line in name.split("\n"))  # 0.075 inches per letter
     lines = len(heading.splitlines())
     top = 0.04 + 0.24 * bool(titles) + 0.2 * lines
     width, height = margin + columns * inches, top + len(rows) * inches
@@ -51,8 +51,8 @@ def reconstruction_grid(
     titles: Sequence[str] = (),
     others: Mapping[str, np.ndarray] | None = None,
 ) -> "Figure":
-    """Pictures (N, H, W, 3) uint8, their reconstructions, and four times the mean absolute difference; below them the
-    reconstructions of `others`, by name."""
+    """Pictures (N, H, W, 3) uint8, their reconstructions, four times the mean absolute difference, and reconstructions
+    by other methods, name -> (N, H, W, 3) uint8."""
     difference = np.abs(originals.astype(float) - reconstructions).mean(axis=-1) / 255
     rows = {"original": originals, "reconstruction": reconstructions, "difference × 4": np.clip(4 * difference, 0, 1)}
     return picture_grid({**rows, **(others or {})}, titles)
@@ -70,8 +70,8 @@ def kl_bars(kl: np.ndarray, mu: np.ndarray) -> "Figure":
 
 
 class Eigenear(NamedTuple):
-    """A principal component to draw: pictures (S, H, W, 3) uint8 at `sigmas` (S,), from -kσ to kσ with the mean
-    in the middle; `change` (H, W) from the first to the last, grey levels of 255, mean over the channels."""
+    """A decoded principal component: pictures (S, H, W, 3) uint8 at `sigmas` (S,) from -kσ to kσ; `change` (H, W) from
+    first to last, in grey levels of 255, mean over the channels."""
 
     name: str
     pictures: np.ndarray
@@ -83,7 +83,7 @@ class Eigenear(NamedTuple):
 
 
 def eigenear_strip(ear: Eigenear) -> "Figure":
-    """One component from -kσ to kσ, and a map of the change; the heading names the verdict."""
+    """One component from -kσ to kσ and a map of the change, with the verdict in the heading."""
     heading = (
         f"{ear.name}: {100 * ear.explained:.3g} % of the variance; changes {ear.verdict}\n"
         f"{100 * ear.brightness_share:.0f} % of the change is brightness or colour of the whole picture"
@@ -93,7 +93,7 @@ def eigenear_strip(ear: Eigenear) -> "Figure":
 
 
 def eigenear_grid(ears: Sequence[Eigenear]) -> "Figure":
-    """A row a component: both ends, the mean between them, and a map of the change, scaled to its own maximum."""
+    """One row per component: both ends, the mean, and a map of the change, scaled to its maximum."""
     rows = {}
     places = [0, len(ears[0].sigmas) // 2, -1]
     for ear in ears:
@@ -106,7 +106,7 @@ def eigenear_grid(ears: Sequence[Eigenear]) -> "Figure":
 
 
 def explained_variance(ears: Sequence[Eigenear]) -> "Figure":
-    """Share of the variance of each component, coloured by its verdict, and the sum up to it."""
+    """Explained variance of each component, coloured by verdict, and its cumulative sum."""
     shares = 100 * np.array([ear.explained for ear in ears])
     places = np.arange(1, len(ears) + 1)
     fig = figure(7.0, 3.4)
@@ -124,7 +124,7 @@ def explained_variance(ears: Sequence[Eigenear]) -> "Figure":
 
 
 def overlays(shown: Sequence[Shown], schema: Schema) -> "Figure":
-    """Windows that hold true box and landmarks (green) and those found (red), contours as lines, side by side."""
+    """Windows with ground truth (green) and detected (red) box, landmarks and contours, side by side."""
     from matplotlib.patches import Rectangle
 
     fig = figure(3.2 * len(shown), 3.75)
@@ -145,7 +145,7 @@ def overlays(shown: Sequence[Shown], schema: Schema) -> "Figure":
         ax.set_axis_off()
         ax.set_title(title, fontsize=9, loc="left")
     handles = [Rectangle((0, 0), 1, 1, fill=False, ec=TRUTH), Rectangle((0, 0), 1, 1, fill=False, ec=FOUND, ls="--")]
-    fig.legend(handles, ["truth", "found"], loc="outside lower center", ncols=2, fontsize=9)
+    fig.legend(handles, ["ground truth", "detection"], loc="outside lower center", ncols=2, fontsize=9)
     return fig
 
 

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of reconstructions, and the linear baseline: a pixel PCA with codes of the same length."""
+"""PSNR and SSIM of reconstructions; pixel PCA with codes of the same length as linear baseline."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import torch
 
 
 def quality(prediction: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-    """`psnr` [dB] and `ssim` (B,) of pictures (B, 3, H, W) in [-1, 1], measured on [0, 1], over all pixels.
+    """`psnr` [dB] and `ssim`, both (B,), of pictures (B, 3, H, W) in [-1, 1], rescaled to [0, 1].
 
     SSIM: Wang et al. 2004, 11×11 Gaussian of 1.5 px, mean over the channels.
     """
@@ -26,20 +26,20 @@ class PixelPCA(NamedTuple):
     components: np.ndarray  # (K, H * W * 3), orthonormal
 
     def reconstruct(self, pictures: np.ndarray) -> np.ndarray:
-        """Pictures (N, H, W, 3) uint8 from their K coefficients alone: like them."""
+        """Reconstructions (N, H, W, 3) uint8 of pictures (N, H, W, 3) uint8 from K coefficients."""
         difference = (pictures - self.mean).reshape(len(pictures), -1)
         made = (difference @ self.components.T) @ self.components
         return np.clip(made.reshape(pictures.shape) + self.mean, 0, 255).round().astype(np.uint8)
 
 
 def pixel_pca(pictures: np.ndarray, count: int) -> PixelPCA:
-    """The first `count` components of pictures (N, H, W, 3) uint8, or N − 1 where there are fewer pictures."""
+    """First `count` principal components of pictures (N, H, W, 3) uint8, N − 1 at most."""
     mean = pictures.mean(axis=0, dtype=np.float32)
     centred = (pictures - mean).reshape(len(pictures), -1)
-    # The Gram matrix (N, N) has the same eigenvalues as the covariance of the far more numerous pixels.
+    # The Gram matrix (N, N) has the same non-zero eigenvalues as the much larger covariance of the pixels.
     values, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
     count = min(count, len(pictures) - 1)
     keep = np.argsort(-values)[:count]
-    keep = keep[values[keep] > 1e-6 * values.max()]  # equal pictures span fewer dimensions
+    keep = keep[values[keep] > 1e-6 * values.max()]  # drops empty directions
     components = vectors[:, keep].T / np.sqrt(values[keep])[:, None]
     return PixelPCA(mean, (components @ centred).astype(np.float32))

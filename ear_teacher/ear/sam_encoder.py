@@ -1,7 +1,7 @@
-"""SAM's image encoder, at any input size, with its first blocks frozen.
+"""Image encoder of SAM for any input size, with frozen first blocks.
 
 Kirillov et al. 2023, "Segment Anything": a plain ViT with windowed attention (Li et al. 2022, "Exploring Plain Vision
-Transformer Backbones for Object Detection"). The model is transformers' own; weights come through `from_pretrained`.
+Transformer Backbones for Object Detection"), as implemented in transformers.
 """
 
 import logging
@@ -35,11 +35,10 @@ SAM_CONFIGS = {
 class SamEncoder(nn.Module):
     """Pictures (B, 3, H, W) in [-1, 1] of any size to features (B, channels, grid, grid), grid = sam_image_size / 16.
 
-    `sam_config` "base", "tiny", or a dict of `SamVisionConfig`'s arguments, gives random weights; `sam_model`, a hub's
-    name or a folder, gives those of a SAM, and its architecture. The first `freeze_layers` blocks, or all where there
-    are fewer, take no gradients; with `freeze_embeddings` neither do patches and positions, and nothing is then kept of
-    those blocks for the backward pass. Raises UserError for weights that cannot be had, a size that patches do not
-    divide, and a negative number of blocks.
+    `sam_config`: "base", "tiny", or a dict of `SamVisionConfig` arguments, for random weights. `sam_model`: name on the
+    Hugging Face hub or folder, for pretrained weights. `freeze_layers`: number of frozen blocks, from the first, all if
+    there are fewer. `freeze_embeddings`: also freezes patch and position embeddings, so that no activations of frozen
+    blocks are stored. Raises UserError for unavailable weights, an invalid input size and negative `freeze_layers`.
     """
 
     def __init__(
@@ -64,14 +63,14 @@ class SamEncoder(nn.Module):
             # transformers has renamed it
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
-        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # SAM's, in [0, 1]
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of SAM, in [0, 1]
         self.register_buffer("mean", (2 * mean - 1).view(3, 1, 1), persistent=False)
         self.register_buffer("std", (2 * std).view(3, 1, 1), persistent=False)
 
     def resize(self, sam_image_size: int) -> None:
-        """Changes the input's side to `sam_image_size` px; positions are resampled (bicubic, antialiased).
+        """Changes the input side to `sam_image_size` px, with resampled position embeddings (bicubic, antialiased).
 
-        Relative positions are resampled by SAM itself, at every call. Raises UserError unless 16 divides the side.
+        SAM resamples relative positions at every call. Raises UserError unless the side is a multiple of 16.
         """
         from timm.layers import resample_abs_pos_embed_nhwc
 
@@ -94,15 +93,15 @@ class SamEncoder(nn.Module):
 
 
 def _random(sam_config: str | dict) -> "SamVisionModel":
-    """A SAM of random weights. transformers would draw them with a standard deviation of 1e-10: nothing would learn."""
-    from transformers import SamVisionConfig, SamVisionModel  # seconds: only where a SAM is built
+    """SAM encoder with random weights; the default SD of transformers, 1e-10, would prevent learning."""
+    from transformers import SamVisionConfig, SamVisionModel  # slow import
 
     arguments = SAM_CONFIGS[sam_config] if isinstance(sam_config, str) else sam_config
     return SamVisionModel(SamVisionConfig.from_dict({"initializer_range": 0.02, **arguments}))
 
 
 def _pretrained(name: str | Path) -> "SamVisionModel":
-    """The encoder of a SAM on the hub or in a folder. Raises UserError where it cannot be had, or is something else."""
+    """Encoder of a SAM on the hub or in a folder. Raises UserError for unavailable and for other models."""
     from transformers import SamVisionModel
     from transformers.utils import logging as transformers_logging
 
@@ -110,12 +109,12 @@ def _pretrained(name: str | Path) -> "SamVisionModel":
         "Offline: fetch config.json and model.safetensors of it elsewhere and name their folder with --sam_model "
         "FOLDER, or start from random weights with --sam_config base (or tiny)"
     )
-    transformers_logging.set_verbosity_error()  # it lists the prompt encoder's and mask decoder's weights as unused
+    transformers_logging.set_verbosity_error()  # hides the list of unused decoder weights
     transformers_logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # hides retries
     try:
         model, found = SamVisionModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except Exception as error:  # hub, configuration and weights: each library has errors of its own
+    except Exception as error:  # several libraries, each with its own errors
         raise UserError(f"cannot load SAM {name} ({first_line(error)}). {offline}") from error
     if found["missing_keys"] or found["mismatched_keys"]:
         missing = sorted([*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])])

@@ -1,7 +1,6 @@
-"""EarVAE: a variational autoencoder of ear pictures on SAM's encoder.
+"""EarVAE: a variational autoencoder (Kingma & Welling 2014) of ear pictures on the encoder of SAM.
 
-Kingma & Welling 2014, "Auto-Encoding Variational Bayes". SAM's features pass three convolutional layers and become a
-latent code. The decoder has no other input: eigenears, interpolation and sampling show what the code holds.
+Three convolutional layers and a linear head map the SAM features to a latent code, the only input of the decoder.
 """
 
 from itertools import pairwise
@@ -19,17 +18,16 @@ from ear.sam_encoder import SamEncoder
 KIND = "ear VAE"  # in config.json
 LAYERS = {"base": (256, 512, 512), "tiny": (64, 64, 96)}  # channels of the custom layers
 DECODER_WIDTHS = {"base": 512, "tiny": 64}  # channels at 4×4
-CODE_GRID = 4  # side of the map that becomes the code, and of the one that the code becomes
-LOGVAR_RANGE = (-30.0, 20.0)  # exp overflows in float32 from 88, in float16 from 11
+CODE_GRID = 4  # side of the last feature map of the encoder and of the first of the decoder
+LOGVAR_RANGE = (-30.0, 20.0)  # exp overflows above 88 in float32, above 11 in float16
 
 
 class EarVAE(nn.Module):
-    """Pictures (B, 3, S, S) in [-1, 1], S = `image_size`, to a dict: `reconstruction` like them, `mu` and `logvar`
+    """Pictures (B, 3, S, S) in [-1, 1], S = `image_size`, to a dict: `reconstruction` (B, 3, S, S), `mu` and `logvar`
     (B, latent_dim).
 
-    For `sam_config`, `sam_model`, `sam_image_size`, `freeze_layers` and the others see `SamEncoder`. `size` chooses the
-    custom layers' and the decoder's widths, "base" or "tiny"; left out, those of `sam_config`. Raises UserError for an
-    `image_size` that is not 8, 16, 32 …
+    `size`: width of the custom layers and the decoder, "base" or "tiny" (default: as `sam_config`). Other arguments as
+    `SamEncoder`. Raises UserError as `SamEncoder`, and for an `image_size` other than 8, 16, 32 …
     """
 
     def __init__(
@@ -44,7 +42,7 @@ class EarVAE(nn.Module):
         )
         self.encoder = EarEncoder(sam, size, latent_dim)
         self.logvar = nn.Linear(self.encoder.mu.in_features, latent_dim)
-        nn.init.zeros_(self.logvar.weight)  # starts with little noise for every picture
+        nn.init.zeros_(self.logvar.weight)  # little initial noise
         nn.init.constant_(self.logvar.bias, -4.0)
         self.decoder = EarDecoder(DECODER_WIDTHS[size], latent_dim, image_size)
         self.latent_dim, self.image_size = latent_dim, image_size
@@ -60,12 +58,12 @@ class EarVAE(nn.Module):
         return mu, self.logvar(pooled).clamp(*LOGVAR_RANGE)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """The pictures (B, 3, S, S) in [-1, 1] of codes (B, latent_dim)."""
+        """Pictures (B, 3, S, S) in [-1, 1] of codes (B, latent_dim)."""
         return self.decoder(z)
 
     def forward(self, images: torch.Tensor, other_view: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Draws the codes in training, and takes their means in eval. With an `other_view` (B, 3, S, S) of the same
-        ears, the means of its codes come as `mu_other`."""
+        """Samples the codes in training mode, uses their means in eval mode. `other_view` (B, 3, S, S), a second view
+        of the ears, adds the means of its codes as `mu_other`."""
         if other_view is None:
             mu, logvar = self.encode(images)
         else:
@@ -76,7 +74,7 @@ class EarVAE(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: Path) -> tuple["EarVAE", dict]:
-        """(model in eval mode, config) of a training run or its `best/`. Raises UserError if it is another model's."""
+        """(model in eval mode, config) of a run folder or its `best/`. Raises UserError for missing or other models."""
         state, config = load_model_folder(folder, KIND)
         with fitting(folder):
             must_hold(config, data=dict, taught=dict)
@@ -86,14 +84,14 @@ class EarVAE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "EarVAE":
-        """The model, in eval mode, of a training run or its `best/`."""
+        """Model in eval mode of a run folder or its `best/`. Raises UserError as `from_folder`."""
         return cls.from_folder(folder)[0]
 
 
 class EarEncoder(nn.Module):
-    """SAM, three layers that halve the grid while it is above the code's, and a linear head: pictures (B, 3, H, W) in
-    [-1, 1] to SAM's features (B, `sam.channels`, `sam.grid`, `sam.grid`), those of the layers pooled to 4×4 and flat
-    (B, P), and the means of the codes (B, latent_dim). `size`: "base" or "tiny", the layers' widths."""
+    """SAM, three layers that halve the grid down to 4×4, and a linear head: pictures (B, 3, H, W) in [-1, 1] to SAM
+    features (B, `sam.channels`, `sam.grid`, `sam.grid`), features of the layers, pooled to 4×4 and flattened (B, P),
+    and means of the codes (B, latent_dim). `size`: width of the layers, "base" or "tiny"."""
 
     def __init__(self, sam: SamEncoder, size: str, latent_dim: int):
         super().__init__()
@@ -104,7 +102,7 @@ class EarEncoder(nn.Module):
             layers.append(AttentiveLayer(inner, outer, stride))
             grid = -(-grid // stride)
         self.layers = nn.Sequential(*layers)
-        # Grids of 64, 42, 28 and 14 have become 8, 6, 4 and 4. Attention and pooling shrink features: bring them back.
+        # Grids of 64, 42, 28 and 14 are now 8, 6, 4 and 4. The norm restores the scale after attention and pooling.
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(CODE_GRID), nn.BatchNorm2d(widths[-1], affine=False))
         self.mu = nn.Linear(widths[-1] * CODE_GRID**2, latent_dim)
 
@@ -115,11 +113,11 @@ class EarEncoder(nn.Module):
 
 
 class AttentiveLayer(nn.Module):
-    """Convolutions with batch norm and ReLU, a residual connection around them, spatial attention: (B, C, H, W) ->
+    """Residual block of convolutions with batch norm and ReLU, then spatial attention: (B, C, H, W) ->
     (B, D, H / stride, W / stride).
 
-    The way around is linear (He et al. 2016, "Identity Mappings in Deep Residual Networks") and open at the start, so
-    that SAM's features reach the code at once: with a ReLU after each sum, a small model learnt far more slowly.
+    The shortcut is linear (He et al. 2016, "Identity Mappings in Deep Residual Networks"): with a ReLU after each sum,
+    a small model learnt much more slowly.
     """
 
     def __init__(self, inner: int, outer: int, stride: int):
@@ -139,10 +137,9 @@ class AttentiveLayer(nn.Module):
 
 
 class EarDecoder(nn.Module):
-    """Codes (B, latent_dim) to pictures (B, 3, S, S) in [-1, 1]: 4×4, 8×8 … by transposed convolutions.
+    """Codes (B, latent_dim) to pictures (B, 3, S, S) in [-1, 1] by transposed convolutions: 4×4, 8×8 …
 
-    The code enters every stage again, as scale and shift of its normalised features (Perez et al. 2018, "FiLM"):
-    details need not be carried through the coarse maps.
+    The code also scales and shifts the normalised features of every stage (Perez et al. 2018, "FiLM").
     """
 
     def __init__(self, width: int, latent_dim: int, image_size: int):
@@ -163,11 +160,12 @@ class EarDecoder(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """Doubles a map (B, C, H, W) to (B, D, 2H, 2W), then adds a residual block that z scales and shifts twice."""
+    """Upsampling of features (B, C, H, W) to (B, D, 2H, 2W), and a residual block modulated by codes z
+    (B, latent_dim)."""
 
     def __init__(self, inner: int, outer: int, latent_dim: int):
         super().__init__()
-        self.enlarge = nn.ConvTranspose2d(inner, outer, 4, stride=2, padding=1)  # 4 / 2: every pixel gets equal shares
+        self.enlarge = nn.ConvTranspose2d(inner, outer, 4, stride=2, padding=1)  # no checkerboard artefacts
         self.convs = nn.ModuleList(_conv(outer, outer) for _ in range(2))
         self.norms = nn.ModuleList(nn.GroupNorm(8, outer, affine=False) for _ in range(2))
         self.films = nn.ModuleList(nn.Linear(latent_dim, 2 * outer) for _ in range(2))

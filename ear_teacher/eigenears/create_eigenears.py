@@ -1,11 +1,11 @@
-"""Draws eigenears: the decoded principal components of a VAE's codes, with a verdict on what each of them changes.
+"""Draws eigenears: decoded principal components of the codes of a VAE, and whether they change structure or brightness.
 
     python ear_teacher/eigenears/create_eigenears.py --checkpoint runs/ear_teacher/best
     python ear_teacher/eigenears/create_eigenears.py --checkpoint BEST --manifest DATA/val_teacher.npy --output val
 
-The ears are the training ears of the model unless --manifest names others. Writes pc_1.png … pc_16.png,
-eigenears_grid.png, explained_variance.png and .csv (one row a component), samples.png, eigenears.json, data_report.json
-and report.html to --output. README.md beside this file explains them.
+Uses the training ears of the model, or those of --manifest. Writes pc_1.png … pc_16.png, eigenears_grid.png,
+explained_variance.png and .csv (one row per component), samples.png, eigenears.json, data_report.json and report.html
+to --output. Details: eigenears/README.md.
 """
 
 import sys
@@ -47,7 +47,7 @@ from ear.manifest import add_reading_arguments
 from ear.plots import Eigenear, eigenear_grid, eigenear_strip, explained_variance, picture_grid
 from ear.sam_vae import EarVAE
 
-FIRST = 5  # components in the headline
+FIRST = 5  # components in the summary
 
 
 def parse_args(argv=None):
@@ -56,7 +56,7 @@ def parse_args(argv=None):
     parser.add_argument("--manifest", type=Path, help="ears: .npy, .csv or folder (default: the training ears)")
     add_reading_arguments(parser, box_format=None)
     parser.add_argument("--components", type=positive_int, default=16, help="maximum number of components")
-    parser.add_argument("--steps", type=positive_int, default=7, help="pictures a component, an odd number")
+    parser.add_argument("--steps", type=positive_int, default=7, help="pictures per component, an odd number")
     parser.add_argument("--sigma", type=positive, default=3.0, help="standard deviations from the mean to either end")
     parser.add_argument("--samples", type=positive_int, default=16, help="number of sampled ears")
     parser.add_argument("--output", type=Path, help="output folder (default: eigenears/ beside best/)")
@@ -102,7 +102,7 @@ def main(argv=None):
 
 
 def components_of(mu: np.ndarray, args) -> PCA:
-    """Principal components of the codes (N, D). Raises UserError for fewer than two codes and for equal ones."""
+    """Principal components of codes (N, D). Raises UserError for fewer than two codes and for equal codes."""
     try:
         return principal_components(mu)
     except ValueError as error:
@@ -112,13 +112,13 @@ def components_of(mu: np.ndarray, args) -> PCA:
 
 @torch.no_grad()
 def decode(model: EarVAE, codes: np.ndarray) -> torch.Tensor:
-    """The pictures (N, 3, S, S) in [-1, 1] of codes (N, D)."""
+    """Pictures (N, 3, S, S) in [-1, 1] of codes (N, D)."""
     device = next(model.parameters()).device
     return model.decode(torch.from_numpy(codes.astype(np.float32)).to(device)).cpu()
 
 
 def decode_component(model: EarVAE, pca: PCA, number: int, args) -> Eigenear:
-    """Decoded pictures along the component `number` (0 = the first), and the verdict on its change from end to end."""
+    """Decoded pictures along component `number` (0 = first), and the verdict on its change from end to end."""
     sigmas = np.linspace(-args.sigma, args.sigma, args.steps)
     pictures = decode(model, along(pca, number, sigmas))
     low, high = pictures[0].numpy(), pictures[-1].numpy()
@@ -129,7 +129,7 @@ def decode_component(model: EarVAE, pca: PCA, number: int, args) -> Eigenear:
 
 
 def write_figures(model: EarVAE, mixture: Mixture, eigenears: list[Eigenear], mu: np.ndarray, args) -> dict[str, Path]:
-    """Name -> file of every picture."""
+    """Writes the figures; returns name -> file."""
     rng = np.random.default_rng(args.seed)
     some = mu[rng.permutation(len(mu))[: args.samples]]
     samples = {
@@ -148,7 +148,7 @@ def write_figures(model: EarVAE, mixture: Mixture, eigenears: list[Eigenear], mu
 
 
 def summarise(mixture: Mixture, eigenears: list[Eigenear], mu: np.ndarray, model: EarVAE, args) -> dict:
-    """Everything of eigenears.json but the machine."""
+    """Content of eigenears.json without the environment."""
     pca, rows = mixture.pca, []
     for number, eigenear in enumerate(eigenears):
         rows.append(
@@ -182,29 +182,29 @@ def summarise(mixture: Mixture, eigenears: list[Eigenear], mu: np.ndarray, model
 
 
 def write_table(rows: list[dict], file: Path) -> None:
-    """One row a component; shares are of 1, `deviation` is in units of the code, `change` in grey levels of 255."""
+    """Writes a CSV table, one row per component: shares in 0-1, `deviation` in code units, `change` in grey levels of
+    255."""
     cells = ([f"{x:.6g}" if isinstance(x, float) else x for x in row.values()] for row in rows)
     write_csv(file, list(rows[0]), cells)
 
 
 def write_report(results: dict, pictures: dict[str, Path], data_report: DataReport, args) -> None:
-    """report.html: headline, all components, explained variance, sampled ears."""
+    """Writes report.html: main results, components, explained variance, sampled ears."""
     first, count = results["first"], len(results["components"])
     report = Report("Eigenears", f"{args.checkpoint}, {results['ears']} ears of {args.manifest}")
     report.cards(
         [
-            (f"First {first['components']} components", f"{100 * first['share']:.1f} %", "of the codes' variance"),
+            (f"First {first['components']} components", f"{100 * first['share']:.1f} %", "of the code variance"),
             ("Change structure", f"{first['structure']} of {first['components']}", "not brightness or colour"),
-            ("Components for 90 %", str(results["components_for_90_percent"]), "of the codes' variance"),
+            ("Components for 90 %", str(results["components_for_90_percent"]), "of the code variance"),
             ("Active units", f"{results['active_units']} of {results['latent_dim']}", "variance of mu above 0.01"),
         ]
     )
     report.text(
         f"Each row follows one principal component of the codes from −{args.sigma:g} to +{args.sigma:g} standard "
-        "deviations about the mean ear. The last column maps the change of the pixels between the two ends, scaled to "
-        "its own maximum (in levels of 255). "
-        "A component changes brightness or colour if one gain and one offset a colour channel, the same over the whole "
-        "picture, explain at least half of its squared change, and structure otherwise: shape, but also pose, hair and "
+        "deviations about the mean ear. The last column maps the change of the pixels between both ends, scaled to its "
+        "maximum (in grey levels of 255). A component changes brightness or colour if one gain and offset per colour "
+        "channel explain at least half of its squared change; otherwise structure, such as shape, pose, hair and "
         "shadows."
     )
     if not first["structure"]:
@@ -233,7 +233,7 @@ def write_report(results: dict, pictures: dict[str, Path], data_report: DataRepo
 
 
 def print_summary(results: dict, console: Console) -> None:
-    """The first components and the headline on the terminal."""
+    """Prints the first components."""
     table = Table("component", "variance", "cumulative", "brightness, colour", "changes", box=None)
     for row in results["components"][:FIRST]:
         shares = [f"{100 * row[name]:.1f} %" for name in ("share", "cumulative", "brightness_share")]

@@ -1,6 +1,7 @@
-"""Baselines of the reconstruction: hidden voxels filled from the training mean spectrum, and by interpolation.
+"""Baselines of reconstruction: hidden voxels from the training mean spectrum, and by interpolation.
 
-Both keep visible voxels and see no hidden one. Cubes and reconstructions are (B, C, H, W) in raw units, on any device.
+Both keep visible voxels and do not use hidden ones. Cubes and reconstructions: (B, C, H, W) in raw units, on any
+device.
 """
 
 from collections.abc import Sequence
@@ -11,33 +12,32 @@ from torch import Tensor
 
 
 def mean_spectrum(cube: Tensor, hidden: Tensor, mean: Tensor) -> Tensor:
-    """`cube` with its hidden voxels (B, C, H, W) bool set to the training mean (C,) of their band."""
+    """`cube` with hidden voxels (B, C, H, W) bool replaced by the training mean (C,) of their band."""
     return torch.where(hidden, mean.view(-1, 1, 1), cube)
 
 
 def interpolate(
     cube: Tensor, hidden: Tensor, foreground: Tensor, mean: Tensor, std: Tensor, patch_size: Sequence[int]
 ) -> Tensor:
-    """`cube` with its hidden voxels (B, C, H, W) bool interpolated in the plane and across bands.
+    """`cube` with hidden voxels (B, C, H, W) bool interpolated in space and across bands.
 
-    Works on z-scores by the training `mean` and `std` (C,), in three rounds with σ of two, one and half a patch:
+    Computed on z-scores of the training `mean` and `std` (C,), in three rounds with σ of two, one and half a patch:
 
-    1. base: a Gaussian mean of the visible voxels, later of the last round's estimate (normalised convolution: Knutsson
+    1. base: Gaussian mean of the visible voxels, in later rounds of the last estimate (normalised convolution: Knutsson
        & Westin 1993, "Normalized and Differential Convolution")
-    2. details, i.e. values minus base, of hidden bands: their linear regression on the bands that are visible at the
-       same pixel, from the cube's own band covariance (`_across_bands`)
-    3. where no band of a pixel is visible: the Gaussian mean, σ = half a patch, of the details around
+    2. details (values minus base) of hidden bands: linear regression on the visible bands of the same pixel, from the
+       band covariance of the cube (`_across_bands`)
+    3. details of pixels without visible bands: Gaussian mean of the surrounding details, σ = half a patch
 
-    so that fine structure comes from other bands where it can, and large structure from all around. Of several such
-    schemes it had the lowest squared error and spectral angle on phantoms, where its widths and ridge were chosen.
-    Visible background, where `foreground` (B, H, W) bool is False, is left out, or it would darken the border; of
-    pixels without a visible band `foreground` is not read. `patch_size` (px, bands) is that of the mask; the px must
+    Of several such schemes, this one had the lowest squared error and spectral angle on phantoms, on which its widths
+    and ridge were chosen. Visible background (`foreground` (B, H, W) bool False) is left out, as it would darken the
+    border; in pixels without visible bands, `foreground` is not used. `patch_size` (px, bands): of the mask; the px
     divide H and W.
     """
     patch = patch_size[0]
     z = (cube - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
     visible = ~hidden & foreground[:, None]
-    z = torch.where(visible, z, 0)  # from here on nothing hidden can be read
+    z = torch.where(visible, z, 0)  # hidden values are not used below
     known = visible.any(dim=1, keepdim=True)
     estimate, weights = z, visible.to(z.dtype)
     for width in (2 * patch, patch, patch / 2):
@@ -49,10 +49,10 @@ def interpolate(
 
 
 def _gaussian_mean(values: Tensor, weights: Tensor, width: float, patch: int) -> Tensor:
-    """Weighted mean around each pixel, `Σ g w x / (Σ g w + 10⁻³)` with g a Gaussian of `width` px: far from all is 0.
+    """Weighted local mean `Σ g w x / (Σ g w + 10⁻³)` with a Gaussian g of `width` px; 0 far from all weights.
 
-    values (B, C, H, W), weights of that shape or with one band. Sums run over cells of a few pixels, which divide the
-    patch: widths are much larger, and it saves nine tenths of the work.
+    values (B, C, H, W), weights of this shape or with one band. Sums run over cells of a few pixels, which divide the
+    patch and are much smaller than `width`: a tenth of the operations.
     """
     cell = max(n for n in range(1, max(1, patch // 5) + 1) if patch % n == 0)
     rows, columns = (_gaussian(size, cell, width, values) for size in values.shape[-2:])
@@ -61,20 +61,19 @@ def _gaussian_mean(values: Tensor, weights: Tensor, width: float, patch: int) ->
 
 
 def _gaussian(size: int, cell: int, width: float, like: Tensor) -> Tensor:
-    """Weights (size, size / cell) between pixels and centres of cells."""
+    """Weights (size, size / cell) between pixels and cell centres."""
     pixels = torch.arange(size, dtype=like.dtype, device=like.device) + 0.5
     centres = pixels.view(-1, cell).mean(dim=1)
     return torch.exp(-((pixels[:, None] - centres) ** 2) / (2 * width**2))
 
 
 def _across_bands(details: Tensor, visible: Tensor, patch: int, ridge: float = 0.1) -> Tensor:
-    """Every band's details as a linear function of the visible ones at the same pixel: (B, C, H, W), 0 where none is.
+    """Details (B, C, H, W) of each band as a linear function of the visible bands of the same pixel; 0 without any.
 
-    With K the covariance of the bands and v the visible ones, `K[:, v] (K[v, v] + λI)⁻¹ x[v]`, the mean of a Gaussian
-    given some of its components. K is estimated from the pixels of each cube in which both bands are visible, with one
-    patch of zeros added, so that chance does not rule where they are few, and made positive by dropping negative
-    eigenvalues; λ is `ridge` times the mean variance. Which bands are visible must be the same all over a patch, the
-    background aside.
+    With the band covariance K and the visible bands v: `K[:, v] (K[v, v] + λI)⁻¹ x[v]`, the conditional mean of a
+    Gaussian. K is estimated per cube from pixels with both bands visible and one patch of zeros, as shrinkage for few
+    pixels, and made positive semi-definite by dropping negative eigenvalues; λ is `ridge` times the mean variance.
+    Within a patch, the visible bands must be the same, except in the background.
     """
     details = details * visible
     x, seen = details.flatten(2), visible.to(details.dtype).flatten(2)  # (B, C, H·W)

@@ -1,4 +1,4 @@
-"""Cubes for training and evaluation: reading, augmentation, and the random numbers that decide what is hidden."""
+"""Data set of cubes for training and evaluation: reading, augmentation, random numbers of the masks."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,12 @@ JITTER = 0.02  # largest change of each smooth wave over the bands
 
 
 class CubeDataset(Dataset):
-    """An item is a dict of `cube` float32 (C, H, W) in the files' units, `foreground` bool (H, W), `noise` float32
-    (`n_tokens`,) in [0, 1), `index`, `id`.
+    """Items are dicts of `cube` float32 (C, H, W) in the files' units, `foreground` bool (H, W), `noise` float32
+    (`n_tokens`,) in [0, 1) for the mask, `index`, `id`.
 
-    With `augment`, cubes are turned, and changed a little in brightness, spectrum and noise; this needs `statistics`.
-    Augmentation and `noise` depend on (seed, epoch, index) alone. With `mask_seed`, `noise` depends on (mask_seed,
-    index): the same tokens are hidden in every epoch, as comparisons need. Raises BadCube for a file that has been
-    damaged since the data were checked.
+    `augment`: flips, rotations, brightness, spectral gain and noise; needs `statistics`. Augmentation and `noise`
+    depend on (seed, epoch, index) only; with `mask_seed`, `noise` depends on (mask_seed, index), for equal masks in all
+    epochs. Raises ValueError for `augment` without `statistics`, and BadCube for files damaged since the data check.
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class CubeDataset(Dataset):
         return len(self.cubes)
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch from which augmentation and masks follow."""
+        """Sets the epoch of augmentation and masks."""
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict:
@@ -60,18 +59,18 @@ class CubeDataset(Dataset):
         }
 
 
-# Written by hand: the libraries of augmentations go through OpenCV, whose functions take 4 channels, some of them 512,
-# as (H, W, C), and fail on 30 bands or treat the first three as colours.
+# Not from an augmentation library: these use OpenCV, whose functions fail on 30 bands (H, W, C), or treat the first
+# three as colours.
 
 
 def augment(
     cube: np.ndarray, inside: np.ndarray, rng: np.random.Generator, std: np.ndarray,
     noise: float = NOISE, brightness: float = BRIGHTNESS, jitter: float = JITTER,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """A changed copy of a cube float32 (C, H, W), and its foreground or mask (H, W) turned with it, both contiguous.
+    """Augmented copy of a cube float32 (C, H, W), and its foreground or mask (H, W) transformed alike, both contiguous.
 
-    One of the 8 flips and rotations by 90°; of these 4 where H and W differ, as a batch needs one shape. Each band is
-    multiplied by `spectral_gain`, and gets normal noise of up to `noise` times its `std` (C,).
+    One of the 8 flips and rotations by 90°, or of 4 if H and W differ, to keep the shape. Each band is multiplied by
+    `spectral_gain` and gets Gaussian noise with an SD of up to `noise` times `std` (C,).
     """
     flips = rng.integers(2, size=3)
     if flips[0] and cube.shape[1] == cube.shape[2]:
@@ -81,13 +80,13 @@ def augment(
 
     gain = spectral_gain(len(cube), rng, brightness, jitter)
     sigma = np.float32(rng.uniform(0, noise)) * std
-    # Each band takes its noise from another place of one stock, a little larger than a band: to draw all C·H·W numbers
-    # takes many times as long as to read the cube.
+    # All bands take their noise from different offsets of one array: drawing C·H·W numbers takes many times as long as
+    # reading the cube.
     spare = inside.size // 4 + len(cube)
     stock = rng.standard_normal(inside.size + spare if noise else 0, dtype=np.float32)
     starts = rng.choice(spare, len(cube), replace=False)
     result = np.empty(cube.shape, np.float32)
-    for i, band in enumerate(result):  # band by band, in the cache
+    for i, band in enumerate(result):  # band by band, within the CPU cache
         np.multiply(cube[i], gain[i], out=band)
         if noise:
             band += sigma[i] * stock[starts[i] : starts[i] + inside.size].reshape(inside.shape)
@@ -95,9 +94,9 @@ def augment(
 
 
 def spectral_gain(bands: int, rng: np.random.Generator, brightness: float, jitter: float) -> np.ndarray:
-    """(C,) float32: a factor of 1 ± `brightness` for all bands, times 1 plus two slow waves of up to ± `jitter`.
+    """Gain (C,) float32: a factor of 1 ± `brightness` times 1 plus two smooth waves of up to ± `jitter`.
 
-    So exposure, lamp and lens vary between recordings: smoothly over the wavelength, not from band to band.
+    Exposure, lamp and lens vary in this way: smoothly with the wavelength.
     """
     place = np.linspace(0, 1, bands)
     waves = 1 + sum(rng.uniform(-jitter, jitter) * np.cos(np.pi * order * place) for order in (1, 2))

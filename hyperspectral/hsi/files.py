@@ -1,8 +1,8 @@
-"""The CSV of hyperspectral cubes, and their HDF5 files: reading, and what is wrong with them.
+"""CSV table and HDF5 files of hyperspectral cubes: reading and checks.
 
 A cube is an array (C, H, W), bands first, in the file's own units: one HDF5 file, data set /Cube/Images. The CSV has
-the columns ID and hs_file, and may have label, rgb_file, mask_file, patient and split (train, valid, test); its paths
-are relative to itself.
+the columns ID and hs_file, and optionally label, rgb_file, mask_file, patient and split (train, valid, test), with
+paths relative to itself.
 """
 
 import math
@@ -23,24 +23,24 @@ from core.tables import read_table
 from core.validation import DataReport
 from hsi.wavelengths import DEFAULT, parse_wavelengths
 
-# Neither torch nor a module that imports it: every worker process of cubes.py would load it with this file.
+# No imports of torch: every worker process of cubes.py loads the imports of this file.
 
 H5_KEY = "/Cube/Images"
 COLUMNS = ("ID", "label", "hs_file", "rgb_file", "mask_file", "patient", "split")
 SPLITS = ("train", "valid", "test")
 SPELLINGS = {"training": "train", "val": "valid", "validation": "valid", "testing": "test"}
-PATIENT_CHARACTERS = 5  # of the file name: the patient, where the CSV names none
-LARGEST = 1  # GiB of a cube as it is read; a file of a few kB may claim any shape
-FOREGROUND = 0.1  # of the brightness of bright pixels: the border outside the field of view stays below it
+PATIENT_CHARACTERS = 5  # of the file name are the patient if the CSV has none
+LARGEST = 1  # GiB: size limit of a cube; the header of a small file may claim any shape
+FOREGROUND = 0.1  # threshold as a share of the brightness of bright pixels
 WAY_OUT = "it needs the columns ID and hs_file"
 Splits = Mapping[str, Sequence["Cube"]]
 
 
 class BadCube(UserError):
-    """A file that holds no usable cube; `reason` is `kind of problem: particulars, and the way out`."""
+    """An unusable file of a cube; `reason` is `kind of problem: details and remedy`."""
 
     def __init__(self, file: object, reason: str = ""):
-        super().__init__(f"{file}: {reason}" if reason else str(file))  # torch hands a worker's on as one text
+        super().__init__(f"{file}: {reason}" if reason else str(file))  # torch re-raises it with one text
         self.reason = reason
 
 
@@ -50,7 +50,7 @@ class Cube:
 
     id: str
     file: Path
-    label: str  # "": none
+    label: str  # "" = none
     patient: str
     split: str
     rgb_file: Path | None = None
@@ -63,13 +63,11 @@ class Cube:
 def read_cubes(
     csv_file: Path, report: DataReport | None = None, valid_fraction: float = 0.1, test_fraction: float = 0.2
 ) -> dict[str, list[Cube]]:
-    """train, valid and test: the cubes of a CSV whose files exist. What is wrong with it, and which of its columns are
-    not used, is added to the `report`.
+    """train, valid and test cubes of a CSV whose files exist. Problems and unknown columns are added to the `report`.
 
-    Where the CSV names no patient, the first five characters of the file name are one. Where it names no split, a
-    patient goes where another row puts the same patient, or else follows from the patient's name alone. Raises
-    UserError for a table that cannot be meant so: a missing column, an ID that stands there twice, an unknown split,
-    a patient in two splits; and if no file exists.
+    Without a patient column, the first five characters of the file name are the patient. Patients without a split
+    follow their other rows, or are assigned by name. Raises UserError for missing columns, duplicate IDs, unknown
+    splits, patients in two splits, invalid fractions, and if no file exists.
     """
     if min(valid_fraction, test_fraction) < 0 or valid_fraction + test_fraction >= 1:
         shares = f"--valid_fraction {valid_fraction:g} and --test_fraction {test_fraction:g}"
@@ -119,12 +117,12 @@ def read_cubes(
 
 
 def absolute(csv_file: Path, path: str) -> Path:
-    """A path of the CSV, which is relative to it."""
+    """Absolute path of a path in the CSV, which is relative to the CSV."""
     return Path(os.path.abspath(csv_file.parent / path))
 
 
 def _missing(file: Path) -> str | None:
-    if os.path.isdir(file):  # which raise for no name whatever, unlike those of pathlib
+    if os.path.isdir(file):  # os.path does not raise for invalid names, unlike pathlib
         return "a folder, not a file"
     return None if os.path.isfile(file) else "no such file"
 
@@ -135,7 +133,7 @@ def _drawn_split(patient: str, valid_fraction: float, test_fraction: float) -> s
 
 
 def add_data_arguments(group) -> None:
-    """The arguments by which `read_cubes`, `inspect` and `read_cube` find the data, for a parser or a group of one."""
+    """Adds the data arguments of `read_cubes`, `inspect` and `read_cube` to a parser or argument group."""
     group.add_argument("--csv_file", type=Path, required=True, help="table of the cubes; paths relative to it")
     group.add_argument("--h5_key", default=H5_KEY, help="data set with the cube in the HDF5 files")
     text = "wavelengths of the bands in nm: a list, ranges, or a file of them"
@@ -149,31 +147,31 @@ def add_data_arguments(group) -> None:
 
 
 def read_cube(file: Path, key: str = H5_KEY, bands: int | None = None) -> np.ndarray:
-    """The cube (C, H, W) float32 of a file, in its own units; whole numbers are converted, not scaled.
+    """Cube (C, H, W) float32 of a file, in its own units; integers are converted, not scaled.
 
-    Raises BadCube if the file is no HDF5 file or a damaged one, has no data set `key`, or if that is no cube (with
-    `bands`: of so many bands), holds NaN or infinite values, or one value everywhere.
+    Raises BadCube for a damaged file, a missing data set `key`, another shape or number of `bands`, NaN or infinite
+    values, and a constant cube.
     """
     with open_dataset(file, key) as dataset:
         check_header(file, dataset, bands, None)
         cube = dataset[...]
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is found below
+    with np.errstate(over="ignore"):  # values too large become infinite and are refused below
         cube = cube.astype(np.float32, copy=False)
-    low, high = cube.min(), cube.max()  # both are NaN if one value is: the cheapest test of all values
+    low, high = cube.min(), cube.max()  # both are NaN if any value is
     if not np.isfinite(low) or not np.isfinite(high):
         number = int((~np.isfinite(cube)).sum())
-        raise BadCube(file, f"NaN or infinite values: {number} of {cube.size}; mend it, or take it out of the CSV")
+        raise BadCube(file, f"NaN or infinite values: {number} of {cube.size}; repair it, or remove it from the CSV")
     if low == high:
-        raise BadCube(file, f"constant: every value is {low:g}; take it out of the CSV")
+        raise BadCube(file, f"constant: every value is {low:g}; remove it from the CSV")
     return cube
 
 
 @contextmanager
 def open_dataset(file: Path, key: str) -> Iterator[h5py.Dataset]:
-    """A data set, open for reading. What HDF5 cannot open or read, here or in the block, becomes a BadCube."""
+    """Opens a data set for reading. Errors of HDF5, also inside the block, are raised as BadCube."""
     try:
         require_file(file)
-        # Not locked: some network and read-only file systems refuse locks, and nobody writes here.
+        # No locks, which some network and read-only file systems refuse.
         with h5py.File(file, "r", locking=False) as store:
             dataset = store.get(key)
             if not isinstance(dataset, h5py.Dataset):
@@ -197,7 +195,7 @@ def _contents(store: h5py.File) -> str:
 
 
 def check_header(file: Path, dataset: h5py.Dataset, bands: int | None, size: tuple[int, int] | None) -> None:
-    """Raises BadCube unless a data set is of numbers (`bands`, *`size`), in so far as these are given."""
+    """Raises BadCube unless a data set is numeric with the shape (`bands`, *`size`), as far as these are given."""
     shape = dataset.shape
     if dataset.dtype.kind not in "iuf":
         raise BadCube(file, f"no numbers: {dataset.name} is of type {dataset.dtype}; name the cube with --h5_key")
@@ -220,10 +218,10 @@ def check_header(file: Path, dataset: h5py.Dataset, bands: int | None, size: tup
 def inspect(
     splits: Splits, key: str, bands: int | None, size: tuple[int, int] | None, report: DataReport
 ) -> dict[str, list[Cube]]:
-    """The cubes whose files have the right header: a data set `key` of `bands` bands and `size` (H, W) in px; None is
-    any. Reads no values. Adds the others to the `report`, and those that are slow to read.
+    """Cubes with a valid header: data set `key` of `bands` bands and `size` (H, W) in px; None = any. Reads no values.
+    The others, and files that are slow to read, are added to the `report`.
 
-    Raises UserError, with the most frequent reason and the way out, if a split of some cubes would have none.
+    Raises UserError, with the most frequent reason and the remedy, if no cube of a split remains.
     """
     bad = {}
     for cube in (cube for cubes in splits.values() for cube in cubes):
@@ -249,9 +247,9 @@ def inspect(
 def leave_out(
     splits: Splits, unusable: Mapping[str, str], report: DataReport, needed: Sequence[str] = ()
 ) -> dict[str, list[Cube]]:
-    """The cubes that are not among the `unusable`: ID -> what is wrong, which is added to the `report`.
+    """Cubes by split without the `unusable` ones (ID -> problem), which are added to the `report`.
 
-    Raises UserError if a `needed` split has none.
+    Raises UserError for a `needed` split without cubes.
     """
     usable = {split: [cube for cube in cubes if cube.id not in unusable] for split, cubes in splits.items()}
     for cube in (cube for cubes in splits.values() for cube in cubes if cube.id in unusable):
@@ -265,16 +263,15 @@ def leave_out(
 
 
 def report_bad(report: DataReport, cube: Cube, reason: str) -> None:
-    """Adds a cube that cannot be used; `reason` as of `BadCube` and `Statistics.unusable`."""
+    """Adds an unusable cube to the report; `reason` as of `BadCube` and `Statistics.unusable`."""
     kind, _, particulars = reason.partition(": ")
     report.add(kind, f"{cube.id}, {cube.file}", "case skipped", particulars)
 
 
 def foreground(cube: np.ndarray) -> np.ndarray:
-    """(C, H, W) -> bool (H, W): the field of view, without the dark border around it.
+    """Field of view without its dark border, bool (H, W), of a cube (C, H, W) of reflectances or counts with black = 0.
 
-    A pixel belongs to it if its mean over the bands exceeds 10 % of the 99th percentile of that mean over the pixels.
-    Reflectance or counts are expected, where 0 is black.
+    Pixels whose mean over the bands exceeds 10 % of the 99th percentile of this mean over the pixels.
     """
     brightness = cube.mean(axis=0)
     return brightness > FOREGROUND * np.percentile(brightness, 99)

@@ -1,4 +1,4 @@
-"""The loss of the masked autoencoder: squared error of hidden tokens, and three terms on whole spectra."""
+"""Loss of the masked autoencoder: squared error of hidden tokens, and three terms for whole spectra."""
 
 from collections.abc import Sequence
 
@@ -16,16 +16,16 @@ class MAESpectralLoss(nn.Module):
 
     - MSE: mean squared error of z-scores over the hidden tokens of each cube, then over cubes. With `norm_pix_loss`
       each token's error is divided by the variance of the true token (He et al. 2022).
-    - SAM: mean spectral angle in radians, over pixels of the foreground; other pixels count as 0.
-    - V = mean of `(s(x̂) − s(x))²` with s the standard deviation along the bands of a pixel: flat spectra are penalised.
-    - R = mean of `max(l − x̂, 0)² + max(x̂ − h, 0)²`: values beyond the training data's range [l, h].
+    - SAM: mean spectral angle in radians over pixels, 0 for the background.
+    - V = mean of `(s(x̂) − s(x))²`, with s the standard deviation over the bands of a pixel: penalises flat spectra.
+    - R = mean of `max(l − x̂, 0)² + max(x̂ − h, 0)²`: values outside the range [l, h] of the training data.
 
-    SAM, V and R look at spectra in the cubes' own units, divided by h − l so that the weights mean the same for
-    reflectance and for counts. Visible tokens enter them as they are in the input, without a gradient. With `loss_on`
-    "all" instead of "masked", visible tokens are taken as predicted, and count in MSE.
+    SAM, V and R use raw units divided by h − l, so that the weights have the same effect for reflectance and counts.
+    Their visible tokens are those of the input, without gradient. With `loss_on` "all" instead of "masked", visible
+    tokens are taken from the prediction and count in MSE.
 
-    Every term is a mean of equal parts over cubes: the mean over two halves of a batch is that of the whole.
-    `mean`, `std` (C,) and `low`, `high` are those of `cubes.Statistics`.
+    Each term is a mean over cubes with equal weights: the mean over two half batches equals that of the whole batch.
+    `mean`, `std` (C,), `low`, `high`: of `hsi.statistics.Statistics`. Raises ValueError for another `loss_on`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class MAESpectralLoss(nn.Module):
         self.low, self.high = low / unit, high / unit
 
     def forward(self, prediction: dict[str, Tensor], foreground: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, its parts) of what `MAESpectral` gives and the foreground (B, H, W) bool."""
+        """(loss, its parts) of the output of `MAESpectral` and the foreground (B, H, W) bool."""
         return self._terms(
             prediction["patches"], prediction["target"], prediction["hidden"], self._pixels(prediction, foreground)
         )
@@ -67,14 +67,14 @@ class MAESpectralLoss(nn.Module):
         return sum(self.weights[name] * part for name, part in parts.items()), parts
 
     def _spectra(self, patches: Tensor) -> Tensor:
-        """z-scores (B, S, J, P) to values (B, J, C, pixels), in units of h − l."""
+        """z-scores (B, S, J, P) to values (B, J, C, pixels) in units of h − l."""
         groups = patches.shape[1]
         values = patches.unflatten(3, (len(self.mean) // groups, -1))  # (B, S, J, bands, pixels)
         mean, std = (x.view(1, groups, 1, -1, 1) for x in (self.mean, self.std))
         return (values * std + mean).transpose(1, 2).flatten(2, 3)
 
     def _pixels(self, prediction: dict[str, Tensor], foreground: Tensor) -> Tensor:
-        """The foreground (B, H, W) as pixels (B, J, pixels) of the decoded columns."""
+        """Foreground (B, H, W) as pixels (B, J, pixels) of the decoded columns."""
         patches, columns = prediction["patches"], prediction["columns"]
         pixels = patches.shape[1] * patches.shape[3] // len(self.mean)
         side = round(pixels**0.5)

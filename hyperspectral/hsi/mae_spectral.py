@@ -1,7 +1,8 @@
-"""A masked autoencoder for hyperspectral cubes: tokens of 25×25 px × 5 bands, of which the encoder sees one in five.
+"""Masked autoencoder for hyperspectral cubes: tokens of 25×25 px × 5 bands, a fifth of which are visible to the
+encoder.
 
-Masked autoencoders: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners". Tokens of space and spectrum
-with separable positions: Cong et al. 2022, "SatMAE"; Hong et al. 2024, "SpectralGPT". Decoder `cross`: Fu et al. 2024,
+Masked autoencoders: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners". Spatial-spectral tokens with
+separable positions: Cong et al. 2022, "SatMAE"; Hong et al. 2024, "SpectralGPT". Decoder `cross`: Fu et al. 2024,
 "Rethinking Patch Dependence for Masked Autoencoders" (CrossMAE). Transformer blocks from timm.
 """
 
@@ -19,12 +20,12 @@ from core.checkpoints import fitting, load_model_folder
 from core.errors import UserError
 from core.files import must_hold
 
-KIND = "masked autoencoder"  # of the model, in config.json
+KIND = "masked autoencoder"  # in config.json
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 DECODERS = ("full", "cross")
 
-# The reference's sizes; flags of train.py name others.
-IMG_SIZE, PATCH_SIZE, BANDS = 500, (25, 5), 30  # px of a side; px and bands of a token; bands of a cube
+# Sizes of the reference; others with the flags of train.py.
+IMG_SIZE, PATCH_SIZE, BANDS = 500, (25, 5), 30  # px; px and bands of a token; bands of a cube
 _SIZES = {  # encoder layers, heads, width; decoder layers, heads, width
     "mae_tiny": (12, 3, 192, 8, 3, 96),
     "mae_small": (12, 6, 384, 8, 6, 192),
@@ -38,29 +39,28 @@ VARIANTS = {name: dict(zip(_NAMES, sizes, strict=True)) for name, sizes in _SIZE
 
 
 class Features(NamedTuple):
-    """What the encoder makes of whole cubes; D is its width, S × h × w the grid of tokens."""
+    """Features of whole cubes; D: width of the encoder, S × h × w: grid of tokens."""
 
-    tokens: Tensor  # (B, S·h·w, D), bands slowest, then rows, then columns
+    tokens: Tensor  # (B, S·h·w, D), bands vary slowest, columns fastest
     pooled: Tensor  # (B, D), their mean
     grid: Tensor  # (B, S, h, w, D)
 
 
 class MAESpectral(nn.Module):
-    """Cubes (B, C, H, W) in raw units to the tokens that were hidden from it; in training mode `forward` gives a dict:
+    """Masked autoencoder of cubes (B, C, H, W) in raw units. `forward` returns a dict:
 
     - `patches` (B, S, J, P): predicted tokens, as z-scores of their bands; P values in the order (band, row, column)
-    - `target` (B, S, J, P): the true ones
-    - `hidden` (B, S, J) bool: which of them the encoder did not see
-    - `columns` (B, J): which of the L = h·w places in the plane they stand at
+    - `target` (B, S, J, P): true tokens
+    - `hidden` (B, S, J) bool: masked tokens
+    - `columns` (B, J): spatial positions of the tokens, among L = h·w
 
-    J is L, or with the decoder `cross`, while training, the share `decode_ratio` of it: whole columns are decoded, so
-    that every decoded pixel has a whole spectrum, whose angle can be compared.
+    J is L, or the share `decode_ratio` of L while training with the decoder `cross`: whole columns are decoded, so that
+    every decoded pixel has a complete spectrum for the spectral angle.
 
-    `img_size` is the height and width in px, one number if equal; `patch_size` (px, bands) divides them and `in_chans`.
-    Band means and standard deviations are buffers of the model (`set_statistics`): no caller can forget or mix them up.
-    With `norm_pix_loss` a prediction is relative to the mean and standard deviation of its true token, as in He et al.:
-    what comes out is then only as good as these, which are not known for hidden tokens in earnest.
-    Raises UserError for sizes that do not fit.
+    `img_size`: height and width in px, or one number if equal; `patch_size` (px, bands) divides them and `in_chans`.
+    Band means and standard deviations are buffers of the model (`set_statistics`). With `norm_pix_loss`, predictions
+    are relative to the mean and standard deviation of the true token, as in He et al., which are unknown for hidden
+    tokens in practice. Raises UserError for sizes that do not fit.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class MAESpectral(nn.Module):
         self.grid = (in_chans // self.patch_bands, self.img_size[0] // self.patch, self.img_size[1] // self.patch)
         self.n_columns = self.grid[1] * self.grid[2]
         self.n_tokens = self.grid[0] * self.n_columns
-        self.n_visible = max(1, round(self.n_tokens * (1 - mask_ratio)))  # int() would make 479 of 2400 · (1 − 0.8)
+        self.n_visible = max(1, round(self.n_tokens * (1 - mask_ratio)))  # int() gives 479 for 2400 · (1 − 0.8)
         self.n_decoded = max(1, round(self.n_columns * decode_ratio)) if decoder == "cross" else self.n_columns
-        self.n_noise = self.n_tokens + self.n_columns  # random numbers that `forward` wants for a cube
+        self.n_noise = self.n_tokens + self.n_columns  # random numbers per cube for `forward`
         self.norm_pix_loss = norm_pix_loss
         values = self.patch_bands * self.patch**2
         self.encoder = Encoder(values, embed_dim, encoder_depth, encoder_num_heads, self.grid)
@@ -92,34 +92,34 @@ class MAESpectral(nn.Module):
     # ------------------------------------------------------------------------------------------------ tokens
 
     def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Mean and standard deviation of each band (C,), in the cubes' units."""
+        """Sets mean and standard deviation of each band (C,), in raw units."""
         self.mean.copy_(torch.as_tensor(mean))
         self.std.copy_(torch.as_tensor(std))
 
     def normalize(self, cube: Tensor) -> Tensor:
-        """Raw units to z-scores of each band, (B, C, H, W)."""
+        """Cubes (B, C, H, W) in raw units to z-scores of each band."""
         return (cube - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
 
     def denormalize(self, cube: Tensor) -> Tensor:
-        """The inverse of `normalize`."""
+        """Inverse of `normalize`."""
         return cube * self.std.view(-1, 1, 1) + self.mean.view(-1, 1, 1)
 
     def patchify(self, cube: Tensor) -> Tensor:
-        """Cubes (B, C, H, W) to tokens (B, N, P): N in the order (bands, row, column), P (band, row, column)."""
+        """Cubes (B, C, H, W) to tokens (B, N, P): N in the order (band group, row, column), P (band, row, column)."""
         s, h, w = self.grid
         x = cube.reshape(-1, s, self.patch_bands, h, self.patch, w, self.patch)
         return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(len(cube), self.n_tokens, -1)
 
     def unpatchify(self, tokens: Tensor) -> Tensor:
-        """The exact inverse of `patchify`: (B, N, P) -> (B, C, H, W)."""
+        """Inverse of `patchify`: (B, N, P) -> (B, C, H, W)."""
         s, h, w = self.grid
         x = tokens.reshape(-1, s, h, w, self.patch_bands, self.patch, self.patch)
         return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(len(tokens), -1, *self.img_size)
 
     def draw_mask(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Which tokens are seen: numbers (B, K) in rising order, and hidden (B, N) bool, from noise (B, N) in [0, 1).
+        """Visible tokens (B, K), in increasing order, and hidden tokens (B, N) bool, from noise (B, N) in [0, 1).
 
-        The K lowest of each cube are seen: always as many, each token as likely, independent in space and spectrum.
+        The K lowest values of each cube are visible: a fixed number, with equal probability for all tokens.
         """
         visible = noise.argsort(dim=1)[:, : self.n_visible].sort(dim=1).values
         hidden = torch.ones_like(noise, dtype=torch.bool).scatter(1, visible, False)
@@ -128,7 +128,7 @@ class MAESpectral(nn.Module):
     # ------------------------------------------------------------------------------------------------ training
 
     def forward(self, cube: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
-        """See the class. `noise` (B, `n_noise`) in [0, 1) decides what is hidden, and decoded; drawn if not given."""
+        """See the class. `noise` (B, `n_noise`) in [0, 1) determines masked and decoded tokens (default: random)."""
         if noise is None:
             noise = torch.rand(len(cube), self.n_noise, device=cube.device)
         target = self.patchify(self.normalize(cube))  # (B, N, P)
@@ -150,8 +150,8 @@ class MAESpectral(nn.Module):
         return {"patches": patches, "target": target, "hidden": hidden, "columns": columns}
 
     def assemble(self, prediction: dict[str, Tensor], cube: Tensor) -> tuple[Tensor, Tensor]:
-        """(reconstruction, hidden), both (B, C, H, W): in raw units, hidden voxels as predicted, others as in `cube`;
-        and which voxels were hidden. `prediction` is that of the model in eval mode, with all its columns."""
+        """(reconstruction, hidden), both (B, C, H, W): raw units, with hidden voxels from `prediction` and visible ones
+        from `cube`; and the mask of hidden voxels. `prediction`: output in eval mode, with all columns."""
         patches, hidden = prediction["patches"].flatten(1, 2), prediction["hidden"].flatten(1, 2)
         hidden = self.unpatchify(hidden[..., None].expand_as(patches))
         return torch.where(hidden, self.denormalize(self.unpatchify(patches)), cube), hidden
@@ -159,12 +159,12 @@ class MAESpectral(nn.Module):
     # ------------------------------------------------------------------------------------------------ features
 
     def encode(self, cube: Tensor) -> Features:
-        """Features of whole cubes (B, C, H, W), nothing hidden."""
+        """Features of whole cubes (B, C, H, W), without masking."""
         tokens = self.encoder(self.patchify(self.normalize(cube)))
         return Features(tokens, tokens.mean(dim=1), tokens.unflatten(1, self.grid))
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are places, not weights."""
+        """Names of the position embeddings and of the mask token, which have no weight decay."""
         names = {f"{part}.positions.{axis}" for part in ("encoder", "decoder") for axis in ("plane", "spectrum")}
         return names | {"decoder.mask_token"}
 
@@ -178,11 +178,11 @@ class MAESpectral(nn.Module):
         wavelengths: Sequence[float] | None = None,
         **changes,
     ) -> tuple["MAESpectral", dict]:
-        """(model in eval mode, config) of a `best/` folder, for other sizes and bands of cubes where they are given.
+        """(model in eval mode, config) of a `best/` folder, optionally for other `img_size` and `wavelengths`.
 
-        Position embeddings, band means and standard deviations are then resized (`resized`). `changes` are other
-        arguments of the model; None changes nothing. The config's model and wavelengths are those of the model
-        returned. Raises UserError if it is a model of another kind, or if sizes do not fit.
+        Position embeddings and band statistics are then resampled (`resized`). `changes`: other arguments of the model;
+        None = unchanged. The returned config has the model and wavelengths of the returned model. Raises UserError for
+        another kind of model and for sizes that do not fit.
         """
         state, config = load_model_folder(folder, KIND)
         with fitting(folder):
@@ -199,10 +199,10 @@ class MAESpectral(nn.Module):
 def resized(
     state: dict[str, Tensor], arguments: dict, old: Sequence[float], model: MAESpectral, new: Sequence[float]
 ) -> dict[str, Tensor]:
-    """Weights of a model with `arguments` and bands at `old` nm, fitted to `model`, whose bands lie at `new` nm.
+    """Weights of a model with `arguments` and bands at `old` nm, resampled for `model` with bands at `new` nm.
 
-    Positions in the plane are resampled bicubically; those of spectral groups linearly by the mean wavelength of each
-    group, as are mean and standard deviation of the bands; beyond the ends the nearest is taken.
+    Spatial positions: bicubic; spectral positions: linear in the mean wavelength of each group; band means and standard
+    deviations: linear in the wavelength. Constant beyond the ends.
     """
     size, (patch, bands) = _pair(arguments["img_size"]), arguments["patch_size"]
     grid = (size[0] // patch, size[1] // patch)
@@ -210,7 +210,7 @@ def resized(
     state = dict(state)
     for name, weights in state.items():
         if name.endswith("positions.plane") and grid != model.grid[1:]:
-            # Not by timm, whose older versions leave them as they are if the new grid is a square of as many places.
+            # Not by timm: older versions skip square grids with the same number of positions.
             picture = weights.unflatten(1, grid).permute(0, 3, 1, 2)  # (1, D, h, w)
             picture = F.interpolate(picture, model.grid[1:], mode="bicubic", antialias=True, align_corners=False)
             state[name] = picture.flatten(2).mT
@@ -225,10 +225,8 @@ def resized(
 
 
 class Positions(nn.Module):
-    """Separable position embeddings: one for the place in the plane plus one for the spectral group, both learnt.
-
-    They start as sines and cosines (Vaswani et al. 2017), so that near places begin alike.
-    """
+    """Separable position embeddings: spatial plus spectral, both learned, initialised with sines and cosines (Vaswani
+    et al. 2017)."""
 
     def __init__(self, dim: int, grid: tuple[int, int, int]):
         super().__init__()
@@ -240,12 +238,12 @@ class Positions(nn.Module):
         self.spectrum = nn.Parameter(torch.cat([angle.sin(), angle.cos()], dim=1)[None])  # (1, S, D)
 
     def forward(self) -> Tensor:
-        """(1, N, D), in the order of the tokens."""
+        """Embeddings (1, N, D), in the order of the tokens."""
         return (self.spectrum[:, :, None] + self.plane[:, None]).flatten(1, 2)
 
 
 class Encoder(nn.Module):
-    """Tokens (B, K, P), and which of the N they are (B, K) where not all, to features (B, K, D)."""
+    """Encoder of tokens (B, K, P), with their numbers (B, K) if these are not all N, to features (B, K, D)."""
 
     def __init__(self, values: int, dim: int, depth: int, heads: int, grid: tuple[int, int, int]):
         super().__init__()
@@ -263,14 +261,14 @@ class Encoder(nn.Module):
 
 
 def _block(dim: int, heads: int) -> nn.Module:
-    """A transformer block: (B, N, D) to (B, N, D)."""
+    """Transformer block: (B, N, D) -> (B, N, D)."""
     from timm.models.vision_transformer import Block
 
     return Block(dim, heads, qkv_bias=True, norm_layer=LayerNorm)
 
 
 class FullDecoder(nn.Module):
-    """Features (B, K, D) of the visible tokens (B, K) to all N tokens (B, N, P): self-attention among all of them."""
+    """Decoder of features (B, K, D) of the visible tokens (B, K) to all tokens (B, N, P), with self-attention."""
 
     make_block = staticmethod(_block)
 
@@ -294,7 +292,7 @@ class FullDecoder(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """A transformer block in which tokens (B, Q, D) attend to a memory (B, K, D), not to each other."""
+    """Transformer block with cross-attention from tokens (B, Q, D) to a memory (B, K, D), without self-attention."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -317,9 +315,9 @@ class CrossBlock(nn.Module):
 
 
 class CrossDecoder(FullDecoder):
-    """Features (B, K, D) of the visible tokens (B, K) to the tokens of some columns (B, J): (B, S·J, P).
+    """Decoder of features (B, K, D) of the visible tokens (B, K) to the tokens of columns (B, J): (B, S·J, P).
 
-    Every decoded token asks the visible ones and no other: its cost is that of the columns asked for.
+    Decoded tokens attend to the visible ones only: the cost is proportional to the number of columns.
     """
 
     make_block = CrossBlock
@@ -345,7 +343,7 @@ def _take(x: Tensor, which: Tensor) -> Tensor:
 
 
 def _interpolate(values: Tensor, old: Sequence[float], new: Sequence[float]) -> Tensor:
-    """Rows of (A, D), at `old` places in rising order, at `new` places (B,): (B, D)."""
+    """Linear interpolation of rows (A, D) from increasing positions `old` (A,) to positions `new` (B,): (B, D)."""
     if np.array_equal(old, new):
         return values
     index = np.interp(new, old, np.arange(len(old)))
@@ -355,7 +353,7 @@ def _interpolate(values: Tensor, old: Sequence[float], new: Sequence[float]) -> 
 
 
 def _initialise(module: nn.Module) -> None:
-    """As He et al. 2022: Xavier for weights, zero for biases; mask tokens from a narrow normal distribution."""
+    """Initialisation of He et al. 2022: Xavier for weights, zero for biases; mask tokens with SD 0.02."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)

@@ -1,4 +1,4 @@
-"""Reconstruction errors of cubes: MSE, PSNR, spectral angle, SSIM, error of the band mean, MSE of each band."""
+"""Reconstruction errors: MSE, PSNR, spectral angle, SSIM, MSE of the band mean, MSE of each band."""
 
 import torch
 import torch.nn.functional as F
@@ -13,26 +13,25 @@ from core.losses.spectral import spectral_angle
 def measure(
     reconstruction: Tensor, cube: Tensor, hidden: Tensor, foreground: Tensor, data_range: float
 ) -> dict[str, Tensor]:
-    """Measures of each of B cubes, (B,), under `masked_…` and `all_…`:
+    """Metrics (B,) of B cubes, with the prefixes `masked_` and `all_`:
 
-    - `mse`: mean squared error, raw units squared
+    - `mse`: mean squared error, squared raw units
     - `psnr`: peak signal-to-noise ratio `10 log₁₀(data_range² / mse)`, dB
     - `sam`: mean spectral angle over pixels, degrees
-    - `ssim`: structural similarity (Wang et al. 2004), band by band with torchmetrics' Gaussian of σ = 1.5 px
-    - `band_mean`: mean squared error of the picture of band means, raw units squared
-    - `mse_by_band`: (B, C), the `mse` of each band
+    - `ssim`: structural similarity (Wang et al. 2004) of each band, torchmetrics with a Gaussian of σ = 1.5 px
+    - `band_mean`: mean squared error of the mean over bands, squared raw units
+    - `mse_by_band`: (B, C), `mse` of each band
 
-    reconstruction and cube (B, C, H, W) are in raw units, H and W at least 6, 0 is black and `data_range` white; hidden
-    (B, C, H, W) and foreground (B, H, W) are bool. `masked` counts hidden foreground voxels: the angle and the band
-    mean are those of a pixel's hidden bands, pixels without any are left out. `all` counts every foreground voxel.
-    Of `reconstruction` hidden foreground voxels alone are read; the others are the cube's own. A pixel whose true
-    spectrum is 0 in all counted bands has no angle and is left out of `sam`.
+    reconstruction and cube (B, C, H, W) in raw units, H and W ≥ 6; 0 is black and `data_range` white; hidden (B, C, H,
+    W) and foreground (B, H, W) bool. `masked`: hidden foreground voxels; spectral angle and band mean over the hidden
+    bands of a pixel, without pixels that have none. `all`: all foreground voxels, visible ones as in the cube. Pixels
+    with a true spectrum of 0 have no angle and are left out of `sam`.
 
-    SSIM is torchmetrics' map, mirrored at the picture's border, averaged over the counted voxels. Windows reach 5 px
-    beyond them: over visible voxels, and over background, which is 0 in both cubes.
+    The SSIM map of torchmetrics, mirrored at the border, is averaged over the counted voxels. Its windows reach 5 px
+    further, into visible voxels and background, which is set to 0.
 
-    A measure without voxels is NaN; without any error `psnr` is inf. Raises ValueError for shapes that do not fit and a
-    range that is not positive.
+    NaN for metrics without voxels; PSNR without errors is inf. Raises ValueError for shapes that do not match and for a
+    `data_range` that is not positive.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -50,7 +49,7 @@ def measure(
     for scope, voxels in (("masked", hidden & foreground), ("all", foreground)):
         errors, spectra, target = (torch.where(voxels, x, 0) for x in (made - true, made, true))
         n_bands = voxels.sum(dim=1)  # (B, H, W)
-        # Unit vectors, because the angle's epsilon is meant for spectra of order 1, and a few dark bands are far below.
+        # Unit vectors: the epsilon of the angle is for spectra of order 1, and a few dark bands are far below.
         angle = spectral_angle(F.normalize(spectra, dim=1), F.normalize(target, dim=1), dim=1)
         mse = _mean(errors.square(), voxels)
         values = {
@@ -66,5 +65,5 @@ def measure(
 
 
 def _mean(values: Tensor, where: Tensor, start: int = 1) -> Tensor:
-    """Mean of the values at which `where`, of their shape, is True, over dimensions from `start`; NaN if nowhere."""
+    """Mean of values where the mask `where` (same shape) is True, over dimensions from `start`; NaN without any."""
     return torch.where(where, values, 0).flatten(start).sum(dim=start) / where.flatten(start).sum(dim=start)

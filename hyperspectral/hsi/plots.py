@@ -1,4 +1,4 @@
-"""Pictures of reconstructed cubes: colours and error maps, error by wavelength, spectra at chosen pixels."""
+"""Figures of reconstructed cubes: colour pictures, error maps, errors by wavelength, spectra of pixels."""
 
 import gc
 import itertools
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-HIDDEN = "#d9dde3"  # the shade of hidden bands, and of pixels without a value
+HIDDEN = "#d9dde3"  # colour of hidden bands and of pixels without values
 WHITE = np.full((1, 1, 3), 255, np.uint8)
 
 
@@ -37,8 +37,7 @@ class Shown(NamedTuple):
 def shown_of(
     cubes: Sequence[Cube], batch: dict, result: "Tensor", hidden: "Tensor", count: int, photos: bool = True
 ) -> list[Shown]:
-    """The first `count` cubes of a batch of `CubeDataset`, whose cubes are `cubes`, with their reconstructions and
-    masks (B, C, H, W)."""
+    """The first `count` cubes of a batch from the data set of `cubes`, with reconstructions and masks (B, C, H, W)."""
     arrays = [x[:count].cpu().numpy() for x in (batch["cube"], result, hidden, batch["foreground"])]
     chosen = [cubes[index] for index in batch["index"][:count]]
     return [Shown(c.id, *one, c.rgb_file if photos else None) for c, *one in zip(chosen, *arrays, strict=True)]
@@ -48,9 +47,8 @@ def write_figures(
     folder: Path, shown: Sequence[Shown], curves: Mapping[str, np.ndarray], wavelengths: Sequence[float], unit: str,
     suffix: str = "png", dpi: int = 130,
 ) -> list[tuple[Path, str]]:  # fmt: skip
-    """Draws some cubes, and the errors (C,) by band of the whole set, into files: (file, caption) of each."""
-    # A figure refers to itself: Python collects it only after many more objects, and it holds whole pictures.
-    gc.collect()
+    """Writes figures of some cubes and of the errors (C,) by band of the whole set; returns (file, caption) of each."""
+    gc.collect()  # figures are reference cycles that hold large arrays
     text = f"Cubes ({colours(wavelengths)}), visible voxels, reconstructions and errors"
     pictures = {"reconstructions": (reconstructions(shown, wavelengths, unit), text)}
     text = "Mean squared error of hidden voxels at each wavelength"
@@ -63,7 +61,7 @@ def write_figures(
 
 
 def _photo(file: Path | None) -> np.ndarray:
-    """The RGB file of a cube; white where there is none, or none that can be read: it is only shown."""
+    """RGB picture of a cube; white if it is missing or unreadable, as it is for display only."""
     try:
         return read_image(file, "RGB").pixels if file else WHITE
     except ImageError:
@@ -71,11 +69,10 @@ def _photo(file: Path | None) -> np.ndarray:
 
 
 def reconstructions(shown: Sequence[Shown], wavelengths: Sequence[float], unit: str) -> "Figure":
-    """A row a case: photo (if any has one), cube, masked input and reconstruction in colour, and a map of the error.
+    """One row per cube: photo (if any), cube, masked input and reconstruction in colour, and an error map.
 
-    The masked input has the light of its unmasked bands alone: red where only red ones are left, black where only
-    infrared is, and grey where all are hidden. The error is the root mean square over the hidden bands of a pixel, on
-    one scale for all rows.
+    The masked input shows the light of visible bands only: red if only red ones are visible, black if only infrared
+    ones, grey if all are hidden. Error: root mean square over the hidden bands of a pixel, on one scale for all rows.
     """
     cubes, results, hidden = (
         np.stack([getattr(case, name) for case in shown]) for name in ("cube", "result", "hidden")
@@ -117,8 +114,8 @@ def reconstructions(shown: Sequence[Shown], wavelengths: Sequence[float], unit: 
 
 
 def error_by_wavelength(curves: Mapping[str, np.ndarray], wavelengths: Sequence[float], unit: str) -> "Figure":
-    """Mean squared errors (C,) in squared units of the cube, on a log scale over nm; the first curve, the model's, in
-    blue. The axis on the right reads the same curves as root mean square. Lines stop where bands are missing."""
+    """Mean squared errors (C,) in squared units of the cube, on a log scale over nm, interrupted at gaps between bands;
+    the first curve is blue. The right axis shows the root mean square."""
     fig = figures.figure(7.4, 4.0)
     ax = fig.add_subplot(xlabel="wavelength [nm]", ylabel=f"mean squared error [{unit}²]", yscale="log")
     for (name, errors), colour in zip(curves.items(), itertools.cycle((BLUE, GREY, RED, GREEN)), strict=False):
@@ -129,8 +126,8 @@ def error_by_wavelength(curves: Mapping[str, np.ndarray], wavelengths: Sequence[
 
 
 def spectra(case: Shown, wavelengths: Sequence[float], points: Sequence[tuple[int, int, str]], unit: str) -> "Figure":
-    """Input against output spectra at `points` (row, column, title), and where they lie in the picture; bands hidden
-    at a point are shaded."""
+    """Input and output spectra at `points` (row, column, title), with hidden bands shaded, and the points in the
+    picture."""
     from matplotlib.patches import Patch
     from matplotlib.patheffects import withStroke
 
@@ -163,10 +160,10 @@ def spectra(case: Shown, wavelengths: Sequence[float], points: Sequence[tuple[in
 def typical_points(
     cube: np.ndarray, foreground: np.ndarray, wavelengths: Sequence[float], count: int = 4
 ) -> list[tuple[int, int, str]]:
-    """`count` pixels (row, column, title) of a cube (C, H, W) inside the foreground (H, W), of different brightness.
+    """`count` foreground pixels (row, column, title) of different brightness in a cube (C, H, W); foreground (H, W).
 
-    Chosen at the band nearest to `CONTRAST`: the darkest pixel against its surroundings, then even steps from
-    percentile 1 to 99. The band is smoothed, the rim left out, and nothing is random.
+    In the smoothed band nearest to `CONTRAST`: the darkest pixel relative to its surroundings, then pixels at evenly
+    spaced percentiles from 1 to 99, away from the rim. Deterministic.
     """
     from scipy import ndimage
 
@@ -181,7 +178,7 @@ def typical_points(
         level = np.percentile(smooth[inside], percentile)
         wanted[f"percentile {percentile:.0f} at {nm}"] = np.abs(smooth - level)
     points, free = [], inside
-    for title, values in wanted.items():  # the pixel with the least value, clear of those before it
+    for title, values in wanted.items():  # the minimum, away from earlier points
         row, column = np.unravel_index(np.where(free, values, np.inf).argmin(), free.shape)
         points.append((int(row), int(column), title))
         rows, columns = np.ogrid[: free.shape[0], : free.shape[1]]
@@ -191,20 +188,25 @@ def typical_points(
 
 
 def _with_gaps(wavelengths: Sequence[float], values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """nm and values (C,) with a NaN in each gap, so that a line is broken there."""
+    """Wavelengths in nm and values (C,) with a NaN in each gap, which interrupts the line."""
     gaps = np.flatnonzero(_gaps(wavelengths)) + 1
     return np.insert(np.asarray(wavelengths, float), gaps, np.nan), np.insert(np.asarray(values, float), gaps, np.nan)
 
 
 def _gaps(wavelengths: Sequence[float]) -> np.ndarray:
-    """(C − 1,) bool: the step to the next band is more than three times the median step."""
+    """(C − 1,) bool: whether the step to the next band is more than three times the median."""
     steps = np.diff(wavelengths)
-    return steps > 3 * np.median(steps)
+    return steps > 3 * _median(steps)
+
+
+def _median(steps: np.ndarray) -> float:
+    """Median step in nm; 1 for a single band, which has none."""
+    return float(np.median(steps)) if len(steps) else 1.0
 
 
 def _band_edges(wavelengths: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Where each band begins and ends, in nm: half-way to its neighbours, and half a median step at a gap."""
+    """Edges of the bands in nm: midpoints between neighbours; at gaps, half a median step away."""
     steps = np.diff(wavelengths)
-    typical = np.median(steps)
+    typical = _median(steps)
     steps = np.concatenate([[typical], np.where(_gaps(wavelengths), typical, steps), [typical]])
     return np.asarray(wavelengths) - steps[:-1] / 2, np.asarray(wavelengths) + steps[1:] / 2

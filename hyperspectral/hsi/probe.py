@@ -1,6 +1,7 @@
-"""Models and data of a spectral probe: a linear classifier, solved exactly, or a segmentation head, on an encoder.
+"""Models and data of a spectral probe on an encoder: a linear classifier with an exact solution, or a segmentation
+head.
 
-The script probe.py fits, evaluates and stores one; probe_report.py writes its results.
+The script probe.py fits and evaluates probes; probe_report.py writes the results.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,10 +24,10 @@ from hsi.dataset import CubeDataset, augment
 from hsi.files import H5_KEY, BadCube, Cube, Splits, leave_out, read_cube
 from hsi.mae_spectral import MAESpectral, resized
 
-KIND = "spectral probe"  # of the model, in config.json
-STRENGTHS = tuple(10.0**k for k in range(-4, 2))  # of the penalty on weights, from which cross-validation chooses
+KIND = "spectral probe"  # in config.json
+STRENGTHS = tuple(10.0**k for k in range(-4, 2))  # weight penalties for cross-validation
 FOLDS = 5
-IGNORED = 255  # the class of mask pixels that do not count, as usual in segmentation data
+IGNORED = 255  # class of unknown mask pixels, a convention of segmentation data
 COLOURS = ("#000000", "#e9c46a", "#d1495b", "#4cc9f0", "#70e000", "#9d4edd", "#f77f00", "#ffffff")  # of classes
 
 
@@ -34,7 +35,7 @@ COLOURS = ("#000000", "#e9c46a", "#d1495b", "#4cc9f0", "#70e000", "#9d4edd", "#f
 
 
 class LinearProbe(nn.Module):
-    """Standardised features (N, D) to logits (N, classes): softmax regression."""
+    """Softmax regression: features (N, D), standardised, to logits (N, classes)."""
 
     def __init__(self, width: int, classes: int):
         super().__init__()
@@ -49,11 +50,11 @@ class LinearProbe(nn.Module):
     def fit(
         cls, features: np.ndarray, labels: np.ndarray, patients: Sequence[str], strengths: Sequence[float] = STRENGTHS
     ) -> tuple["LinearProbe", float]:
-        """(the classifier, its penalty) for features (N, D) and class numbers (N,).
+        """(classifier, weight penalty) for features (N, D) and class numbers (N,).
 
-        The penalty is chosen by cross-validation over patients; the best mean log-likelihood of the held-out counts,
-        of those of a class that others have, too. Deterministic: the problem is convex, and folds follow from the
-        patients' names. Raises UserError for a single patient.
+        The penalty has the best held-out log-likelihood in cross-validation over patients, over cubes whose class
+        occurs in the other folds. Deterministic: a convex problem, with folds by patient name. Raises UserError for a
+        single patient.
         """
         classes = int(labels.max()) + 1
         ranks = {patient: i for i, patient in enumerate(sorted(set(patients), key=position))}
@@ -64,7 +65,7 @@ class LinearProbe(nn.Module):
         for i, strength in enumerate(strengths):
             for held_out in np.unique(fold):
                 inside = fold != held_out
-                asked = ~inside & np.isin(labels, labels[inside])  # what was never seen is as unlikely as can be
+                asked = ~inside & np.isin(labels, labels[inside])  # unseen classes have no likelihood
                 probe = cls.solve(features[inside], labels[inside], classes, strength)
                 with torch.no_grad():
                     logits = probe(torch.from_numpy(features[asked]).double())
@@ -74,14 +75,14 @@ class LinearProbe(nn.Module):
 
     @classmethod
     def solve(cls, x: np.ndarray, y: np.ndarray, classes: int, strength: float) -> "LinearProbe":
-        """The classifier, in float64, of least mean cross-entropy plus `strength/2 Σw²` for features x (N, D) and class
+        """Classifier in float64 with minimal mean cross-entropy plus `strength/2 Σw²`, for features x (N, D) and class
         numbers y (N,)."""
         from scipy.optimize import minimize
         from scipy.special import log_softmax
 
         mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
-        std = np.where(std > 1e-6 * np.abs(mean), std, 1.0)  # rounding errors of float32 say nothing
-        x = np.hstack([(x - mean) / std, np.ones((len(x), 1))])  # (N, D + 1), the last for the biases
+        std = np.where(std > 1e-6 * np.abs(mean), std, 1.0)  # below: rounding errors of float32
+        x = np.hstack([(x - mean) / std, np.ones((len(x), 1))])  # (N, D + 1), ones for the biases
         truth = np.eye(classes)[y]
 
         def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
@@ -91,7 +92,7 @@ class LinearProbe(nn.Module):
             gradient = (np.exp(surprise) - truth).T @ x / len(x) + strength * penalised
             return strength / 2 * (penalised**2).sum() - (truth * surprise).sum() / len(x), gradient.ravel()
 
-        # That of torch can take a thousand fruitless line searches near the minimum.
+        # Not torch's L-BFGS, whose line search may stall near the minimum.
         options = {"maxiter": 1000, "maxcor": 30, "ftol": 0, "gtol": 1e-7}
         found = minimize(objective, np.zeros(truth.shape[1] * x.shape[1]), jac=True, method="L-BFGS-B", options=options)
         probe, solution = cls(x.shape[1] - 1, classes).double(), torch.from_numpy(found.x).view(classes, -1)
@@ -104,10 +105,10 @@ class LinearProbe(nn.Module):
 
 
 class SegmentationHead(nn.Module):
-    """Features (B, S, h, w, D) and z-scores (B, C, H, W) to logits (B, K, H, W).
+    """Segmentation head: features (B, S, h, w, D) and z-scores (B, C, H, W) to logits (B, K, H, W).
 
-    A token sees what lies around, but is 25 px wide; the spectrum of each pixel says where exactly. Both are brought
-    to the same width, and mixed by convolutions: one level of what UNETR does (Hatamizadeh et al. 2022).
+    Tokens have context but are 25 px wide; the spectrum of each pixel adds resolution. Both are projected to one width
+    and mixed by convolutions, as in one level of UNETR (Hatamizadeh et al. 2022).
     """
 
     def __init__(self, tokens: int, bands: int, classes: int, width: int = 64):
@@ -127,10 +128,10 @@ class SegmentationHead(nn.Module):
 
 
 class ProbeModel(nn.Module):
-    """Cubes (B, C, H, W) in raw units to logits: (B, classes), or with `segment` (B, classes, H, W).
+    """Probe on an encoder: cubes (B, C, H, W) in raw units to logits (B, classes), or (B, classes, H, W) if `segment`.
 
-    A classification is linear in the pooled features. The encoder takes no gradient while it is frozen. `taught` are
-    the numbers and names of the classes that had training cases; of a model in eval mode others have the logit −∞.
+    Classification is linear in the pooled features. `taught`: numbers and names of the classes with training cases; in
+    eval mode, the logits of other classes are −∞.
     """
 
     def __init__(self, mae: MAESpectral, classes: int, segment: bool):
@@ -151,20 +152,21 @@ class ProbeModel(nn.Module):
         return logits
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are places, not weights."""
+        """Names of the position embeddings, which have no weight decay."""
         return {f"mae.{name}" for name in self.mae.no_weight_decay() if name.startswith("encoder.")}
 
     def layer_decay(self, decay: float) -> dict[str, float]:
-        """Factors on the learning rate by name: `decay` to the number of layers above (Clark et al. 2020, ELECTRA)."""
+        """Learning rate factors by name: `decay` to the power of the number of layers above (Clark et al. 2020,
+        ELECTRA)."""
         depth = len(self.mae.encoder.blocks)
         factors = {f"mae.encoder.blocks.{i}.": decay ** (depth - i) for i in range(depth)}
         return factors | {f"mae.encoder.{name}.": decay ** (depth + 1) for name in ("embed", "positions")}
 
     @classmethod
     def from_folder(cls, folder: Path, img_size: Sequence[int] | None = None) -> tuple["ProbeModel", dict]:
-        """(model in eval mode, config) of the `best/` that probe.py wrote, for another size of cubes where it is given.
+        """(model in eval mode, config) of a `best/` folder of probe.py, optionally for cubes of `img_size` (H, W).
 
-        Raises UserError if it is something else, or if the size does not fit.
+        Raises UserError for other models and for a size that does not fit.
         """
         state, config = load_model_folder(folder, KIND)
         with fitting(folder):
@@ -178,10 +180,9 @@ class ProbeModel(nn.Module):
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Cross-entropy plus 1 − mean soft Dice over the classes, of each picture: small classes count like large ones.
+    """Cross-entropy plus 1 − mean soft Dice over classes per picture, which weights small and large classes equally.
 
-    logits (B, K, H, W), masks (B, H, W) class numbers, `IGNORED` where nothing is known. The sum of the two is that of
-    Isensee et al. 2021, nnU-Net.
+    logits (B, K, H, W), masks (B, H, W) class numbers, or `IGNORED`. The sum of Isensee et al. 2021, nnU-Net.
     """
     logits, known = logits.float(), (masks != IGNORED)[:, None]
     truth = F.one_hot(masks.where(known[:, 0], 0), logits.shape[1]).movedim(3, 1) * known
@@ -192,7 +193,7 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def dice(predicted: Tensor, masks: Tensor, classes: int) -> Tensor:
-    """`2 |A ∩ B| / (|A| + |B|)` of each picture and class, (B, K), from class numbers (B, H, W); NaN where both lack
+    """Dice `2 |A ∩ B| / (|A| + |B|)` (B, K) of each picture and class, from class numbers (B, H, W); NaN if both lack
     the class. Pixels of class `IGNORED` in `masks` do not count."""
     known = masks != IGNORED
     here = [torch.stack([(x == k) & known for k in range(classes)], dim=1).flatten(2) for x in (predicted, masks)]
@@ -203,10 +204,10 @@ def dice(predicted: Tensor, masks: Tensor, classes: int) -> Tensor:
 
 
 class LabelledDataset(CubeDataset):
-    """An item is a dict of `cube` float32 (C, H, W) in the files' units, `target`, `index`, `id`.
+    """Items are dicts of `cube` float32 (C, H, W) in the files' units, `target`, `index`, `id`.
 
-    `target` is the number of the cube's label in `classes`, or where that is None its mask, int64 (H, W). With `std`
-    (C,), cubes are turned and changed a little, and masks with them; this depends on (seed, epoch, index) alone.
+    `target`: number of the cube's label in `classes`, or without `classes` the mask, int64 (H, W). With `std` (C,),
+    cubes and masks are augmented, depending on (seed, epoch, index) only.
     """
 
     def __init__(
@@ -219,7 +220,7 @@ class LabelledDataset(CubeDataset):
     def __getitem__(self, index: int) -> dict:
         cube = self.cubes[index]
         pixels = read_cube(cube.file, self.key)
-        plane = pixels[0] if self.classes else read_mask(cube.mask_file, pixels.shape[1:])  # a label turns with nothing
+        plane = pixels[0] if self.classes else read_mask(cube.mask_file, pixels.shape[1:])  # labels are not transformed
         if self.std is not None:
             pixels, plane = augment(pixels, plane, sample_rng(self.seed, self.epoch, index), self.std)
         target = self.classes.index(cube.label) if self.classes else torch.from_numpy(plane).long()
@@ -227,7 +228,7 @@ class LabelledDataset(CubeDataset):
 
 
 def with_labels(splits: Splits, report: DataReport) -> tuple[dict[str, list[Cube]], dict[str, int]]:
-    """(cubes that have a label which occurs in train; label -> number of train cubes, in alphabetical order).
+    """(cubes by split whose label occurs in train; label -> number of train cubes, in alphabetical order).
 
     The others are added to the `report`. Raises UserError for fewer than two labels.
     """
@@ -245,9 +246,9 @@ def with_labels(splits: Splits, report: DataReport) -> tuple[dict[str, list[Cube
 
 
 def read_classes(splits: Splits, size: tuple[int, int], accelerator=None) -> dict[str, set[int] | str]:
-    """ID -> the classes in the cube's mask, which must be of `size` (H, W), or what is wrong with it.
+    """ID -> classes in the cube's mask of `size` (H, W), or the problem of the mask.
 
-    Every mask is read once; the processes of an accelerate.Accelerator share them, and all get all results.
+    Each mask is read once; the ranks of an accelerate.Accelerator share them and return the same results.
     """
 
     def classes_of(cube: Cube) -> set[int] | str:
@@ -268,11 +269,10 @@ def read_classes(splits: Splits, size: tuple[int, int], accelerator=None) -> dic
 def with_masks(
     splits: Splits, found: Mapping[str, set[int] | str], names: Sequence[str], report: DataReport
 ) -> tuple[dict[str, list[Cube]], dict[str, int]]:
-    """(cubes that have a mask of classes which occur in train; name of class 0, 1, … -> number of train cubes with it).
+    """(cubes by split whose mask classes occur in train; class name -> number of train cubes with it, from class 0).
 
-    `found` as of `read_classes`. The names are `names`, or the numbers where there are none. The other cubes are added
-    to the `report`. Raises UserError if the masks of train that can be used have fewer than two classes, or if `names`
-    are too few, or two of them alike.
+    `found`: of `read_classes`. Class names are `names`, or else the numbers. The other cubes are added to the `report`.
+    Raises UserError for fewer than two classes in train, and for too few or duplicate `names`.
     """
     in_train = [classes for cube in splits["train"] if isinstance(classes := found[cube.id], set)]
     classes, bad = set().union(*in_train), {}
@@ -299,13 +299,13 @@ def with_masks(
 
 
 def read_mask(file: Path, size: tuple[int, int]) -> np.ndarray:
-    """Class numbers uint8 (H, W) of a picture of one channel, or of palette indices. Raises BadCube if it is none."""
+    """Class numbers uint8 (H, W) of a picture with one channel or with a palette. Raises BadCube for others."""
     try:
         with Image.open(file) as image:
             if image.mode not in ("L", "P", "1"):
                 raise BadCube(file, f"no mask: {image.mode} pixels; store class numbers in one channel of 8 bits")
             mask = np.array(image, np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, of damaged files
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # of Pillow, for damaged files
         raise BadCube(file, f"no mask that can be read: {first_line(error)}") from error
     if mask.shape != tuple(size):
         raise BadCube(file, f"mask of another size: {mask.shape[0]}x{mask.shape[1]} px, not {size[0]}x{size[1]}")
@@ -313,12 +313,12 @@ def read_mask(file: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def palette(classes: int) -> list[int]:
-    """Red, green and blue (0 to 255) of each class, one after the other, as PNG palettes have them."""
+    """PNG palette of the classes: red, green and blue (0 to 255) in turn."""
     return [part for k in range(classes) for part in bytes.fromhex(COLOURS[k % len(COLOURS)][1:])]
 
 
 def mask_picture(mask: np.ndarray, classes: int) -> Image.Image:
-    """Class numbers (H, W) as a picture that viewers show in the classes' colours, and readers as the numbers."""
+    """Picture of class numbers (H, W) with a palette of the classes' colours."""
     image = Image.fromarray(mask.astype(np.uint8))
     image.putpalette(palette(classes))
     return image

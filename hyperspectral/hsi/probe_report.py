@@ -1,4 +1,4 @@
-"""Results of a spectral probe on held-out cubes: metrics.json, predictions.csv, figures and report.html."""
+"""Output of a spectral probe on held-out cubes: metrics.json, predictions.csv, figures and report.html."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ FORM = "{:.3f}"
 
 
 class Picture(NamedTuple):
-    """A segmented cube (C, H, W), its mask and the predicted one, uint8 (H, W)."""
+    """A segmented cube (C, H, W) with its ground truth and predicted masks, uint8 (H, W)."""
 
     name: str
     cube: np.ndarray
@@ -34,22 +34,22 @@ class Picture(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Where results go, and of what they are."""
+    """Output folder and context of the results."""
 
     folder: Path
     cubes: Sequence[Cube]  # of the test split
-    args: object  # those of probe.py
+    args: object  # of probe.py
     data_report: DataReport
     machine: dict
 
     def interval(self, statistic) -> Interval:
-        """The estimate and 95 % interval of `statistic(rows)`, by a bootstrap over the patients."""
+        """Estimate and 95 % confidence interval of `statistic(rows)`, by bootstrap over patients."""
         patients = [cube.patient for cube in self.cubes]
         return bootstrap(statistic, patients, self.args.bootstrap, seed=self.args.seed)
 
     def report(self, title: str, classes, methods: dict, header: list[str], rows, cards, text: str, **more) -> Report:
-        """Writes metrics.json, with `more`, and predictions.csv, with `rows` of cells below `header`; begins the report
-        with `cards` and a note that ends with `text`."""
+        """Writes metrics.json, including `more`, and predictions.csv, with `rows` of cells below `header`; returns a
+        report with `cards` and a note that ends with `text`."""
         args, patients = self.args, len({cube.patient for cube in self.cubes})
         metrics = {
             "task": args.task,
@@ -73,8 +73,8 @@ class Results(NamedTuple):
 
 
 def write_classification(to: Results, results: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str, dict]:
-    """Method -> AUROC and accuracy. `results`: probabilities (N, K) by the probe, then by mean spectra and by
-    frequency."""
+    """Writes the results; returns method -> AUROC and accuracy. `results`: probabilities (N, K) of the probe, of mean
+    spectra, and of class frequencies."""
     targets = np.array([classes.index(cube.label) for cube in to.cubes])
     methods = {
         method: {
@@ -95,12 +95,12 @@ def write_classification(to: Results, results: Mapping[str, np.ndarray], classes
     by_spectrum = number(methods[spectrum]["auroc"].estimate, FORM)
     cards = [
         card(f"AUROC, {ours}", own["auroc"], FORM),
-        (f"AUROC, {spectrum}", by_spectrum, "the same classifier on mean spectra"),
+        (f"AUROC, {spectrum}", by_spectrum, "same classifier on mean spectra"),
         card(f"Accuracy, {ours}", own["accuracy"], FORM),
     ]
     title, text = "Spectral probe: classification", "AUROC: one class against the others, mean over the classes."
     report = to.report(title, classes, methods, header, rows, cards, text, confusion=counts)
-    report.section("Methods", "Mean spectra are those of the cubes' foreground, without any position.")
+    report.section("Methods", "Mean spectra: over the foreground of a cube, without spatial information.")
     table = [[method, *(with_span(value, FORM) for value in values.values())] for method, values in methods.items()]
     report.table(["", "AUROC (95 % interval)", "accuracy (95 % interval)"], table)
     report.section("Curves and counts")
@@ -118,8 +118,9 @@ def write_segmentation(
     to: Results, results: Mapping[str, np.ndarray], classes: Mapping[int, str],
     pictures: Sequence[Picture], wavelengths: Sequence[float],
 ) -> dict[str, dict[str, Interval]]:  # fmt: skip
-    """Method -> mean Dice without class 0, and that of each class. `classes`: number -> name of those that had training
-    cases; `results`: their Dice (N, K), NaN where a cube lacks one, by the probe and by single spectra."""
+    """Writes the results; returns method -> mean Dice without class 0, and Dice of each class. `classes`: number ->
+    name, of those with training cases; `results`: Dice (N, K) of these, NaN where absent, of the probe and of single
+    spectra."""
     inside = [place for place, k in enumerate(classes) if k]
     columns = {"mean": inside} | {name: [place] for place, name in enumerate(classes.values())}
     methods = {
@@ -137,9 +138,9 @@ def write_segmentation(
     by_spectrum = number(methods[other]["mean"].estimate, FORM)
     cards = [
         card(f"Dice, {ours}", mean, FORM, note=f"mean {without}"),
-        (f"Dice, {other}", by_spectrum, "a linear classifier of single pixels"),
+        (f"Dice, {other}", by_spectrum, "linear classifier of single pixels"),
     ]
-    title, text = "Spectral probe: segmentation", "Dice: of each cube, then the mean over cubes that have the class."
+    title, text = "Spectral probe: segmentation", "Dice: mean over the cubes that have the class."
     report = to.report(title, names, methods, header, rows, cards, text)
     report.section("Classes")
     titles = [f"mean {without}", *names]
@@ -147,14 +148,13 @@ def write_segmentation(
     report.table(["Dice (95 % interval)", *methods], table)
     report.section("Pictures", "The first cubes of the split; all predicted masks are in masks/.")
     drawn = figures.save(segmentations(pictures, classes, wavelengths), to.folder / "figures" / "segmentations.png")
-    report.figures([(drawn, f"Cubes ({colours(wavelengths)}), their masks, and the predicted ones")])
+    report.figures([(drawn, f"Cubes ({colours(wavelengths)}), masks, and predicted masks")])
     close(report, to.folder / "report.html", to.machine, to.data_report.counts())
     return methods
 
 
 def print_summary(methods: Mapping[str, Mapping[str, Interval]], console: Console) -> None:
-    """What `write_classification` or `write_segmentation` returned, on the terminal: measures that are few with their
-    intervals."""
+    """Prints the results of `write_classification` or `write_segmentation`, with intervals if there are few metrics."""
     names = list(next(iter(methods.values())))
     table = Table("test cubes", *names, box=None)
     for method, measures in methods.items():
@@ -164,7 +164,7 @@ def print_summary(methods: Mapping[str, Mapping[str, Interval]], console: Consol
 
 
 def auroc(probabilities: np.ndarray, targets: np.ndarray) -> float:
-    """Area under the ROC curve of each class against the others, mean over the classes; NaN if one is missing.
+    """One-vs-rest area under the ROC curve, mean over classes; NaN if a class is missing or alone.
 
     `probabilities` (N, K), `targets` (N,) class numbers.
     """
@@ -180,8 +180,8 @@ def auroc(probabilities: np.ndarray, targets: np.ndarray) -> float:
 
 
 def roc_curves(results: Mapping[str, np.ndarray], targets: np.ndarray, classes: Sequence[str]) -> dict[str, list]:
-    """Class -> (false positive rates, true positive rates) of each method, for classes that some of the cubes have, not
-    all. `results`: probabilities (N, K); `targets` (N,) class numbers."""
+    """Class -> (false positive rates, true positive rates) of each method, for classes with positive and negative
+    cubes. `results`: probabilities (N, K); `targets` (N,) class numbers."""
     from torchmetrics.functional.classification import binary_roc
 
     curves = {}
@@ -194,7 +194,7 @@ def roc_curves(results: Mapping[str, np.ndarray], targets: np.ndarray, classes: 
 
 
 def segmentations(pictures: Sequence[Picture], classes: Mapping[int, str], wavelengths: Sequence[float]) -> "Figure":
-    """Rows of cube, mask and prediction, with a legend of the classes: number -> name."""
+    """Figure with rows of cube, mask and prediction, and a legend of `classes`: number -> name."""
     from matplotlib.patches import Patch
 
     fig = figures.figure(7.5, 2.55 * len(pictures) + 0.5)
@@ -218,6 +218,6 @@ def segmentations(pictures: Sequence[Picture], classes: Mapping[int, str], wavel
 
 
 def _mean(scores: np.ndarray) -> float:
-    """Mean over cubes, then over classes, of (N, K); classes that no cube has are left out."""
+    """Mean over cubes, then over classes, of (N, K); classes without cubes are left out."""
     known = np.isfinite(scores).any(axis=0)
     return float(np.nanmean(scores[:, known], axis=0).mean()) if known.any() else np.nan

@@ -1,4 +1,4 @@
-"""Copies of cubes that read faster: in one piece and not compressed; and a CSV of them."""
+"""Copies of cubes for faster reading, contiguous and uncompressed, and a CSV of them."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,13 @@ from core.results import write_json
 from core.tables import read_table
 from hsi.files import WAY_OUT, BadCube, Cube, absolute, check_header, open_dataset
 
-REPACKED = "repack.json"  # marks a folder as written by repack
+REPACKED = "repack.json"  # marks an output folder of repack
 
 
 def repack_cube(source: Path, target: Path, key: str, dtype: str, overwrite: bool) -> bool | str:
-    """Copies a cube to `target`, in one piece and not compressed; the file is whole or not there.
+    """Copies a cube to `target`, contiguous and uncompressed, atomically. Values are not checked.
 
-    True if it was written, False if it was there already, of this source. What is wrong with the source, if it cannot
-    be copied. Values are not judged: that is for `check`.
+    Returns True if it was written, False if the copy of this source exists, and the problem if the source is unusable.
     """
     state = source.stat()
     attributes = {"source_size": state.st_size, "source_mtime_ns": state.st_mtime_ns, "key": key, "dtype": dtype}
@@ -47,9 +46,9 @@ def _attributes(file: Path) -> dict | None:
 
 
 def repack_targets(csv_file: Path, output: Path, cubes: Sequence[Cube]) -> dict[str, Path]:
-    """ID -> where the copy goes: with the folders that it has beside the CSV, or its whole path if it lies elsewhere.
+    """ID -> path of the copy: below `output` as beside the CSV, or with its whole path if it lies elsewhere.
 
-    The name stays, which may name the patient. Raises UserError if an original lies at one of these places.
+    File names are kept, as they may contain the patient. Raises UserError if an original lies at one of these paths.
     """
     base = Path(os.path.abspath(csv_file)).parent
     targets = {}
@@ -63,7 +62,8 @@ def repack_targets(csv_file: Path, output: Path, cubes: Sequence[Cube]) -> dict[
 
 
 def claim(output: Path, settings: dict, overwrite: bool) -> None:
-    """Marks `output` as ours. Raises UserError if it holds something else, or copies with other settings."""
+    """Marks `output` as a folder of repack. Raises UserError for other files, and for copies with other settings unless
+    `overwrite`."""
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; name a folder")
     mark = output / REPACKED
@@ -79,7 +79,7 @@ def claim(output: Path, settings: dict, overwrite: bool) -> None:
 
 
 def repacked_table(csv_file: Path, output: Path, targets: Mapping[str, Path]) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) of the CSV: the rows of `targets` and all columns; the paths lead from `output`."""
+    """(columns, rows) of the CSV for the cubes of `targets`; paths are relative to `output`."""
     table, rows = [row for _, row in read_table(csv_file, ("ID", "hs_file"), WAY_OUT)], []
     columns = [column for column in table[0] if column is not None]
     for row in table:
@@ -94,7 +94,7 @@ def repacked_table(csv_file: Path, output: Path, targets: Mapping[str, Path]) ->
 
 
 def _path_from(folder: Path, file: Path) -> str:
-    try:  # resolved: ".." leads elsewhere where a folder is a link
+    try:  # resolved, as ".." of a linked folder is another one
         return Path(os.path.relpath(file.parent.resolve() / file.name, folder.resolve())).as_posix()
-    except ValueError:  # another drive of Windows
+    except ValueError:  # another drive on Windows
         return str(file)

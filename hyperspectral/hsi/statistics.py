@@ -1,4 +1,4 @@
-"""Statistics of the training split: mean and standard deviation of every band, range of values; and of which data."""
+"""Statistics of the training split: mean and standard deviation of each band, range of values, fingerprint."""
 
 import zlib
 from collections import Counter
@@ -17,15 +17,15 @@ from core.results import write_json
 from core.validation import DataReport
 from hsi.files import H5_KEY, BadCube, Cube, Splits, foreground, read_cube, report_bad
 
-SAMPLE = 1_000_000  # values of a cube whose percentiles are taken: all 7.5 million take ten times as long
+SAMPLE = 1_000_000  # values per cube for percentiles: all 7.5 million take ten times as long
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What normalisation and metrics need to know of the training split, in the units of the files.
+    """Statistics of the training split for normalisation and metrics, in the units of the files.
 
-    `mean` and `std` are over all foreground pixels of all training cubes. `low` and `high` are the range of values: the
-    smallest 0.1st and the largest 99.9th percentile of a cube, which single hot pixels do not move.
+    `mean` and `std`: over all foreground pixels of all training cubes. `low` and `high`: smallest 0.1st and largest
+    99.9th percentile of a cube, which are robust to hot pixels.
     """
 
     mean: tuple[float, ...]  # (C,)
@@ -35,16 +35,16 @@ class Statistics:
     cubes: int
     pixels: int
     key: str
-    fingerprint: dict[str, str]  # ID of every cube that was read, of all splits -> split, size, checksum
-    unusable: dict[str, str]  # ID of any split -> what is wrong with its file or values
+    fingerprint: dict[str, str]  # ID of each cube, all splits -> split, size, checksum
+    unusable: dict[str, str]  # ID, all splits -> problem of its file or values
 
     def save(self, file: Path) -> None:
-        """Writes them as JSON."""
+        """Writes the statistics as JSON."""
         write_json(file, asdict(self))
 
     @classmethod
     def load(cls, file: Path) -> "Statistics":
-        """The inverse of `save`. Raises UserError if the file is missing or holds something else."""
+        """Inverse of `save`. Raises UserError for a missing file or other content."""
         try:
             must_hold(content := read_json(file), mean=list, std=list, fingerprint=dict, unusable=dict)
             values = {name: tuple(map(float, content[name])) for name in ("mean", "std")}
@@ -58,7 +58,7 @@ class Statistics:
 
 
 def statistics_file(csv_file: Path) -> Path:
-    """Where the statistics of a CSV are by default: DATA_stats.json beside DATA.csv."""
+    """Default file of the statistics: DATA_stats.json beside DATA.csv."""
     return Path(csv_file).with_name(f"{Path(csv_file).stem}_stats.json")
 
 
@@ -69,7 +69,7 @@ def _stats_command(file: Path) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the statistics need to know of one cube."""
+    """Measurements of one cube for the statistics."""
 
     shape: tuple[int, int, int]
     pixels: int  # of the foreground
@@ -80,7 +80,7 @@ class Measured:
 
 
 def measure(file: Path, key: str) -> Measured | str:
-    """Reads a cube and measures it; what is wrong with it, if it cannot be used."""
+    """Reads and measures a cube; returns its problem if it is unusable."""
     try:
         cube = read_cube(file, key)
     except BadCube as error:
@@ -90,7 +90,7 @@ def measure(file: Path, key: str) -> Measured | str:
     if not pixels:
         return "no foreground: no pixel is brighter than black; 0 should be black"
     mean, squares = np.empty(len(cube)), np.empty(len(cube))
-    for i, band in enumerate(cube):  # a band at a time stays in the cache, and float64 copies small
+    for i, band in enumerate(cube):  # band by band: fits into the CPU cache, with small float64 copies
         values = band[inside].astype(np.float64)
         mean[i] = values.mean()
         values -= mean[i]
@@ -101,9 +101,9 @@ def measure(file: Path, key: str) -> Measured | str:
 
 
 def measure_all(splits: Splits, key: str, workers: int, console: Console, accelerator=None) -> dict:
-    """ID -> what `measure` says, for all cubes of all splits, by `workers` processes with one cube in memory each.
+    """ID -> result of `measure` for all cubes, by `workers` processes with one cube in memory each.
 
-    The processes of an accelerate.Accelerator share the cubes, and all get all results.
+    The ranks of an accelerate.Accelerator share the cubes and return the same results.
     """
     cubes = [cube for part in splits.values() for cube in part]
     rank, count = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -120,7 +120,7 @@ def measure_all(splits: Splits, key: str, workers: int, console: Console, accele
 
 
 def unusable(measured: Mapping[str, Measured | str]) -> dict[str, str]:
-    """ID -> what is wrong, of the cubes that cannot be used. `measured` as of `measure_all`."""
+    """ID -> problem, of the unusable cubes in the results of `measure_all`."""
     return {name: result for name, result in measured.items() if isinstance(result, str)}
 
 
@@ -128,11 +128,11 @@ def compute_statistics(
     splits: Splits, key: str = H5_KEY, workers: int = 1, console: Console | None = None, accelerator=None,
     report: DataReport | None = None,
 ) -> Statistics:  # fmt: skip
-    """Reads all cubes once. Mean, SD and range are of train alone; what cannot be used is listed for all splits.
+    """Reads all cubes once: statistics of train, and unusable cubes of all splits.
 
-    `splits` as `read_cubes` gives them: cubes with another number of bands than most are listed as unusable, too.
-    Cubes are merged by the pairwise update of Chan, Golub and LeVeque (1979). Raises UserError if a band does not vary
-    over train, or if no cube of train can be used; the `report` then says why.
+    `splits`: as of `read_cubes`; cubes whose number of bands differs from most are unusable, too. Cubes are merged by
+    the pairwise update of Chan, Golub and LeVeque (1979). Raises UserError if a band is constant over train, or if no
+    cube of train is usable; the `report` then lists why.
     """
     measured = measure_all(splits, key, workers, console or make_console(quiet=True), accelerator)
     good = [result for cube in splits["train"] if isinstance(result := measured[cube.id], Measured)]
@@ -157,7 +157,7 @@ def compute_statistics(
         pixels = total
     for band in constant_bands(pixels, mean, squares):
         raise UserError(
-            f"band {band} (the first is 0) has the same value in all of the training foreground: take it out of "
+            f"band {band} (the first is 0) has the same value in all of the training foreground: remove it from "
             "the cubes and --wavelengths"
         )
     fingerprint = {cube.id: fingerprint_of(cube) for part in splits.values() for cube in part}
@@ -167,12 +167,12 @@ def compute_statistics(
 
 
 def constant_bands(pixels: int, mean: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """The numbers of the bands that do not vary, arguments as in `Measured`; float32 cannot tell less than 1e-6."""
+    """Numbers of the constant bands, for arguments as in `Measured`; the resolution of float32 is 1e-6."""
     return np.flatnonzero(np.sqrt(squares / pixels) <= 1e-6 * np.abs(mean))
 
 
 def fingerprint_of(cube: Cube) -> str:
-    """Split, size and a checksum of four short pieces of the file: enough to know another file, and cheap."""
+    """Split, size and checksum of four short pieces of the file: fast, and sufficient to recognise other files."""
     size = cube.file.stat().st_size
     checksum = 0
     with open(cube.file, "rb") as file:
@@ -183,17 +183,16 @@ def fingerprint_of(cube: Cube) -> str:
 
 
 def matching_statistics(file: Path, splits: Splits, key: str = H5_KEY) -> Statistics:
-    """The statistics in `file`, if they are of these cubes; `splits` as `read_cubes` gives them, before `inspect`.
+    """Statistics in `file`, if they are of these cubes; `splits` as of `read_cubes`, before `inspect`.
 
-    Raises UserError, with the command that makes new ones, if they are not: other files, files of another size or
-    content, or in other splits.
+    Raises UserError, with the command for new ones, if files, their sizes, contents or splits differ.
     """
     statistics = Statistics.load(file)
     if statistics.key != key:
         raise UserError(f"{file} is of the data set {statistics.key}, not {key}; {_stats_command(file)} --h5_key {key}")
     now = {cube.id: fingerprint_of(cube) for part in splits.values() for cube in part}
     then = statistics.fingerprint
-    expected = now.keys() | (then.keys() - statistics.unusable.keys())  # the unusable may have been taken out meanwhile
+    expected = now.keys() | (then.keys() - statistics.unusable.keys())  # unusable ones may have been removed
     differing = sum(now.get(name) != then.get(name) for name in expected)
     if differing:
         raise UserError(f"{file} is of other data: {differing} of {len(now)} cubes differ; {_stats_command(file)}")

@@ -1,4 +1,4 @@
-"""Wavelengths of the bands in nanometres, how they are given on a command line, and the colour that a spectrum has."""
+"""Wavelengths of the bands in nm: command-line syntax and conversion of spectra to sRGB."""
 
 import itertools
 import json
@@ -11,19 +11,19 @@ import numpy as np
 
 from core.errors import UserError
 
-# The reference's camera; --wavelengths names the bands of another.
+# Bands of the reference's camera; others with --wavelengths.
 DEFAULT = "450:730:10,850"  # as on a command line
 DEFAULT_WAVELENGTHS: tuple[float, ...] = (*(float(nm) for nm in range(450, 731, 10)), 850.0)
-CONTRAST = 570.0  # nm of the band, or the nearest to it, by which pixels are chosen for plots of their spectra
-SHORTEST, LONGEST = 200.0, 20_000.0  # what optical sensors record, in nm
+CONTRAST = 570.0  # nm; pixels for plots of spectra are chosen in the nearest band
+SHORTEST, LONGEST = 200.0, 20_000.0  # nm, range of optical sensors
 
 # ------------------------------------------------------------------------------------------------------ command line
 
 
 def parse_wavelengths(text: str) -> tuple[float, ...]:
-    """An argparse type: `450,460,470`, ranges with both ends `450:730:10,850`, or a file of the same, or a JSON list.
+    """argparse type: `450,460,470`, ranges with both ends `450:730:10,850`, or a file with either, or with a JSON list.
 
-    Returns nm, strictly increasing. Raises UserError for what is no number, out of order or outside 200-20000 nm.
+    Returns nm, strictly increasing. Raises UserError for other texts, other orders, and values outside 200-20000 nm.
     """
     source = "--wavelengths"
     if os.path.isfile(text):
@@ -45,7 +45,7 @@ def parse_wavelengths(text: str) -> tuple[float, ...]:
 
 
 def _numbers(entry: object, source: str) -> tuple[float, ...]:
-    """The number or the numbers of the range that `entry` stands for."""
+    """Number or range of numbers of `entry`."""
     try:
         parts = [float(part) for part in str(entry).split(":")]
     except ValueError:
@@ -77,16 +77,16 @@ def _check(values: tuple[float, ...], source: str) -> None:
 # ------------------------------------------------------------------------------------------------------------- colour
 
 VISIBLE = (380.0, 730.0)  # nm
-PRIMARIES = (610.0, 550.0, 460.0)  # nm shown as red, green and blue where the bands do not cover the visible range
+PRIMARIES = (610.0, 550.0, 460.0)  # nm of red, green and blue if the bands do not cover the visible range
 XYZ_TO_SRGB = np.array([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]])
-D65 = np.array([0.9505, 1.0, 1.0890])  # the white of sRGB (IEC 61966-2-1)
+D65 = np.array([0.9505, 1.0, 1.0890])  # white point of sRGB (IEC 61966-2-1)
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # of linear sRGB
 
 
 def to_rgb(cube: np.ndarray, wavelengths: Sequence[float], high: float | None = None) -> np.ndarray:
-    """A cube (C, H, W) of reflectances, in any unit -> the sRGB picture (H, W, 3) uint8 that an eye would see.
+    """sRGB picture (H, W, 3) uint8 of a cube (C, H, W) of reflectances in any unit; zero is black.
 
-    `high` is the flat reflectance that becomes white; by default the cube's own `white_level`. Zero is black.
+    `high`: reflectance of white (default: `white_level` of the cube).
     """
     high = white_level(cube, wavelengths) if high is None else high
     linear = np.clip(_linear_rgb(cube, rgb_weights(wavelengths)) / high, 0, 1)
@@ -95,7 +95,7 @@ def to_rgb(cube: np.ndarray, wavelengths: Sequence[float], high: float | None = 
 
 
 def white_level(cube: np.ndarray, wavelengths: Sequence[float]) -> float:
-    """The 99.5th percentile of the luminance of a cube (C, H, W), in its unit; 1 for a cube without light."""
+    """99.5th percentile of the luminance of a cube (C, H, W), in its unit; 1 for an all-black cube."""
     level = float(np.percentile(_linear_rgb(cube, LUMINANCE[None] @ rgb_weights(wavelengths)), 99.5))
     return level if level > 0 else 1.0
 
@@ -106,12 +106,11 @@ def _linear_rgb(cube: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def rgb_weights(wavelengths: Sequence[float]) -> np.ndarray:
-    """Weights (3, C) that take a spectrum to linear sRGB. Each row sums to 1: a flat spectrum is neutral.
+    """Weights (3, C) from a spectrum to linear sRGB; each row sums to 1, so that flat spectra are neutral.
 
-    Where visible bands (380-730 nm) lie in each of blue, green and red, they are integrated by the trapezoid rule over
-    the CIE 1931 colour-matching functions, scaled so that a flat spectrum has the white of sRGB whatever the bands
-    leave out. Otherwise the visible bands nearest to `PRIMARIES` are taken for red, green and blue; and without a
-    visible band the mean of all bands is shown as grey. `colours` says which it is.
+    With visible bands (380-730 nm) in each of blue, green and red: trapezoidal integration over the CIE 1931
+    colour-matching functions, scaled so that a flat spectrum is white for any bands. Otherwise the visible bands
+    nearest to `PRIMARIES`, and without visible bands the mean of all as grey. `colours` describes the result.
     """
     nm = np.asarray(wavelengths, dtype=float)
     visible = np.flatnonzero((nm >= VISIBLE[0]) & (nm <= VISIBLE[1]))
@@ -124,14 +123,14 @@ def rgb_weights(wavelengths: Sequence[float]) -> np.ndarray:
         widths = (np.append(steps, 0) + np.append(0, steps)) / 2
         xyz = colour_matching(seen) * widths
         weights[:, visible] = XYZ_TO_SRGB @ (D65[:, None] * xyz / xyz.sum(axis=1, keepdims=True))
-        return weights / weights.sum(axis=1, keepdims=True)  # the rounded matrix takes D65 to 1 within 1e-4 only
+        return weights / weights.sum(axis=1, keepdims=True)  # the matrix is rounded to 1e-4
     nearest = visible[np.abs(seen - np.array(PRIMARIES)[:, None]).argmin(axis=1)]
     weights[range(3), nearest] = 1
     return weights
 
 
 def colours(wavelengths: Sequence[float]) -> str:
-    """How `to_rgb` shows cubes of these bands (nm), for captions."""
+    """Description of the colours of `to_rgb` for these bands (nm), for captions."""
     taken = [np.flatnonzero(row) for row in rgb_weights(wavelengths)]
     if not any(VISIBLE[0] <= nm <= VISIBLE[1] for nm in wavelengths):
         return "in grey, the mean of all bands, as none is visible"
@@ -142,10 +141,10 @@ def colours(wavelengths: Sequence[float]) -> str:
 
 
 def colour_matching(nm: np.ndarray) -> np.ndarray:
-    """The CIE 1931 2° colour-matching functions x̄, ȳ, z̄ at `nm` (N,) -> (3, N).
+    """CIE 1931 2° colour-matching functions x̄, ȳ, z̄ at `nm` (N,): (3, N).
 
-    The multi-lobe fit of Wyman, Sloan and Shirley (2013), "Simple Analytic Approximations to the CIE XYZ Color
-    Matching Functions", JCGT 2(2).
+    Multi-lobe fit of Wyman, Sloan and Shirley (2013), "Simple Analytic Approximations to the CIE XYZ Color Matching
+    Functions", JCGT 2(2).
     """
 
     def lobe(height: float, centre: float, left: float, right: float) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Crops of implants as the networks see them, and the scale that resizing takes away.
+"""Crops of implants, and features of their scale, which resizing removes.
 
-Points and boxes are in px, x before y, with pixel centres at integers.
+Points and boxes are xy in px, with pixel centres at integers.
 """
 
 import os
@@ -21,18 +21,17 @@ from implants.records import TARGETS, Record
 if TYPE_CHECKING:
     import albumentations
 
-cv2.setNumThreads(0)  # the loader's processes fill the cores already
+cv2.setNumThreads(0)  # the data loader workers use all cores
 
-ZOOM, SHIFT = 0.1, 0.05  # of the window's side: how far augmentation moves it
-UNKNOWN = -1  # class of a case whose field says nothing, or nothing that training has seen
-USUAL_MM, USUAL_PX = 0.1, 224  # mm a pixel and px a side: what the scale features count from
+ZOOM, SHIFT = 0.1, 0.05  # maximum change by augmentation, as shares of the window side
+UNKNOWN = -1  # index of missing classes and those not in training
+USUAL_MM, USUAL_PX = 0.1, 224  # references of the scale features: mm per px, side in px
 
 
 def augmentation() -> "albumentations.Compose":
-    """What differs between radiographs of one implant, except its size: that is for the window to change, which the
-    scale features follow."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its version at import otherwise
-    import albumentations  # here, so that a script's --help does not wait for it
+    """Augmentation of crops without change of size; changes of the window alter size and scale features together."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # disables the version check over the network
+    import albumentations  # slow import
 
     return albumentations.Compose(
         [
@@ -47,13 +46,12 @@ def augmentation() -> "albumentations.Compose":
 
 
 class ImplantCrops(Dataset):
-    """Square windows around the boxes of `records`, with `margin` in shares of the box's longer side, `size` px a side.
+    """Square crops of `size` px around the boxes of `records`; `margin`: share of the longer side of the box.
 
-    Each is a dict: `image` float32 (1, size, size) in [0, 1]; `scale` float32 (F,), see `scale_features`; `target`
-    float32 (T,), the `targets` in mm, NaN = unknown; `index`; `id`; and for each of `labels` (field or "company",
-    "model" -> names of its classes) `label_<field>`, the number of its class or -1. With `augment`, a sample depends on
-    (seed, epoch, index) alone; with `views`, on (seed, epoch modulo views, index): so many different ones there are.
-    Raises core.images.ImageError where a picture cannot be read.
+    Items: `image` float32 (1, size, size) in [0, 1]; `scale` float32 (F,), see `scale_features`; `target` float32 (T,),
+    the `targets` in mm, NaN = unknown; `index`; `id`; `label_<field>` for each of `labels` (field, "company" or "model"
+    -> class names), index of the class or -1. With `augment`, a sample depends on (seed, epoch, index) only; with
+    `views`, on (seed, epoch modulo views, index). Raises core.images.ImageError for unreadable pictures.
     """
 
     def __init__(
@@ -96,7 +94,7 @@ class ImplantCrops(Dataset):
 
 
 def moved(window: Window, rng: np.random.Generator) -> Window:
-    """Another window near it: up to ZOOM larger or smaller, its centre up to SHIFT away."""
+    """Randomly perturbed window: side by up to ZOOM, centre by up to SHIFT."""
     x, y, side = window
     larger = side * rng.uniform(1 - ZOOM, 1 + ZOOM)
     x, y = (place + (side - larger) / 2 + side * rng.uniform(-SHIFT, SHIFT) for place in (x, y))
@@ -104,35 +102,35 @@ def moved(window: Window, rng: np.random.Generator) -> Window:
 
 
 def scale_features(record: Record, side: float, size: int, modalities: Sequence[str]) -> list[float]:
-    """What a window of `side` px of the picture, resized to `size`, does not show: whether the pixel's size is known;
-    log of mm a px of the crop in x and y (0 if unknown), counted from USUAL_MM; log of the window's side, counted from
-    USUAL_PX; and for each of `modalities` whether it is this one."""
+    """Scale features of a window of `side` picture px, resized to `size` px: 1 if the pixel size is known, else 0; log
+    of mm per crop px in x and y relative to USUAL_MM (0 if unknown); log of the side relative to USUAL_PX; one-hot
+    modality."""
     known = record.mm_per_px is not None
     mm = [np.log(spacing * side / size / USUAL_MM) for spacing in record.mm_per_px] if known else [0.0, 0.0]
     return [float(known), *mm, np.log(side / USUAL_PX), *(float(record.modality == name) for name in modalities)]
 
 
 def scale_length(modalities: Sequence[str]) -> int:
-    """How many scale features there are."""
+    """Number of scale features."""
     return 4 + len(modalities)
 
 
 def value_of(record: Record, field: str) -> str:
-    """What a record says of "company", "model", "modality" or another field; "" if nothing."""
+    """Value of "company", "model", "modality" or another field of a record; "" = unknown."""
     return getattr(record, field) if field in ("company", "model", "modality") else record.fields.get(field, "")
 
 
 def class_of(record: Record, field: str, names: Sequence[str]) -> int:
-    """The number of the record's class among `names`, or UNKNOWN."""
+    """Index of the record's class in `names`, or UNKNOWN."""
     value = value_of(record, field)
     return names.index(value) if value in names else UNKNOWN
 
 
 def count_classes(records: Sequence[Record], field: str) -> dict[str, int]:
-    """The classes of a field, in alphabetical order, with the number of their records."""
+    """Class of a field -> number of records, in alphabetical order."""
     return dict(sorted(Counter(value for record in records if (value := value_of(record, field))).items()))
 
 
 def classes_of(records: Sequence[Record], field: str) -> list[str]:
-    """The classes of a field, in alphabetical order."""
+    """Classes of a field in alphabetical order."""
     return list(count_classes(records, field))

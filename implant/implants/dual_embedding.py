@@ -1,7 +1,7 @@
-"""DualEmbeddingRegressor: length and diameter from what an implant looks like, who made it, and which model it is.
+"""DualEmbeddingRegressor: length and diameter from visual features, company embedding and model embedding.
 
-Two classifiers, of companies and of models, give an embedding each, a third ViT gives visual features. All three are
-projected to one width, fused, joined by the scale of the crop, and regressed.
+Visual features of a ViT and the embeddings of a company and a model classifier are projected to one width, fused,
+concatenated with the scale features of the crop, and regressed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,25 +14,25 @@ from core.checkpoints import fitting, load_model_folder
 from core.errors import UserError
 from core.files import must_hold
 from core.unfreezing import Part, UnfreezingSchedule, frozen_context, set_frozen
-from implants.records import LIMITS, TARGETS
+from implants.records import TARGETS
 from implants.vit import ImplantClassifier, ImplantVit, load_classifier
 
 EMBEDDINGS = {"dual": ("company", "model"), "company": ("company",), "model": ("model",), "none": ()}
 ATTENTION_TYPES = ("dual", "triple", "hierarchical", "cross", "concat")
-LOG_VARIANCE_RANGE = (-8.0, 6.0)  # of standardised targets: neither a loss of minus infinity nor an overflow
+LOG_VARIANCE_RANGE = (-8.0, 6.0)  # of standardised targets; keeps the loss finite
 
 
 class DualEmbeddingRegressor(nn.Module):
     """Batches of `ImplantCrops` (`image` (B, 1 or 3, S, S) in [0, 1], `scale` (B, F)) to a dict:
 
-    - `mm` (B, T), the `targets` in mm; `standard` (B, T), the same standardised as in training
-    - with `uncertainty` `log_variance` (B, T) of the standardised targets
-    - `attention`: name of a weighting -> (B, number of branches), adding up to 1; of "cross" (B, branches, tokens)
+    - `mm` (B, T), the `targets` in mm; `standard` (B, T), the standardised targets
+    - `log_variance` (B, T) of the standardised targets, with `uncertainty`
+    - `attention`: name of a weighting -> (B, branches) with sum 1; for "cross" (B, branches, tokens)
     - `auxiliary`: field -> logits (B, number of its classes)
 
-    `company` and `model` are arguments of `ImplantClassifier`, or None; `visual` are those of `ImplantVit`. In place of
-    `image` a batch may hold `features`, what `encode` gave for it. Raises UserError for an `attention_type` that has
-    nothing to weigh.
+    `visual`: arguments of `ImplantVit`; `company`, `model`: arguments of `ImplantClassifier`, or None. A batch may hold
+    `features`, the output of `encode`, instead of `image`. Raises UserError for an `attention_type` that does not fit
+    the branches, ValueError for unknown `targets`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class DualEmbeddingRegressor(nn.Module):
         for name, arguments in (("company", company), ("model", model)):
             if arguments:
                 self.encoders[name] = ImplantClassifier(**arguments)
-                set_frozen([self.encoders[name].head], True)  # it names the class, and stays as it was trained
+                set_frozen([self.encoders[name].head], True)  # keeps the class predictions
                 widths[name] = self.encoders[name].embedding_dim
         self.fusion = fusion(attention_type, widths, embedding_dim)
         self.scale = nn.Sequential(nn.Linear(scale_features, 64), nn.GELU()) if scale_features else None
@@ -67,20 +67,19 @@ class DualEmbeddingRegressor(nn.Module):
         )  # fmt: skip
         self.uncertainty = uncertainty
         self.head = nn.Linear(embedding_dim, len(targets) * (1 + uncertainty))
-        self.auxiliary = nn.ModuleDict(
-            {field: nn.Linear(embedding_dim, len(names)) for field, names in (auxiliary or {}).items()}
-        )
+        self.fields = list(auxiliary or {})  # not keys of a ModuleDict, which refuses "type" and dots
+        self.auxiliary = nn.ModuleList(nn.Linear(embedding_dim, len(names)) for names in (auxiliary or {}).values())
         self.register_buffer("target_mean", torch.zeros(len(targets)))
         self.register_buffer("target_std", torch.ones(len(targets)))
 
     def standardise(self, targets: Tensor) -> None:
-        """Takes mean and standard deviation of the training split's targets (N, T), mm."""
+        """Sets mean and SD of the standardisation from the training targets (N, T) in mm."""
         self.target_mean.copy_(targets.mean(dim=0))
         self.target_std.copy_(targets.std(dim=0).clamp(min=1e-3))
 
     def encode(self, images: Tensor) -> dict[str, Tensor]:
-        """Features by branch of images (B, 1 or 3, S, S): `visual` (B, width), `company` and `model` (B, length of
-        their embedding), and for cross-attention `tokens` (B, N, width)."""
+        """Features of images (B, 1 or 3, S, S) in [0, 1] by branch: `visual` (B, width), `company` and `model`
+        (B, embedding_dim of the classifier), and for cross-attention `tokens` (B, N, width)."""
         features = {}
         for name, encoder in self.encoders.items():
             with frozen_context(encoder):
@@ -98,19 +97,19 @@ class DualEmbeddingRegressor(nn.Module):
         hidden = self.hidden(fused)
         standard, *log_variance = self.head(hidden).float().split(len(self.targets), dim=1)
         result = {"standard": standard, "mm": standard * self.target_std + self.target_mean, "attention": attention}
-        result["auxiliary"] = {field: head(hidden).float() for field, head in self.auxiliary.items()}
+        result["auxiliary"] = {f: head(hidden).float() for f, head in zip(self.fields, self.auxiliary, strict=True)}
         if self.uncertainty:
             result["log_variance"] = log_variance[0].clamp(*LOG_VARIANCE_RANGE)
         return result
 
     def name_classes(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """For "company" and "model", where there are such encoders with classes: the numbers (B,) of the likeliest
-        ones, from what `encode` gave."""
+        """ "company", "model" -> indices (B,) of the predicted classes, from `features` of `encode`, for encoders with
+        classes."""
         named = {name: encoder for name, encoder in self.encoders.items() if name != "visual" and encoder.classes}
         return {name: encoder.head(features[name]).argmax(dim=1) for name, encoder in named.items()}
 
     def unfreezing(self, half: int, full: int) -> UnfreezingSchedule:
-        """All encoders frozen before epoch `half`; their upper halves learn from it on, the rest from `full` on."""
+        """Schedule: encoders frozen before epoch `half`, upper halves trained from `half` on, all from `full` on."""
         upper: list[Part] = []
         lower: list[Part] = []
         for name, encoder in self.encoders.items():
@@ -121,21 +120,23 @@ class DualEmbeddingRegressor(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: Path) -> tuple["DualEmbeddingRegressor", dict]:
-        """(model in eval mode, config) of a run of train.py or its best/. Raises UserError for another model's."""
+        """(model in eval mode, config) of a run of train.py or its best/. Raises UserError for missing or other
+        models."""
         state, config = load_model_folder(folder, "implant regressor")
         with fitting(folder):
-            config = {"limits": LIMITS} | config
             must_hold(config, image_size=int, margin=int | float, modalities=list | None, train_sizes=list,
                       taught=dict, limits=dict)  # fmt: skip
             model = cls(**config["model"])
+            if not all(config["taught"].get("targets", {}).get(target) for target in model.targets):
+                raise ValueError("a target without training cases")
             model.load_state_dict(state)
             return model.eval(), config
 
 
 def load_visual(path: Path, image_size: int) -> ImplantVit:
-    """The ViT of a classifier (see `load_classifier`), or the visual one of a regressor, at `image_size`.
+    """ViT of a classifier (see `load_classifier`) or visual ViT of a regressor, at `image_size` px.
 
-    Raises UserError for something else, and for a regressor at another size.
+    Raises UserError for other models, and for a regressor of another size.
     """
     if Path(path).is_dir() and load_model_folder(path)[1].get("kind") == "implant regressor":
         vit = DualEmbeddingRegressor.from_folder(path)[0].encoders["visual"]
@@ -151,7 +152,7 @@ def load_visual(path: Path, image_size: int) -> ImplantVit:
 
 
 def fusion(attention_type: str, widths: Mapping[str, int], width: int) -> nn.Module:
-    """The module of ATTENTION_TYPES for branches of `widths`. Raises UserError where it has nothing to weigh."""
+    """Fusion module of ATTENTION_TYPES for branches -> widths. Raises UserError if it does not fit the branches."""
     embeddings = len(widths) - 1
     if attention_type in ("dual", "hierarchical") and embeddings < 2:
         raise UserError(
@@ -166,8 +167,8 @@ def fusion(attention_type: str, widths: Mapping[str, int], width: int) -> nn.Mod
 
 
 class Fusion(nn.Module):
-    """What all have: the projections of the branches to one width. `forward` takes features by branch and returns
-    (fused (B, `width`), attention weights by name)."""
+    """Base class with the projections of the branches to one width. `forward`: features by branch to (fused
+    (B, output width), attention weights by name)."""
 
     needs_tokens = False
 
@@ -184,7 +185,7 @@ class Fusion(nn.Module):
 
 
 class Weighting(nn.Module):
-    """Branches (B, D) each to their weighted sum (B, D) and the weights (B, n), a softmax over all of them together."""
+    """n branches (B, D) to their weighted sum (B, D) and the softmax weights (B, n)."""
 
     def __init__(self, branches: int, width: int):
         super().__init__()
@@ -196,7 +197,7 @@ class Weighting(nn.Module):
 
 
 class DualAttention(Fusion):
-    """Company against model; visual features stand beside their weighted sum."""
+    """Visual features, concatenated with the weighted sum of company and model."""
 
     def __init__(self, widths: Mapping[str, int], width: int):
         super().__init__(widths, width)
@@ -209,7 +210,7 @@ class DualAttention(Fusion):
 
 
 class TripleAttention(Fusion):
-    """The weighted sum of visual features and embeddings."""
+    """Weighted sum of visual features and embeddings."""
 
     def __init__(self, widths: Mapping[str, int], width: int):
         super().__init__(widths, width)
@@ -221,7 +222,7 @@ class TripleAttention(Fusion):
 
 
 class HierarchicalAttention(Fusion):
-    """Company against model, then their sum against visual features."""
+    """Weighted sum of company and model, then of that and the visual features."""
 
     def __init__(self, widths: Mapping[str, int], width: int):
         super().__init__(widths, width)
@@ -235,8 +236,8 @@ class HierarchicalAttention(Fusion):
 
 
 class CrossAttention(Fusion):
-    """Each embedding looks for its own among the visual patch tokens (Vaswani et al. 2017, "Attention Is All You
-    Need"); what they find stands beside the visual features. Weights are means over the heads, (B, embeddings, N)."""
+    """Visual features, concatenated with cross-attention of each embedding over the patch tokens (Vaswani et al. 2017,
+    "Attention Is All You Need"). Weights (B, embeddings, N) are means over the heads."""
 
     needs_tokens = True
 
@@ -256,7 +257,7 @@ class CrossAttention(Fusion):
 
 
 class Concatenation(Fusion):
-    """All branches side by side, without weights: the baseline."""
+    """Concatenation of all branches without weights, the baseline."""
 
     def __init__(self, widths: Mapping[str, int], width: int):
         super().__init__(widths, width)

@@ -1,8 +1,8 @@
-"""How good predicted lengths and diameters are: errors in mm and in catalogue sizes, with intervals over patients, and
-what is to be expected without a network.
+"""Errors of predicted lengths and diameters in mm and in catalogue sizes, with confidence intervals over patients, and
+medians of the training split as baselines.
 
-Implants are sold in few sizes, and companies differ in which. So an error in mm says little alone: beside it stands how
-often the nearest size on sale is the true one, and what the median of the training split gives.
+Implants are sold in few sizes, which differ between companies. Therefore errors in mm are complemented by the share of
+cases in which the nearest size on sale is the true one.
 """
 
 import math
@@ -19,32 +19,32 @@ from core.results import write_csv
 from core.uncertainty import Interval, bootstrap, conformal_factor
 from implants.records import TARGETS, Record
 
-CLOSE = 0.5  # mm: within it counts as close
+CLOSE = 0.5  # mm, maximum error of "close"
 MEDIAN, MODEL_MEDIAN = "median of the training split", "median of the predicted model"
-FEW = 10  # cases: fewer say little of a company or model
-SAME = 0.005  # mm: catalogues give hundredths
-SMALLEST_SIGMA = 0.01  # mm: models that always agree are not sure beyond that
+FEW = 10  # minimum number of cases for conclusions on a company or model
+SAME = 0.005  # mm, tolerance of equal sizes
+SMALLEST_SIGMA = 0.01  # mm, lower bound of σ
 MEASURES = ("mae", "rmse", "r2", "close", "exact", "one_step", "coverage", "width")
-SHARES = ("close", "exact", "one_step", "coverage")  # of the cases: those that can hold for both targets at once
+SHARES = ("close", "exact", "one_step", "coverage")  # shares of the cases, also for both targets at once
 
 Catalogue = dict[tuple[str, str], dict[str, list[float]]]  # (company, model) -> target -> sizes in mm, ascending
-Summary = dict[str, dict[str, Interval]]  # each target; of two also mean, both -> measure -> its interval
+Summary = dict[str, dict[str, Interval]]  # target, and for two targets "mean" and "both" -> measure -> interval
 
 
 class Predictions(NamedTuple):
-    """Of N cases: the T targets in mm, and whose implants they are taken for."""
+    """Predictions of N cases: T targets in mm, company and model."""
 
     mean: np.ndarray  # (N, T)
     sigma: np.ndarray  # (N, T), NaN = not estimated
     low: np.ndarray  # (N, T), NaN = no interval
     high: np.ndarray  # (N, T)
-    company: np.ndarray  # (N,) of texts, "" = not predicted
-    model: np.ndarray  # (N,) of texts
+    company: np.ndarray  # (N,) of str, "" = not predicted
+    model: np.ndarray  # (N,) of str, "" = not predicted
     targets: tuple[str, ...] = TARGETS
 
     @property
     def named(self) -> list[str]:
-        """Those of "company" and "model" that are predicted."""
+        """The predicted ones of "company" and "model"."""
         return [name for name in ("company", "model") if (getattr(self, name) != "").any()]
 
 
@@ -55,12 +55,12 @@ def sizes(records: Sequence[Record], targets: Sequence[str] = TARGETS) -> np.nda
 
 
 def patients(records: Sequence[Record]) -> list[str]:
-    """Whose each case is. Where no patient is named, copies of one picture belong together, and nothing else does."""
+    """Patient of each case; for unknown patients, the original of the picture."""
     return [f"picture {r.origin}" if r.patient is None else f"patient {r.patient}" for r in records]
 
 
 def combinations(records: Sequence[Record]) -> set[tuple[str, str]]:
-    """The pairs of company and model that there are."""
+    """Pairs (company, model) of the records."""
     return {(record.company, record.model) for record in records}
 
 
@@ -68,7 +68,7 @@ def combinations(records: Sequence[Record]) -> set[tuple[str, str]]:
 
 
 def catalogue_of(records: Sequence[Record], targets: Sequence[str] = TARGETS) -> Catalogue:
-    """The sizes that occur, by company and model."""
+    """Catalogue of the sizes that occur in the records."""
     pairs = sorted(combinations(records))
     truth, of_pair = sizes(records, targets), np.array([pairs.index((r.company, r.model)) for r in records])
     return {
@@ -78,9 +78,9 @@ def catalogue_of(records: Sequence[Record], targets: Sequence[str] = TARGETS) ->
 
 
 def read_catalogue(file: Path, targets: Sequence[str] = TARGETS) -> Catalogue:
-    """The sizes of `targets` from JSON: {company: {model: {"length": [8, 10, …], "diameter": [3.5, …]}}}, in mm.
+    """Catalogue of `targets` from JSON: {company: {model: {"length": [8, 10, …], "diameter": [3.5, …]}}}, in mm.
 
-    Raises UserError if the file is missing, no JSON, or has another form.
+    Raises UserError for a missing or invalid file.
     """
     try:
         entries = read_json(file)
@@ -103,8 +103,8 @@ def read_catalogue(file: Path, targets: Sequence[str] = TARGETS) -> Catalogue:
 
 
 def on_sale(catalogue: Catalogue, target: str, company: str = "", model: str = "") -> np.ndarray:
-    """The sizes (S,) of a company's model, ascending; "" = of any. Of a model that the company does not have those of
-    the company; of one that nobody has, or a company that does not exist, all there are."""
+    """Sizes (S,) in mm of a model of a company, ascending; "" = any. Sizes of the company if it has no such model; all
+    sizes if model or company are not in the catalogue."""
     for asked in ((company, model), (company, "")):
         listed = [
             of_target[target]
@@ -117,8 +117,8 @@ def on_sale(catalogue: Catalogue, target: str, company: str = "", model: str = "
 
 
 def nearest_sizes(predictions: Predictions, catalogue: Catalogue) -> np.ndarray:
-    """The size on sale (N, T) that is nearest to each prediction, among those of the predicted company and model; of
-    two that are equally near the smaller."""
+    """Nearest size on sale (N, T) in mm to each prediction, for the predicted company and model; the smaller one of two
+    equally near."""
     result = np.empty_like(predictions.mean)
     for i, (company, model) in enumerate(zip(predictions.company, predictions.model, strict=True)):
         for t, target in enumerate(predictions.targets):
@@ -128,10 +128,7 @@ def nearest_sizes(predictions: Predictions, catalogue: Catalogue) -> np.ndarray:
 
 
 def steps(size: float, truth: float, listed: np.ndarray) -> int:
-    """How many places two sizes in mm lie apart among those `listed` (S,): 0 = the same, 1 = neighbours.
-
-    A true size that is not listed has a place of its own among them, so it is never met exactly.
-    """
+    """Number of steps between two sizes in mm among those `listed` (S,) and the true one: 0 = equal, 1 = neighbours."""
     if abs(size - truth) < SAME:
         return 0
     low, high = sorted((size, truth))
@@ -146,21 +143,21 @@ def _is_size(value: object) -> bool:
 
 
 def with_medians(found: Mapping[str, Predictions], train: Sequence[Record]) -> dict[str, Predictions]:
-    """The predictions of each method, and beside them the medians; that of the predicted model where the first method
-    predicts one."""
+    """Predictions of each method and the median baselines; that of the predicted model only if the first method
+    predicts models."""
     first = next(iter(found.values()))
     medians = {MEDIAN: training_median(train, len(first.mean), first.targets)}
     return {**found, **medians, **({MODEL_MEDIAN: model_median(train, first)} if "model" in first.named else {})}
 
 
 def training_median(train: Sequence[Record], count: int, targets: Sequence[str] = TARGETS) -> Predictions:
-    """The median sizes of the training split, for each of `count` cases."""
+    """Median sizes of the training split for `count` cases."""
     nobody, median = np.full(count, ""), np.median(sizes(train, targets), axis=0)
     return _without_spread(np.tile(median, (count, 1)), nobody, nobody, targets)
 
 
 def model_median(train: Sequence[Record], predictions: Predictions) -> Predictions:
-    """The training median of each case's predicted model; of all where the training split has no such model."""
+    """Training median of the predicted model of each case; of all records if training had no such model."""
     truth, models = sizes(train, predictions.targets), np.array([record.model for record in train])
     medians = {model: np.median(truth[models == model], axis=0) for model in set(models.tolist()) - {""}}
     overall = np.median(truth, axis=0)
@@ -177,16 +174,16 @@ def _without_spread(mean: np.ndarray, company: np.ndarray, model: np.ndarray, ta
 
 
 def calibrate(records: Sequence[Record], predictions: Predictions, level: float = 0.9) -> np.ndarray:
-    """Factors (T,) of σ for conformal intervals, from a calibration split; infinite where it has too few patients.
+    """Factors (T,) of σ for conformal intervals at `level`, from a calibration split; infinite with too few patients.
 
-    Where the model estimates no σ it is taken as 1 mm: then all intervals are of one width.
+    Without σ, 1 mm is used, so that all intervals have the same width.
     """
     scores = np.abs(sizes(records, predictions.targets) - predictions.mean) / _spread(predictions)
     return np.array([conformal_factor(column, patients(records), level) for column in scores.T])
 
 
 def with_intervals(predictions: Predictions, factors: np.ndarray) -> Predictions:
-    """The predictions with intervals mean ± factor · σ, `factors` (T,) as `calibrate` gives them."""
+    """Predictions with intervals mean ± factor · σ; `factors` (T,) from `calibrate`."""
     half = factors * _spread(predictions)
     return predictions._replace(low=predictions.mean - half, high=predictions.mean + half)
 
@@ -199,7 +196,7 @@ def _spread(predictions: Predictions) -> np.ndarray:
 
 
 class Group(NamedTuple):
-    """Some of the cases: how many, of how many patients, and their measures."""
+    """Numbers of cases and patients of a group, and its measures."""
 
     n: int
     patients: int
@@ -207,17 +204,17 @@ class Group(NamedTuple):
 
     @property
     def few(self) -> bool:
-        """Whether these are too few cases to say much."""
+        """Whether the group has fewer than FEW cases."""
         return self.n < FEW
 
 
 class Evaluation:
-    """Predictions for `records`, whose sizes are all known, beside the truth.
+    """Predictions for `records` of known size, compared with the ground truth.
 
-    `errors` (N, T) mm, prediction minus truth; `nearest` (N, T) mm, the size on sale nearest to each prediction;
-    `steps` (N, T), how many sizes that is away from the truth; `covered` (N, T), 1 where the interval holds the truth,
-    NaN without one. `rows` names what is measured: each target, and of two their mean, and both at once. Raises
-    ValueError for a record without a size.
+    `errors` (N, T) mm, prediction minus truth; `nearest` (N, T) mm, nearest size on sale to each prediction; `steps`
+    (N, T), its distance from the truth in catalogue sizes; `covered` (N, T), 1 if the interval contains the truth, NaN
+    without interval. `rows`: each target, and for two targets "mean" and "both". Raises ValueError for a record without
+    size.
     """
 
     def __init__(
@@ -244,19 +241,20 @@ class Evaluation:
         self.covered = np.where(np.isnan(predictions.low), np.nan, inside)
 
     def summary(self) -> Summary:
-        """All measures of each target, and of two also their mean, and the shares that hold for both at once."""
+        """All measures of each target; for two targets also their mean, and the shares for both at once."""
         return self._intervals(self._measures, np.arange(len(self.records)))
 
     def differences(self, other: "Evaluation") -> Summary:
-        """This one minus the other, on the same cases, drawn together. An interval without 0 is a difference."""
+        """Paired differences (this minus the other) on the same cases; significant if the interval excludes 0. Raises
+        ValueError for different cases."""
         if [record.id for record in self.records] != [record.id for record in other.records]:
             raise ValueError("two evaluations of different cases cannot be compared")
         every = np.arange(len(self.records))
-        with np.errstate(invalid="ignore"):  # infinite widths have no difference
+        with np.errstate(invalid="ignore"):  # difference of infinite widths
             return self._intervals(lambda rows: self._measures(rows) - other._measures(rows), every)
 
     def by(self, labels: Sequence[str]) -> dict[str, Group]:
-        """Measures of the cases of each label, the most frequent first. `labels` (N,), as of `groups`."""
+        """Measures of the cases of each label, most frequent first. `labels` (N,): as from `groups`."""
         labels = np.array(labels)
         result = {}
         for label, count in sorted(Counter(labels.tolist()).items(), key=lambda item: (-item[1], item[0])):
@@ -265,7 +263,7 @@ class Evaluation:
         return result
 
     def _intervals(self, statistic: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> Summary:
-        """95 % intervals of `statistic` (rows, M) over the patients of some rows; none of one patient."""
+        """95 % intervals of `statistic` (rows, M), bootstrapped over the patients of `rows`; NaN for one patient."""
         of_rows = self.patients[rows]
         estimate, low, high = bootstrap(lambda drawn: statistic(rows[drawn]), of_rows, self.resamples, seed=self.seed)
         if len(set(of_rows.tolist())) < 2:
@@ -277,7 +275,7 @@ class Evaluation:
         }  # fmt: skip
 
     def _measures(self, rows: np.ndarray) -> np.ndarray:
-        """(len(self.rows), M): MEASURES of the targets, mean and both (NaN where one is no share) over `rows`."""
+        """(len(self.rows), M): MEASURES over `rows` of the targets, their mean, and both (shares only, else NaN)."""
         errors, squares, variance = self.errors[rows], self.errors[rows] ** 2, self.truth[rows].var(axis=0)
         shares = {
             "close": np.abs(errors) <= CLOSE,
@@ -298,7 +296,7 @@ class Evaluation:
 
 
 def groups(records: Sequence[Record], seen: set[tuple[str, str]]) -> dict[str, list[str]]:
-    """Ways to part the cases: name -> label of each; none by what is unknown of all. `seen`: the `combinations` of the
+    """Groupings of the cases: name -> label of each case, without fields unknown for all. `seen`: `combinations` of the
     training split."""
     labels = {
         "company": [record.company or "unknown" for record in records],
@@ -314,8 +312,8 @@ def groups(records: Sequence[Record], seen: set[tuple[str, str]]) -> dict[str, l
 
 
 def write_predictions(file: Path, evaluation: Evaluation) -> None:
-    """One row a case: who and what it is, and for each target, in mm, the truth, the prediction, σ, interval, nearest
-    size on sale and error. Cells of what is unknown are empty."""
+    """Writes a CSV table, one row per case: id, patient, labels; for each target truth, prediction, σ, interval,
+    nearest size on sale and error in mm; empty = unknown."""
     parts = ("", "_predicted", "_sigma", "_low", "_high", "_nearest", "_error")
     found = evaluation.predictions
     numbers = np.stack([evaluation.truth, *found[:4], evaluation.nearest, evaluation.errors], axis=2)  # (N, T, parts)
@@ -330,5 +328,5 @@ def write_predictions(file: Path, evaluation: Evaluation) -> None:
 
 
 def mm_cells(numbers: np.ndarray) -> list[str]:
-    """Numbers in mm, of any shape, as cells of a table; empty where they are unknown."""
-    return ["" if np.isnan(number) else f"{number:.3f}" for number in numbers.ravel()]
+    """Numbers in mm, of any shape, as table cells; empty for NaN and infinity."""
+    return [f"{number:.3f}" if np.isfinite(number) else "" for number in numbers.ravel()]

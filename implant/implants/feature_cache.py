@@ -1,4 +1,4 @@
-"""Features that are computed once while the networks which give them are frozen."""
+"""Cache of the features of frozen networks."""
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -8,9 +8,9 @@ from implants.crops import ImplantCrops
 
 
 class CachedCrops(Dataset):
-    """`crops`, whose items hold `features` in place of `image` once `fill` has been called, until `clear`.
+    """`crops` with `features` instead of `image` in its items between `fill` and `clear`.
 
-    A training set has as many sets of features as it has `views`; epoch after epoch shows the next one.
+    A training set has one set of features per view, used in turn by the epochs.
     """
 
     def __init__(self, crops: ImplantCrops):
@@ -34,7 +34,7 @@ class CachedCrops(Dataset):
 
     @torch.no_grad()
     def fill(self, run, batch_size: int) -> None:
-        """Computes the features of all cases and views with the run's model; the processes share the work."""
+        """Computes the features of all cases and views with the model of the run; the ranks share the work."""
         model = run.accelerator.unwrap_model(run.model)
         epoch, tables = self.crops.epoch, []
         for view in range(self.crops.views or 1):
@@ -51,8 +51,8 @@ class CachedCrops(Dataset):
             tables.append(cases.table())
         self.set_epoch(epoch)
         stacked = {name: torch.stack([table[name] for table in tables]) for name in tables[0]}
-        self.features = {name: values.share_memory_() for name, values in stacked.items()}  # with the loader's workers
+        self.features = {name: values.share_memory_() for name, values in stacked.items()}  # shared by all workers
 
     def clear(self) -> None:
-        """Pictures again, each epoch another augmentation."""
+        """Removes the features: items hold pictures again, augmented anew in each epoch."""
         self.features = self.crops.views = None

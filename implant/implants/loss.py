@@ -1,4 +1,4 @@
-"""Loss of the regressor: standardised length and diameter, and classes of other fields beside them."""
+"""Loss of the regressor: standardised length and diameter, and auxiliary classification of other fields."""
 
 import torch
 import torch.nn.functional as F
@@ -6,16 +6,15 @@ from torch import Tensor, nn
 
 from implants.crops import UNKNOWN
 
-BETA = 0.5  # Seitzer et al.: between likelihood (0), which neglects hard cases, and squared error (1)
+BETA = 0.5  # Seitzer et al.: between likelihood (0) and squared error (1)
 
 
 class DimensionLoss(nn.Module):
-    """`length + diameter + weight · auxiliary`, of the targets that the model has, and its parts to log.
+    """`length + diameter + weight · auxiliary` for the targets of the model, returned with its parts for logging.
 
-    Huber loss (δ = 1) of standardised targets; where the model gives log-variances, β-NLL (Seitzer et al. 2022, "On the
-    Pitfalls of Heteroscedastic Uncertainty Estimation"): the Gaussian's negative log-likelihood, weighted by the
-    variance to the power of β without a gradient. auxiliary: the mean of the fields' cross-entropies. Cases whose class
-    is unknown are left out.
+    Huber loss (δ = 1) of standardised targets; with log-variances β-NLL (Seitzer et al. 2022, "On the Pitfalls of
+    Heteroscedastic Uncertainty Estimation"): Gaussian negative log-likelihood, weighted by the variance to the power of
+    β without gradient. auxiliary: mean cross-entropy of the fields, without cases of unknown class.
     """
 
     def __init__(self, auxiliary_weight: float = 0.2):
@@ -23,7 +22,7 @@ class DimensionLoss(nn.Module):
         self.auxiliary_weight = auxiliary_weight
 
     def forward(self, prediction: dict, batch: dict, model: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
-        """`prediction` of `DualEmbeddingRegressor`, `batch` of `ImplantCrops`, `model` whose standardisation counts."""
+        """`prediction` of `DualEmbeddingRegressor`, `batch` of `ImplantCrops`, `model` with the standardisation."""
         target = (batch["target"] - model.target_mean) / model.target_std
         if "log_variance" in prediction:
             losses = beta_nll(prediction["standard"], prediction["log_variance"], target)
@@ -39,12 +38,12 @@ class DimensionLoss(nn.Module):
 
 
 def beta_nll(mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
-    """β-NLL element by element, without its constant; all (B, T)."""
+    """Elementwise β-NLL without its constant; all (B, T)."""
     likelihood = 0.5 * (log_variance + (target - mean) ** 2 / log_variance.exp())
     return log_variance.detach().exp() ** BETA * likelihood
 
 
 def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy (B, C) against labels (B,) that are not UNKNOWN; 0 if none is."""
+    """Mean cross-entropy of logits (B, C) with labels (B,), without UNKNOWN ones; 0 if all are."""
     total = F.cross_entropy(logits, labels, ignore_index=UNKNOWN, reduction="sum")
     return total / (labels != UNKNOWN).sum().clamp(min=1)

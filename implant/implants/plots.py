@@ -1,4 +1,4 @@
-"""Figures of predicted lengths and diameters: against the truth, their intervals, and attention."""
+"""Figures of predicted lengths and diameters: scatter plots, residuals, intervals, attention."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -18,9 +18,9 @@ BRANCHES = (BLUE, "#e09f3e", GREEN, RED, GREY)
 
 
 def predicted_against_true(evaluation: Evaluation, seen: set[tuple[str, str]]) -> "Figure":
-    """A panel a target: a dot a case, on grid lines at the sizes on sale; triangles for companies and models that were
-    not trained together (not in `seen`). The line is a prediction without error, the band ± 0.5 mm. Many cases are of
-    one size, so they are moved sideways a little: unseen combinations right of the line, the others left."""
+    """One panel per target: predicted over true size, with grid lines at the sizes on sale, the identity line and a
+    band of ± 0.5 mm. Dots are cases, triangles are company–model combinations not in `seen`. Horizontal jitter: unseen
+    combinations to the right of the true size, others to the left."""
     fig, unseen, panels = _wide(5.4), _unseen(evaluation, seen), len(evaluation.targets)
     for t, target in enumerate(evaluation.targets):
         x, y = evaluation.truth[:, t], evaluation.predictions.mean[:, t]
@@ -34,14 +34,14 @@ def predicted_against_true(evaluation: Evaluation, seen: set[tuple[str, str]]) -
         ax.fill_between(ends, ends - CLOSE, ends + CLOSE, color=GREEN, alpha=0.13, lw=0, label=f"± {CLOSE:g} mm")
         ax.plot(ends, ends, color=INK, lw=0.9)
         _dots(ax, x, y, unseen, ends)
-        ax.locator_params(nbins=7)  # the same on both axes
+        ax.locator_params(nbins=7)  # equal on both axes
     _legend(fig, ax)
     return fig
 
 
 def residuals(evaluation: Evaluation, seen: set[tuple[str, str]]) -> "Figure":
-    """A panel a target: error over truth, with bias and 95 % limits of agreement, bias ± 1.96 standard deviations
-    (Bland & Altman 1986; over the truth, as it is known, not over the mean of both)."""
+    """One panel per target: error over truth, with bias and 95 % limits of agreement, bias ± 1.96 SD (Bland & Altman
+    1986, but over the known truth instead of the mean)."""
     fig, unseen = _wide(4.2), _unseen(evaluation, seen)
     for t, target in enumerate(evaluation.targets):
         truth, error = evaluation.truth[:, t], evaluation.errors[:, t]
@@ -63,9 +63,8 @@ def residuals(evaluation: Evaluation, seen: set[tuple[str, str]]) -> "Figure":
 
 
 def interval_plot(evaluation: Evaluation, level: float, most: int = 60) -> "Figure":
-    """A panel a target: interval and prediction of each case as distance from the truth, narrow intervals first, in
-    red where the truth lies outside. Of more than `most` cases as many are shown, evenly over the widths. Of an
-    infinite interval the prediction alone is drawn."""
+    """One panel per target: interval and prediction of each case relative to the truth, sorted by width; red if the
+    truth is outside. At most `most` cases, evenly over the widths. Infinite intervals are not drawn."""
     fig, panels = figure(9.6, 3.2 * len(evaluation.targets)), len(evaluation.targets)
     for t, target in enumerate(evaluation.targets):
         low, high, middle = (
@@ -86,14 +85,14 @@ def interval_plot(evaluation: Evaluation, level: float, most: int = 60) -> "Figu
             ax.plot(place, middle[rows], "o", color=colour, ms=3.5, mec="white", mew=0.4)
         ax.axhline(0, color=INK, lw=0.9)
         ax.set_xticks([])
-    ax.set_xlabel("cases, narrow intervals first")
+    ax.set_xlabel("cases, by width of the interval")
     _legend(fig, ax)
     return fig
 
 
 def attention_bars(attention: Mapping[str, Mapping[str, float]]) -> "Figure":
-    """A bar a company, parted by the mean weight of each branch. `attention`: company -> branch -> weight, the weights
-    of a company summing to 1."""
+    """Stacked bar of the mean weights of the branches for each company. `attention`: company -> branch -> weight, with
+    sum 1 per company."""
     from matplotlib.colors import to_rgb
 
     fig = figure(8.0, 1.5 + 0.34 * len(attention))
@@ -105,7 +104,7 @@ def attention_bars(attention: Mapping[str, Mapping[str, float]]) -> "Figure":
         ax.barh(range(len(attention)), weights, left=start, height=0.74, color=colour, label=branch)
         ink = "white" if np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) < 0.6 else INK
         for i, weight in enumerate(weights):
-            if weight > 0.06:  # a number needs room
+            if weight > 0.06:  # room for the number
                 ax.text(start[i] + weight / 2, i, f"{weight:.2f}", ha="center", va="center", color=ink, fontsize=9)
         start += weights
     ax.set_yticks(range(len(attention)), attention)
@@ -117,8 +116,8 @@ def attention_bars(attention: Mapping[str, Mapping[str, float]]) -> "Figure":
 def ablation_bars(
     results: Mapping[str, Sequence[Interval]], baseline: Sequence[float], targets: Sequence[str]
 ) -> "Figure":
-    """MAE of each run with its 95 % interval, a panel a target. `results`: name -> intervals of the targets in mm;
-    `baseline`: the MAE of the training median for each."""
+    """MAE of each run with 95 % interval, one panel per target. `results`: name -> intervals of the targets in mm;
+    `baseline`: MAE of the training median by target."""
     fig = _wide(1.6 + 0.36 * len(results))
     for t, ax in enumerate(fig.subplots(1, len(targets), sharey=True, squeeze=False)[0]):
         estimates, low, high = np.array([intervals[t] for intervals in results.values()]).T
@@ -128,7 +127,7 @@ def ablation_bars(
         ax.errorbar(estimates, places, xerr=whiskers, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
         ends = np.nanmax([estimates, high], axis=0)
         for place, estimate, end in zip(places, estimates, ends, strict=True):
-            behind = {"fc": "white", "ec": "none", "pad": 1}  # the line of the baseline may pass there
+            behind = {"fc": "white", "ec": "none", "pad": 1}  # over the line of the baseline
             ax.annotate(f"{estimate:.2f}", (end, place), (5, 0), textcoords="offset points", va="center", fontsize=9,
                         bbox=behind)  # fmt: skip
         ax.axvline(baseline[t], color=RED, lw=1.4, ls="--", label="training median")
@@ -142,7 +141,7 @@ def ablation_bars(
 
 
 def _wide(height: float) -> "Figure":
-    """Room for a panel a target side by side, `height` in inches."""
+    """Figure for panels side by side, `height` in inches."""
     fig = figure(9.8, height)
     fig.get_layout_engine().set(w_pad=0.1)
     return fig
@@ -153,12 +152,12 @@ def _unseen(evaluation: Evaluation, seen: set[tuple[str, str]]) -> np.ndarray:
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
-    margin = 0.04 * np.ptp(values) + 0.25  # mm, for a single size, too
+    margin = 0.04 * np.ptp(values) + 0.25  # mm, not 0 for a single size
     return values.min() - margin, values.max() + margin
 
 
 def _dots(ax: "Axes", x: np.ndarray, y: np.ndarray, unseen: np.ndarray, ends: Sequence[float]) -> None:
-    """Cases of seen combinations as dots, on top of them those of unseen ones as triangles, if there are any."""
+    """Draws cases of seen combinations as dots, of unseen ones as triangles on top."""
     sideways = np.random.default_rng(0).uniform(0, 0.018, len(x)) * np.where(unseen, 1, -1)
     x = x + (sideways if unseen.any() else sideways + 0.009) * (ends[1] - ends[0])
     faint = float(np.clip(100 / len(x), 0.2, 0.7))
@@ -169,15 +168,15 @@ def _dots(ax: "Axes", x: np.ndarray, y: np.ndarray, unseen: np.ndarray, ends: Se
 
 
 def _legend(fig: "Figure", ax: "Axes") -> None:
-    """Below the panels; dots are in full colour there, as they are where many lie on each other."""
+    """Legend below the panels, with opaque dots."""
     legend = fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     for handle in legend.get_lines():
         handle.set_alpha(1)
 
 
 def attention_maps(crops: Sequence[np.ndarray], weights: np.ndarray, names: Sequence[str]) -> "Figure":
-    """Crops (S, S) in [0, 1] in the upper row, below where each of `names` looks: `weights` (N, names, tokens), from
-    none (dark) to the most of a crop (bright)."""
+    """Crops (S, S) in [0, 1], and below them the attention of each of `names` over the patches: `weights`
+    (N, names, tokens), from 0 (dark) to the maximum of a crop (bright)."""
     side = round(weights.shape[2] ** 0.5)
     fig = figure(1.7 * len(crops) + 0.3, 1.75 * (1 + len(names)) + 0.2)
     for column, crop in enumerate(crops):
@@ -195,7 +194,7 @@ def attention_maps(crops: Sequence[np.ndarray], weights: np.ndarray, names: Sequ
 
 
 def overview(crops: Sequence[np.ndarray], titles: Sequence[str], columns: int = 6) -> "Figure":
-    """Crops (S, S) in [0, 1] with what was found written above."""
+    """Grid of crops (S, S) in [0, 1] with titles."""
     columns = min(columns, len(crops))
     rows = -(-len(crops) // columns)
     fig = figure(1.9 * columns, 2.35 * rows)

@@ -1,8 +1,7 @@
-"""Predictions of one model or several, in one pass or many with dropout, for the records of an evaluation or of a user.
+"""Inference with one model or an ensemble, with or without Monte Carlo dropout.
 
-The spread of an ensemble (Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty Estimation using
-Deep Ensembles"), of passes with dropout, and the model's own variance are one mixture of Gaussians, whose mean and
-variance are reported.
+Predictions are mean and variance of a mixture of Gaussians over models (Lakshminarayanan et al. 2017, "Simple and
+Scalable Predictive Uncertainty Estimation using Deep Ensembles") and dropout passes, with the predicted variances.
 """
 
 from collections.abc import Sequence
@@ -26,19 +25,19 @@ from implants.dual_embedding import DualEmbeddingRegressor
 from implants.evaluation import Predictions, calibrate, with_intervals
 from implants.records import Record
 
-Model = tuple[DualEmbeddingRegressor, dict]  # and its config
+Model = tuple[DualEmbeddingRegressor, dict]  # (model, config)
 
 
 class Answer(NamedTuple):
-    """What a model, or an ensemble, says of N cases."""
+    """Outputs of a model or an ensemble for N cases."""
 
     predictions: Predictions
-    attention: dict[str, np.ndarray]  # of the first model: branches, by comma -> weights (N, branches[, tokens])
-    auxiliary: dict[str, np.ndarray]  # field -> names (N,)
+    attention: dict[str, np.ndarray]  # of the first model: "branch, branch" -> weights (N, branches[, tokens])
+    auxiliary: dict[str, np.ndarray]  # field -> class names (N,)
 
 
 def load_models(folders: Sequence[Path]) -> list[Model]:
-    """The models of runs of train.py. Raises UserError unless they have learnt from the same records."""
+    """Models of runs of train.py. Raises UserError for different training records."""
     models = [DualEmbeddingRegressor.from_folder(folder) for folder in folders]
     for folder, (_, config) in zip(folders, models, strict=True):
         if config["train_sizes"] != models[0][1]["train_sizes"]:
@@ -50,9 +49,8 @@ def predict_all(
     args, accelerator: Accelerator, console: Console, name: str, models: Sequence[Model], records: Sequence[Record],
     calibration: Sequence[Record] | None = None,
 ) -> Answer:  # fmt: skip
-    """The answer of the `models` together for `records`, which the processes share; with conformal intervals where
-    there are `calibration` records. `args`: those of `implants.arguments.add_inference_arguments`, and `batch_size` and
-    `num_workers`."""
+    """Combined outputs of `models` for `records`, with conformal intervals if there are `calibration` records. The
+    ranks share the work. `args`: of `implants.arguments.add_inference_arguments`, `batch_size`, `num_workers`."""
     tables = []
     steps = -(-len(records) // (args.batch_size * accelerator.num_processes))
     with progress(console, name, len(models) * steps) as advance, torch.no_grad():
@@ -74,8 +72,8 @@ def predict_all(
 
 
 def one_batch(model: DualEmbeddingRegressor, batch: dict, mc_dropout: int, number: int) -> dict[str, torch.Tensor]:
-    """`means` and `variances` (B, passes, T) in mm and mm², attention weights, and the numbers of the classes."""
-    features = model.encode(batch["image"])  # once: dropout is in the head alone
+    """`means` and `variances` (B, passes, T) in mm and mm², attention weights, and indices of the classes."""
+    features = model.encode(batch["image"])  # once, as only the head has dropout
     means, variances = [], []
     with dropout_on(model) if mc_dropout else nullcontext():
         for step in range(mc_dropout or 1):
@@ -92,14 +90,14 @@ def one_batch(model: DualEmbeddingRegressor, batch: dict, mc_dropout: int, numbe
 
 
 def combine(models: Sequence[DualEmbeddingRegressor], tables: Sequence[dict[str, torch.Tensor]]) -> Answer:
-    """One answer of the tables of all models. Classes, attention and auxiliary fields are those of the first model."""
+    """Outputs from the tables of all models; classes, attention and auxiliary fields of the first model."""
     first, table = models[0], {name: column.numpy() for name, column in tables[0].items()}
     means = np.concatenate([table["means"].numpy().astype(float) for table in tables], axis=1)  # (N, passes, T)
     variances = np.concatenate([table["variances"].numpy().astype(float) for table in tables], axis=1)
     own = np.zeros_like(means) if np.isnan(variances).any() else variances
     sigma = np.sqrt(own.mean(axis=1) + means.var(axis=1))
     if not own.any() and means.shape[1] == 1:
-        sigma = np.full_like(sigma, np.nan)  # one pass of a model without a variance knows no spread
+        sigma = np.full_like(sigma, np.nan)  # one pass without predicted variance
     unknown = np.full_like(sigma, np.nan)
     named = {}
     for name in ("company", "model"):

@@ -1,7 +1,7 @@
-"""Records of implants: a JSON list of pictures with company, model, length and diameter, checked before the first step.
+"""Reading and checking of implant records: a JSON list of pictures with company, model, length and diameter.
 
-Lengths and diameters are in mm. Boxes are in px of the picture as shown (EXIF orientation applied), x before y, pixel
-centres at integers: a picture spans [-0.5, width - 0.5].
+Lengths and diameters are in mm. Boxes are xy in px after EXIF orientation, with pixel centres at integers: a picture
+spans [-0.5, width - 0.5].
 """
 
 import json
@@ -23,18 +23,18 @@ from core.results import plain
 from core.splits import refuse_shared_patients
 from core.validation import DataReport, Problem, content_keys, find_leaks
 
-convert_to_serializable = plain  # under the name that the reference gives it
+convert_to_serializable = plain  # name in the reference
 
 TARGETS = ("length", "diameter")
 LIMITS = {"length": (4.0, 25.0), "diameter": (1.5, 8.0)}  # mm
 SPACING_LIMITS = (0.005, 1.0)  # mm per px
-SMALLEST_SIDE = 4  # px, of a picture and of a box
-MANY = 0.1  # of the boxes
+SMALLEST_SIDE = 4  # of a picture and of a box, px
+MANY = 0.1  # share of the boxes
 SOURCES = ("source_image", "original_image", "augmented_from")
-LONGEST_PATH = 4096  # characters: no system has longer ones, and patterns are slow on what is no path
+LONGEST_PATH = 4096  # characters; limit of operating systems, and keeps regular expressions fast
 EXPECTED = ("image", "company", "model", *TARGETS, "patient_id", "bbox", "pixel_spacing", "modality", *SOURCES)
-NO_NAME = ("", "nan", "none", "null")  # the latter are what tables become on their way through other programs
-# _aug, _aug3, -aug-1, _augmented_2_7 at the end of a name, once or several times
+NO_NAME = ("", "nan", "none", "null")  # as exported from tables
+# _aug, _aug3, -aug-1, _augmented_2_7 at the end of a name, also repeated
 COPY = re.compile(r"([_-]aug(ment(ed|ation)?)?([_-]?\d+([_-]\d+)*)?)+$", re.IGNORECASE)
 SKIPPED = "record skipped"
 NO_PICTURE, NO_BOX = "no such picture", "bbox is not four numbers"
@@ -51,7 +51,7 @@ WAYS_OUT = {
 class Record:
     """One implant in a picture."""
 
-    id: str  # the picture's path below the JSON's folder, without its suffix; of several boxes in one, _2 and so on
+    id: str  # relative path of the picture without suffix; _2, _3 … for further boxes in it
     image: Path
     company: str  # "" = unknown
     model: str
@@ -61,12 +61,12 @@ class Record:
     bbox: tuple[float, float, float, float] | None  # (x0, y0, x1, y1); None: the whole picture
     mm_per_px: tuple[float, float] | None  # (x, y)
     modality: str
-    origin: str  # what an augmented copy was made of, as in `id`; otherwise the picture itself
-    fields: dict[str, str]  # whatever else the record says
+    origin: str  # original of an augmented copy, otherwise the picture; path as in `id`
+    fields: dict[str, str]  # other fields of the record
 
 
 class Fault(Exception):
-    """What is wrong with a record: reason and detail of a `core.validation.Problem`."""
+    """Error in a record: reason and detail of a `core.validation.Problem`."""
 
     def __init__(self, reason: str, detail: object = ""):
         super().__init__(reason)
@@ -78,20 +78,19 @@ def load_records(
     limits: Mapping[str, tuple[float, float]] = LIMITS, fields: Sequence[str] = (), report: DataReport | None = None,
     drop_absent: bool = False,
 ) -> tuple[list[Record], list[Problem]]:  # fmt: skip
-    """The usable records of a JSON file, in its order, and what is wrong with it, which is added to `report`, too.
+    """(usable records of a JSON file in order, data problems); the problems are also added to `report`.
 
     The file is a list of objects, or an object with one under "records", "data" or "annotations":
     {image, company, model, length, diameter, patient_id?, bbox?, pixel_spacing?, modality?, source_image?, …}. Paths
-    are relative to `data_root`, or else to the file. `pixel_spacing` is mm per px, one number or [row, column] as in
-    DICOM. Numbers may be texts, with mm behind them. A copy made by augmentation says so in `source_image`,
-    `original_image` or `augmented_from`, or by a name that ends in _aug or the like.
+    are relative to `data_root` (default: the file). `pixel_spacing`: mm per px, one number or [row, column] as in
+    DICOM. Numbers may be strings, with or without mm. Augmented copies have `source_image`, `original_image` or
+    `augmented_from`, or a file name ending in _aug or similar.
 
-    A record is skipped if something in `needs` is unknown, no number, or outside `limits` (name -> lowest and highest,
-    mm), if its picture or box cannot be used, or if it comes twice. What is not in `needs` may be "" or NaN; with
-    `drop_absent` what none of the records gives is not needed, unless that is all of it. Keys that are neither those
-    above nor among the `fields` to be used are counted. Only headers of pictures are read, of DICOM nothing, so that a
-    box in one is not compared with its size. Raises UserError for a file that cannot be meant so, and if no record is
-    usable.
+    Records are skipped if a value in `needs` is missing, no number, or outside `limits` (name -> minimum and maximum,
+    mm), if picture or box is unusable, and if they are duplicates. Other values may be "" or NaN; with `drop_absent`
+    so may values that no record has, unless no record has any. Unknown keys that are not in `fields` are reported. Only
+    the headers of the pictures are read; boxes in DICOM files are not checked against the picture size. Raises
+    UserError for an invalid file, and without usable record.
     """
     path, found = Path(path), DataReport() if report is None else report
     earlier = len(found.problems)
@@ -138,7 +137,7 @@ def load_records(
         skipped = [problem for problem in problems if problem.action == SKIPPED]
         reason, count = Counter(problem.reason for problem in skipped).most_common(1)[0]
         example = next(problem for problem in skipped if problem.reason == reason)
-        example = " ".join(": ".join(filter(None, (example.where, example.detail))).split())  # paths can hold line ends
+        example = " ".join(": ".join(filter(None, (example.where, example.detail))).split())  # one line for any path
         way_out = WAYS_OUT.get(reason, WAY_OUT)
         raise UserError(
             f"{path}: none of its {len(entries)} records is usable; {count} × {reason} ({example}); {way_out}"
@@ -150,9 +149,8 @@ def load_records(
 
 
 def refuse_leaks(splits: Mapping[str, Sequence[Record]], report: DataReport | None = None) -> None:
-    """`splits`: split -> its records as `load_records` gives them. Raises UserError if a picture (the same file, or one
-    of the same content), an augmented copy and its original or two copies of one, or a patient stand in two splits;
-    all of them are added to `report`."""
+    """Raises UserError if two of `splits` (split -> records of `load_records`) share a picture (same file or content),
+    an original of augmented copies, or a patient; adds all of them to `report`."""
     report = report or DataReport()
     contents = content_keys({record.image: None for records in splits.values() for record in records})
     pictures = {
@@ -171,7 +169,7 @@ def refuse_leaks(splits: Mapping[str, Sequence[Record]], report: DataReport | No
     leaks += [(places, f"patient {patient}") for patient, places in find_leaks(patients).items()]
     examples = []
     for places, kind in leaks:
-        first = dict(places)  # one of each split
+        first = dict(places)  # one per split
         where = " and ".join(f"{first[split]} in {split}" for split in splits if split in first)
         report.add("in two splits", where, "refused", kind)
         examples += [f"{where} ({kind})"] if not kind.startswith("patient ") else []
@@ -185,10 +183,9 @@ def refuse_leaks(splits: Mapping[str, Sequence[Record]], report: DataReport | No
 
 
 def _originals(records: Sequence[Record]) -> dict[Path, str]:
-    """Picture -> the one that it was made of, itself if it is no copy: a path without suffix, in small letters.
+    """Picture -> lower-case path, without suffix, of its original (itself if it is no copy).
 
-    An original that is named without its folder lies beside the JSON file, or beside the copy, or else is the one
-    picture of this name.
+    Originals named without folder are looked up beside the JSON file, beside the copy, and among all pictures.
     """
     own = {without_suffix(record.image).as_posix().casefold() for record in records}
     by_name = defaultdict(list)
@@ -196,7 +193,7 @@ def _originals(records: Sequence[Record]) -> dict[Path, str]:
         by_name[stem.rpartition("/")[2]].append(stem)
     originals = {}
     for record in records:
-        root = Path(*record.image.parts[: -1 - record.id.count("/")])  # which `id` and `origin` start at
+        root = Path(*record.image.parts[: -1 - record.id.count("/")])  # base of `id` and `origin`
         stem, beside = ((folder / record.origin).as_posix().casefold() for folder in (root, record.image.parent))
         if "/" not in record.origin and stem not in own:
             named = by_name[record.origin.casefold()]
@@ -209,7 +206,7 @@ def _originals(records: Sequence[Record]) -> dict[Path, str]:
 
 
 def _read_entries(path: Path) -> list:
-    """The list in a JSON file, in UTF-8 or with a mark of UTF-16 or 32. Raises UserError."""
+    """List in a JSON file, in UTF-8, or UTF-16/32 with byte-order mark. Raises UserError."""
     try:
         content = read_bytes(path)
         if not content.strip():
@@ -241,7 +238,7 @@ def _read_entries(path: Path) -> list:
 
 
 def _whole_number(digits: str) -> int | float:
-    """Beyond what a float holds it is inf, which its record is skipped for: Python refuses the whole file."""
+    """Integer of any length; inf beyond the range of floats, so that only its record is skipped, not the file."""
     return int(digits) if len(digits) < 300 else float(digits)
 
 
@@ -251,13 +248,13 @@ def _image_name(entry: object) -> str:
 
 
 def _below(path: Path, root: Path) -> str:
-    """The path as seen from the root; one elsewhere without what it begins with, "/" or a drive."""
+    """Path relative to the root; paths elsewhere without leading "/" or drive."""
     return path.relative_to(root if path.is_relative_to(root) else path.anchor).as_posix()
 
 
 def _size(image: Path) -> tuple[int, int] | Fault | None:
-    """(width, height) of a picture as shown, from its header alone; None for DICOM."""
-    if not os.path.isfile(image):  # a pipe would keep us waiting
+    """(width, height) in px of a picture after EXIF orientation, from its header; None for DICOM; or its Fault."""
+    if not os.path.isfile(image):  # reading a pipe would block
         return Fault(NO_PICTURE, image)
     try:
         if is_dicom(image):
@@ -277,16 +274,16 @@ def _record(
     entry: dict, stem: str, image: Path, size: tuple[int, int] | Fault | None, root: Path, needs: Sequence[str],
     readers: Mapping[str, tuple[Callable[[object, str], str | float], str | float]],
 ) -> tuple[Record, list[tuple[str, str, str]]]:  # fmt: skip
-    """The record, its id not yet numbered, and what is wrong with it although it is kept: reason, action, detail.
+    """(record with unnumbered id, problems (reason, action, detail) of the kept record).
 
-    `readers`: name -> what reads its value, and what stands for an unknown one that is not in `needs`. Raises Fault.
+    `readers`: name -> (parser of its value, value if unknown and not in `needs`). Raises Fault.
     """
     if isinstance(size, Fault):
         raise size
     kept = []
 
     def known(read, key: str, action: str):
-        """What `read` makes of an optional field; None, and a word about it, where it is wrong."""
+        """Value of an optional field by `read`; None, with an entry in `kept`, if it is invalid."""
         try:
             return read(entry.get(key), key)
         except Fault as fault:
@@ -313,7 +310,7 @@ def _record(
 
 
 def _dimension(value: object, name: str, limits: tuple[float, float]) -> float:
-    """mm. Raises Fault."""
+    """Size in mm. Raises Fault."""
     if value is None:
         raise Fault(f"{name} is missing")
     if isinstance(value, str) and not value.strip():
@@ -333,7 +330,7 @@ def _dimension(value: object, name: str, limits: tuple[float, float]) -> float:
 
 
 def _number(value: object) -> float:
-    """A number, or a text that is one, with mm behind it or not. Raises ValueError for anything else."""
+    """Number, also from a string with or without mm. Raises ValueError."""
     if isinstance(value, str) and "_" not in value:  # Python reads 1_0 as 10
         return float(re.sub(r"mm\s*$", "", value, flags=re.IGNORECASE))
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -349,9 +346,9 @@ def _label(value: object, name: str) -> str:
 
 
 def _name(value: object, name: str) -> str:
-    """A text or number as a text; "" where none is given. Raises Fault."""
+    """String from a string or number; "" without value. Raises Fault."""
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # a column of whole numbers becomes 7.0 where a table has gaps
+        value = int(value)  # tables export 7 as 7.0 in columns with gaps
     if isinstance(value, bool) or not isinstance(value, str | int | float | None):
         raise Fault(f"{name} is not a text", reprlib.repr(value))
     text = " ".join(_clean(str(value)).split())
@@ -359,7 +356,7 @@ def _name(value: object, name: str) -> str:
 
 
 def _clean(text: str) -> str:
-    """JSON can hold halves of characters (\\ud800), which no file can."""
+    """Text without lone surrogates (\\ud800), which JSON allows and files do not."""
     return text.strip().encode("utf-8", "replace").decode()
 
 
@@ -368,7 +365,7 @@ def _absent(value: object) -> bool:
 
 
 def _mm_per_px(value: object, name: str) -> tuple[float, float] | None:
-    """(x, y) of one number, or of [row, column]: DICOM gives the distance of rows, y, first. Raises Fault."""
+    """(x, y) in mm per px, from one number or [row, column] as in DICOM (y first). Raises Fault."""
     if _absent(value):
         return None
     try:
@@ -382,8 +379,8 @@ def _mm_per_px(value: object, name: str) -> tuple[float, float] | None:
 
 
 def _box_inside(value: object, size: tuple[int, int] | None) -> tuple[tuple[float, ...] | None, str]:
-    """The box within a picture of `size` (width, height), and what was cut off in words, if more than a pixel was.
-    Raises Fault."""
+    """Box clipped to a picture of `size` (width, height), None without one; and details if over 1 px was cut. Raises
+    Fault."""
     if _absent(value):
         return None, ""
     try:
@@ -403,12 +400,12 @@ def _box_inside(value: object, size: tuple[int, int] | None) -> tuple[tuple[floa
     inside = tuple(min(max(number, -0.5), side - 0.5) for number, side in zip(box, size * 2, strict=True))
     if min(inside[2] - inside[0], inside[3] - inside[1]) < SMALLEST_SIDE:
         raise Fault(OUTSIDE_BOX, detail)
-    cut = max(abs(a - b) for a, b in zip(inside, box, strict=True)) > 1  # 0 to width is the whole picture, too
+    cut = max(abs(a - b) for a, b in zip(inside, box, strict=True)) > 1  # accepts boxes from 0 to width
     return inside, detail if cut else ""
 
 
 def _origin(entry: dict, stem: str, root: Path) -> str:
-    """The stem path of what a copy was made of, below the root or absolute; `stem` for what is no copy."""
+    """Path without suffix of the original of a copy, relative to the root or absolute; `stem` if it is no copy."""
     texts = [_clean(entry[key][:LONGEST_PATH]) for key in SOURCES if isinstance(entry.get(key), str)]
     source = next((text for text in texts if text.casefold() not in NO_NAME), "")
     if source:
@@ -420,12 +417,12 @@ def _origin(entry: dict, stem: str, root: Path) -> str:
 
 
 def _other_fields(entry: dict) -> dict[str, str]:
-    """All other fields that are given, as texts; lists and objects are none."""
+    """All other fields as strings, without lists and objects."""
     given = {key: value for key, value in entry.items() if key not in EXPECTED and not _absent(value)}
     return {_clean(key): _clean(str(value)) for key, value in given.items() if not isinstance(value, list | dict)}
 
 
-# -------------------------------------------------------------------------------------------------------- all together
+# --------------------------------------------------------------------------------------------------------- all records
 
 
 def _is_given(entry: object, name: str, read: Callable[[object, str], object]) -> bool:
@@ -447,7 +444,7 @@ def _tell_unknown_keys(path: Path, entries: list, fields: Sequence[str], report:
 
 
 def _refuse_misread_boxes(path: Path, entries: list, problems: list[Problem]) -> None:
-    """Raises UserError if the boxes are plainly x, y, width, height: most of them would still lie in their pictures."""
+    """Raises UserError if the boxes are evidently x, y, width, height."""
     boxes = sum(isinstance(entry, dict) and not _absent(entry.get("bbox")) for entry in entries)
     swapped = sum(problem.reason == SWAPPED_BOX for problem in problems)
     if swapped > MANY * boxes:

@@ -1,12 +1,11 @@
-"""What a training script finds in a SageMaker container, and what it leaves there. Outside of one, all of this does
-nothing.
+"""Inputs and outputs of a training script in a SageMaker container; without effect outside one.
 
-The framework containers run `python train.py --NAME VALUE …`, a pair a hyperparameter, with the SM_* variables of the
-SageMaker training toolkit (its ENVIRONMENT_VARIABLES.md). A script uses it in this order:
+Framework containers run `python train.py --NAME VALUE …`, one pair per hyperparameter, with the SM_* variables of the
+SageMaker training toolkit (its ENVIRONMENT_VARIABLES.md). Order of use in a script:
 
     args = parser.parse_args(sagemaker_container.words(argv))
-    sagemaker_container.fill_in(args)                   # data, checkpoints and results where SageMaker has them
-    sagemaker_container.relaunch_on_all_gpus()          # before anything heavy: the process starts anew
+    sagemaker_container.fill_in(args)                   # paths of data, checkpoints and results
+    sagemaker_container.relaunch_on_all_gpus()          # early, as it restarts the process
     …
         if sagemaker_container.end_epoch(run, metrics, "avg_mae"):  # in place of run.end_epoch(metrics)
             break
@@ -25,8 +24,8 @@ from pathlib import Path
 
 from core.errors import UserError, first_line
 
-CHECKPOINTS = Path("/opt/ml/checkpoints")  # there if the job keeps checkpoints: SageMaker copies it to S3 and back
-ARCHIVE = "model.tar.gz"  # as which SageMaker stores what a job left in SM_MODEL_DIR
+CHECKPOINTS = Path("/opt/ml/checkpoints")  # synchronised with S3; missing if the job keeps no checkpoints
+ARCHIVE = "model.tar.gz"  # archive of SM_MODEL_DIR after a job
 
 
 def inside() -> bool:
@@ -35,22 +34,19 @@ def inside() -> bool:
 
 
 def words(argv: Sequence[str] | None) -> Sequence[str] | None:
-    """`argv`, or in a container the process's own, split as by a shell.
-
-    The toolkit hands over every value as one word, whatever is in it: "20 40" becomes two words, and the empty value
-    of a switch none.
-    """
+    """`argv`; in a container by default sys.argv, split as by a shell: the toolkit passes each value as one word, so
+    that "20 40" becomes two words, and the empty value of a switch none."""
     if argv is not None or not inside():
         return argv
     return [word for argument in sys.argv[1:] for word in shlex.split(argument)]
 
 
 def fill_in(args: argparse.Namespace) -> None:
-    """Sets those of train_json, val_json, company_checkpoint, model_checkpoint, save_dir and resume that are None.
+    """Sets train_json, val_json, company_checkpoint, model_checkpoint, save_dir and resume where they are None.
 
-    Data and checkpoints come from the channels train, val, company and model. Results go where SageMaker keeps them:
-    to the checkpoints if the job has such a folder, and an interrupted job then resumes; else to SM_OUTPUT_DATA_DIR.
-    Raises UserError for a channel with no clear records, and for an archive that cannot be unpacked.
+    Data and checkpoints: channels train, val, company and model. Results: the checkpoint folder if the job has one, so
+    that an interrupted job resumes; otherwise SM_OUTPUT_DATA_DIR. Raises UserError for ambiguous records in a channel
+    and damaged archives.
     """
     if not inside():
         return
@@ -63,7 +59,7 @@ def fill_in(args: argparse.Namespace) -> None:
             setattr(args, f"{kind}_checkpoint", checkpoint(folder))
     if "save_dir" in missing:
         if CHECKPOINTS.is_dir():
-            # The jobs of one tuning job may share one place in S3: each keeps to a folder of its own.
+            # One folder per job: the jobs of a tuning job may share one location in S3.
             args.save_dir = CHECKPOINTS / os.environ.get("TRAINING_JOB_NAME", "run")
             if "resume" in missing and args.save_dir.is_dir():
                 args.resume = "latest"
@@ -72,15 +68,15 @@ def fill_in(args: argparse.Namespace) -> None:
 
 
 def channel(name: str) -> Path | None:
-    """The folder of an input channel; None if the job has no such channel."""
+    """Folder of an input channel; None without it."""
     folder = os.environ.get(f"SM_CHANNEL_{name.upper()}")
     return Path(folder) if folder else None
 
 
 def records_file(split: str) -> Path | None:
-    """The JSON of records of `split` ("train", "val"): SPLIT.json in its channel, or …_SPLIT.json, or the only JSON.
+    """Records of `split` ("train", "val"): SPLIT.json, …_SPLIT.json, or the only JSON file in its channel.
 
-    Without a channel val, val.json may lie in the channel train. None where there is no channel to look in.
+    Without channel val, val.json in channel train. None without channel. Raises UserError for ambiguous files.
     """
     own = channel(split)
     folder = own or channel("train")
@@ -94,8 +90,8 @@ def records_file(split: str) -> Path | None:
 
 
 def checkpoint(folder: Path) -> Path:
-    """The model in a channel: an earlier job's model.tar.gz (unpacked first) or a model folder, or the one legacy
-    weights file that lies there."""
+    """Model in a channel: model.tar.gz of an earlier job (unpacked), a model folder, or a single legacy weights
+    file."""
     if (folder / ARCHIVE).is_file():
         folder = unpacked(folder / ARCHIVE)
     legacy = [*folder.glob("*.pth"), *folder.glob("*.pt")]
@@ -103,9 +99,9 @@ def checkpoint(folder: Path) -> Path:
 
 
 def unpacked(archive: Path) -> Path:
-    """The folder that holds the files of a .tar.gz. It is made once, for all processes of the machine.
+    """Folder of the unpacked .tar.gz, made once for all processes of the machine.
 
-    Raises UserError for a damaged archive, and for one with links, devices, or paths that lead out of the folder.
+    Raises UserError for a damaged archive, and for links, devices and paths outside the folder.
     """
     folder = Path(tempfile.gettempdir()) / f"unpacked_{archive.parent.name}"
     if not folder.is_dir():
@@ -122,8 +118,8 @@ def unpacked(archive: Path) -> Path:
 
 
 def _unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """Writes one entry below `folder`. Raises ValueError for one that is neither file nor folder, or leads out of it.
-    (tarfile's own filters came with 3.10.12 and 3.11.4.)"""
+    """Writes one entry below `folder`. Raises ValueError for links, devices and paths outside. (Filters of tarfile need
+    Python 3.10.12 or 3.11.4.)"""
     place = Path(os.path.normpath(folder / member.name.lstrip("/\\")))
     if not (member.isfile() or member.isdir()) or not place.is_relative_to(folder):
         raise ValueError(f"{member.name} is no plain file in it")
@@ -134,44 +130,44 @@ def _unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None
 
 
 def relaunch_on_all_gpus() -> None:
-    """Starts the script anew under `accelerate launch`, one process a GPU, if there are several and no launcher yet.
+    """Restarts the script under `accelerate launch`, one process per GPU, if there are several and no launcher yet.
 
-    The launcher takes this process's place, so that SageMaker's SIGTERM reaches it, and through it the script.
+    The launcher replaces this process, so that SIGTERM of SageMaker reaches the script.
     """
     gpus = int(os.environ.get("SM_NUM_GPUS", "0"))
     if not inside() or gpus < 2 or "RANK" in os.environ:
         return
     launch = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(gpus)]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # unless the script's own flags say otherwise
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # defaults for the flags of the script
     os.execv(sys.executable, [sys.executable, "-m", "accelerate.commands.launch", *launch, *sys.argv])
 
 
 def end_epoch(run, metrics: dict[str, float], name: str) -> bool:
-    """`run.end_epoch(metrics)`; reports the monitored metric as `name`, and delivers a new best at once: the job may be
-    stopped at any time."""
+    """`run.end_epoch(metrics)`; also reports the monitored metric as `name`, and delivers a new best model at once, as
+    the job may be stopped at any time."""
     report(name, metrics[run.monitor])
     stop = run.end_epoch(metrics)
-    if run.best_epoch == run.epoch:  # which has counted on
+    if run.best_epoch == run.epoch:  # incremented by end_epoch
         deliver(run.folder / "best")
     return stop
 
 
 def finish(run, name: str) -> None:
-    """Reports the best value once more, as the last one counts, and delivers the best model, also after a resume."""
+    """Reports the best value again, as the last one counts, and delivers the best model, also after a resume."""
     if run.best is not None:
         report(name, run.best)
     deliver(run.folder / "best")
 
 
 def report(name: str, value: float) -> None:
-    """Prints a metric as the tuning job reads it. SageMaker takes the latest value that a job printed for its result,
-    not the best: the best one has to come last."""
+    """Prints a metric in the format of the tuning job. The result of a job is its last printed value, so the best one
+    must be last."""
     if inside() and _is_main():
         print(f"{name}={value:.6g};", flush=True)
 
 
 def deliver(best: Path) -> None:
-    """Copies the model folder `best` to where SageMaker takes the job's model.tar.gz from."""
+    """Copies the model folder `best` to SM_MODEL_DIR, the content of model.tar.gz."""
     if inside() and _is_main() and best.is_dir():
         shutil.copytree(best, os.environ["SM_MODEL_DIR"], dirs_exist_ok=True)
 

@@ -1,4 +1,4 @@
-"""What is searched, in which script, and by which metric: once, for tune.py on one machine and for SageMaker."""
+"""Search spaces, training scripts and metrics of the hyperparameter search, for tune.py and SageMaker."""
 
 from implants.tuning import Categorical, LogUniform, Space
 

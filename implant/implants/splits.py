@@ -1,5 +1,4 @@
-"""The records of a training or an evaluation: read, checked against each other, and told; and what a model remembers of
-them."""
+"""Reading and checking of the splits of a training or evaluation; table of the training sizes for checkpoints."""
 
 import math
 from collections import Counter
@@ -17,10 +16,10 @@ def read_splits(
     files: Mapping[str, Path | None], data_root: Path | None, report: DataReport, accelerator: Accelerator,
     needs: Sequence[str], limits: Mapping[str, tuple[float, float]] = LIMITS, fields: Sequence[str] = (),
 ) -> dict[str, list[Record]]:  # fmt: skip
-    """The usable records of each split's file (None = no such split); all problems are added to `report`.
+    """Usable records by split (file None = no such split); data problems are added to `report`.
 
-    `needs`, `limits`, `fields` as of `load_records`; what no record of a split "train" gives, the others need not have.
-    Raises UserError for a file without a usable record, and for records of one that must not stand in another.
+    `needs`, `limits`, `fields`: as in `load_records`; values missing in all records of a split "train" are not needed
+    in the others. Raises UserError as `load_records`, and for leakage between splits.
     """
     splits = {}
     for split, file in files.items():
@@ -34,21 +33,20 @@ def read_splits(
 
 
 def is_known(record: Record, name: str) -> bool:
-    """Whether a record says its `name`: company, model, length or diameter."""
+    """Whether the value `name` (company, model, length or diameter) of a record is known."""
     value = getattr(record, name)
-    return bool(value) and value == value  # NaN is not itself
+    return bool(value) and value == value  # false for NaN
 
 
 def needed(train: Sequence[Record], targets: Sequence[str]) -> list[str]:
-    """What records must say to be measured on: company and model if training knew them, and the targets."""
+    """Values needed for evaluation: the targets, and company and model if training had them."""
     return [name for name in ("company", "model") if any(is_known(record, name) for record in train)] + [*targets]
 
 
 def tell_unseen(
     report: DataReport, file: Path, records: Sequence[Record], known: Mapping[str, Collection[str]]
 ) -> None:
-    """Adds to `report` what the records of `file` say that training has not seen. `known`: field -> its classes; of a
-    field that training did not know nothing is said."""
+    """Reports classes of the records of `file` that training had not. `known`: field -> training classes."""
     for field, names in known.items():
         counts = Counter(value_of(record, field) for record in records)
         unseen = ", ".join(f"{name} ({n})" for name, n in sorted(counts.items()) if name and name not in names)
@@ -57,14 +55,14 @@ def tell_unseen(
 
 
 def size_table(records: Sequence[Record], targets: Sequence[str]) -> list[list]:
-    """[company, model, *sizes in mm of the `targets`, number of records], each once: sizes, medians and combinations of
-    a training split follow from it, so that it travels with the model."""
+    """Distinct rows [company, model, *sizes in mm of `targets`, number of records], stored with the model for
+    catalogue, medians and combinations of the training split."""
     counts = Counter((record.company, record.model, *(getattr(record, name) for name in targets)) for record in records)
     return [[*row, count] for row, count in sorted(counts.items())]
 
 
 def records_of(table: Sequence[Sequence], targets: Sequence[str]) -> list[Record]:
-    """The records of a `size_table`, without pictures."""
+    """Records of a `size_table`, without pictures."""
     unknown = dict.fromkeys(("length", "diameter"), math.nan)
     return [
         Record("", Path(), company, model, **unknown | dict(zip(targets, sizes, strict=True)), patient=None, bbox=None,

@@ -1,8 +1,8 @@
-"""Hyperparameter search on one machine: search spaces, Optuna studies that survive a kill, trials as processes.
+"""Hyperparameter search on one machine: search spaces, resumable Optuna studies, trials as processes.
 
-A trial is a run of a training script in a process of its own, whose metrics.jsonl is read while it grows. All of a
-trial's randomness follows from (seed, position in the search): with one worker, a search that was killed and started
-again ends with the same trials as one that was not. With several, what the sampler knows depends on who ends first.
+A trial is a run of a training script in its own process, whose metrics.jsonl is read as it grows. Its random numbers
+depend on (seed, position in the search) only: with one worker, an interrupted and resumed search has the same trials as
+an uninterrupted one. With several workers, the sampler depends on the order in which trials end.
 """
 
 import json
@@ -30,13 +30,13 @@ from rich.table import Column, Table
 
 from core.errors import UserError, first_line
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)  # what happens is said by the scripts
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # the scripts print the progress
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-POLL = 0.2  # seconds between looks at a trial
-IN_A_ROW = 10  # failed trials that end a search
-GRACE = 60  # seconds that a training script has to save its state when it is told to stop
+POLL = 0.2  # polling interval of a trial, seconds
+IN_A_ROW = 10  # consecutive failures that end a search
+GRACE = 60  # time for a training script to save its state after SIGTERM, seconds
 
-# What a trial's process runs first. The system closes its stdin when the search dies, of whatever: then it ends, too.
+# Wrapper of a trial's script: ends the trial when the system closes its stdin, that is when the search has died.
 WATCHED = f"""
 import os, runpy, signal, sys, threading, time
 
@@ -55,32 +55,32 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @dataclass(frozen=True)
 class Categorical:
-    """One of some numbers or texts. A text with spaces is several values of one flag."""
+    """Choice among numbers or strings; a string with spaces is several values of one flag."""
 
     choices: tuple[int | float | str, ...]
 
 
 @dataclass(frozen=True)
 class LogUniform:
-    """A number between two positive ones, uniform in its logarithm."""
+    """Log-uniform distribution between two positive numbers."""
 
     low: float
     high: float
 
 
-Space = Mapping[str, Categorical | LogUniform]  # flag, without its dashes -> its values
+Space = Mapping[str, Categorical | LogUniform]  # flag without dashes -> its values
 
 
 class TrialFailed(Exception):
-    """A trial that gave no value. Its text is one line that says why."""
+    """Failure of a trial, with the reason in one line."""
 
 
 class Stopped(Exception):
-    """The search ends before this trial has."""
+    """End of the search during a trial."""
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """A space as Optuna's distributions."""
+    """Optuna distributions of a search space."""
     return {
         name: CategoricalDistribution(values.choices)
         if isinstance(values, Categorical)
@@ -90,12 +90,12 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 
 
 def flags(parameters: Mapping[str, int | float | str]) -> list[str]:
-    """Parameters as a command line, numbers with all their digits."""
+    """Command-line flags of parameters, with all digits of numbers."""
     return [text for name, value in parameters.items() for text in (f"--{name}", *str(value).split())]
 
 
 def number_or_text(text: str) -> int | float | str:
-    """What a text means that is a number or not."""
+    """Value of a text: int or float if possible, otherwise the text."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -108,16 +108,16 @@ def number_or_text(text: str) -> int | float | str:
 
 
 def open_storage(text: str, must_exist: bool = False) -> BaseStorage:
-    """The storage that `journal:FILE`, `sqlite:///FILE` or another address of SQLAlchemy names.
+    """Storage `journal:FILE`, `sqlite:///FILE` or of another SQLAlchemy URL.
 
-    Raises UserError if it cannot be used, or is not there but `must_exist`. A file of another kind is left as it is.
+    Raises UserError for an unusable storage, and a missing one if it `must_exist`. Other files are left unchanged.
     """
     kind, _, place = text.partition(":")
     if not place or (kind != "journal" and not place.startswith("//")):
         raise UserError(f"--storage {text}: give journal:FILE or sqlite:///FILE")
     file = Path(place.removeprefix("///")).resolve() if kind in ("journal", "sqlite") else None
     if must_exist and file and not file.is_file():
-        raise UserError(f"--storage {text}: no such file; give the storage of a search, as its tune.py was told")
+        raise UserError(f"--storage {text}: no such file; give the --storage of a search by tune.py")
     try:
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -128,11 +128,11 @@ def open_storage(text: str, must_exist: bool = False) -> BaseStorage:
                 first = journal.readline()
             if first and "op_code" not in json.loads(first):
                 raise ValueError("not a journal of Optuna")
-        # The system takes this lock away from a process that is killed, Optuna's own would stay.
+        # The system releases this lock when a process is killed; Optuna's own lock would remain.
         return JournalStorage(JournalFileBackend(str(file), lock_obj=FileLock(f"{file}.filelock")))
     except OSError:
         raise
-    except Exception as error:  # of json, Optuna or SQLAlchemy, each with a zoo of its own
+    except Exception as error:  # json, Optuna or SQLAlchemy, each with its own errors
         reason = first_line(error)
         raise UserError(f"--storage {text} is broken or no storage of Optuna ({reason}); name another") from error
 
@@ -140,9 +140,9 @@ def open_storage(text: str, must_exist: bool = False) -> BaseStorage:
 def open_study(
     storage: BaseStorage, name: str, direction: str, pruner: optuna.pruners.BasePruner, search: dict
 ) -> optuna.Study:
-    """The study of this name, new or as it was left.
+    """Study of this name, new or existing.
 
-    `search`, plain JSON, says what its trials have in common; UserError where a study that is there has another.
+    `search`: settings common to all trials, plain JSON; raises UserError if an existing study has others.
     """
     study = optuna.create_study(
         storage=storage, study_name=name, direction=direction, pruner=pruner, load_if_exists=True
@@ -160,15 +160,13 @@ def open_study(
 
 
 def finished(study: optuna.Study) -> int:
-    """How many trials are complete or pruned."""
+    """Number of complete or pruned trials."""
     return len(study.get_trials(deepcopy=False, states=FINISHED))
 
 
 def requeue_running(study: optuna.Study) -> int:
-    """Tells trials that nobody runs any more as failed, and has their parameters tried again. Returns their number.
-
-    What tells them from other failed trials is that no "failure" is noted with them.
-    """
+    """Marks orphaned running trials as failed, without the attribute "failure", and queues their parameters again;
+    returns their number."""
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     for trial in running:
         study.enqueue_trial(trial.params)
@@ -177,7 +175,7 @@ def requeue_running(study: optuna.Study) -> int:
 
 
 def interrupted(trial: FrozenTrial) -> bool:
-    """Whether a trial ended with its search, and was queued again."""
+    """Whether a trial was interrupted with its search and queued again."""
     return trial.state == TrialState.FAIL and "failure" not in trial.user_attrs
 
 
@@ -188,14 +186,14 @@ def search(
     study: optuna.Study, space: Space, attempt: Callable[[int, int, dict, Callable[[int, float], bool]], float], *,
     trials: int, parallel: int, seed: int, stop: threading.Event, told: Callable[[FrozenTrial], None],
 ) -> None:  # fmt: skip
-    """Tries parameters until `trials` trials are finished, `parallel` at a time, or `stop` is set.
+    """Runs trials, `parallel` at a time, until `trials` are finished or `stop` is set.
 
-    `attempt(worker, number, parameters, report)` gives a trial's value or raises TrialFailed, optuna.TrialPruned or
-    Stopped; it calls `report(epoch, value)`, which says whether to prune. `told` gets each trial that has ended.
-    Trials that were stopped are queued again. Raises UserError if ten trials in a row fail.
+    `attempt(worker, number, parameters, report)` returns the value of a trial or raises TrialFailed, optuna.TrialPruned
+    or Stopped; it calls `report(epoch, value)`, which returns whether to prune. `told(trial)` is called for each ended
+    trial. Stopped trials are queued again. Raises UserError after IN_A_ROW consecutive failures.
     """
     requeue_running(study)
-    lock, running, failures = threading.Lock(), set(), 0  # Optuna and `told` are spoken to by one worker at a time
+    lock, running, failures = threading.Lock(), set(), 0  # one worker at a time uses Optuna and `told`
 
     def work(worker: int) -> None:
         while True:
@@ -240,14 +238,14 @@ def search(
     with ThreadPoolExecutor(parallel) as pool:
         workers = [pool.submit(work_or_stop, worker) for worker in range(parallel)]
         while not all(worker.done() for worker in workers):
-            time.sleep(POLL)  # the main thread stays free for signals
+            time.sleep(POLL)  # keeps the main thread responsive to signals
     requeue_running(study)
     for worker in workers:
         worker.result()
 
 
 def _ask(study: optuna.Study, space: Space, seed: int) -> optuna.Trial:
-    """The next trial, by TPE that is seeded anew for each: nothing has to be carried over a restart."""
+    """Next trial by TPE, reseeded for each trial, so that a restart needs no sampler state."""
     trials = study.get_trials(deepcopy=False)
     position = sum(trial.state != TrialState.WAITING and not interrupted(trial) for trial in trials)
     (number,) = np.random.SeedSequence((seed, position)).generate_state(1)
@@ -264,11 +262,11 @@ def follow(
     command: list[str], folder: Path, metric: str, report: Callable[[int, float], bool], stop: threading.Event,
     environment: Mapping[str, str] | None = None,
 ) -> list[float]:  # fmt: skip
-    """Runs a Python script (`command`: its path and arguments) that writes metrics.jsonl into `folder`, and returns the
-    `metric` of each epoch that has one. Its output goes to stdout.log and stderr.log there.
+    """Runs a Python script (`command`: path and arguments) that writes metrics.jsonl to `folder`; returns the `metric`
+    of each validated epoch. Its output is written to stdout.log and stderr.log in `folder`.
 
-    Raises optuna.TrialPruned where `report(epoch, value)` says so, Stopped when `stop` is set, and TrialFailed; the
-    process has ended then, and was told to by SIGTERM.
+    Raises optuna.TrialPruned if `report(epoch, value)` is true, Stopped when `stop` is set, and TrialFailed, after
+    ending the process by SIGTERM.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "stdout.log", "w") as stdout, open(folder / "stderr.log", "w") as stderr:
@@ -278,12 +276,12 @@ def follow(
             stdout=stdout,
             stderr=stderr,
             env={**os.environ, **(environment or {})},
-            start_new_session=True,  # Ctrl-C is for the search to answer
+            start_new_session=True,  # Ctrl-C is handled by the search
         )
     values, position = [], 0
     try:
         while True:
-            ended = process.poll() is not None  # asked first: nothing is written after it
+            ended = process.poll() is not None  # before reading, so that no row is missed
             rows, position = _new_rows(folder / "metrics.jsonl", position)
             for row in rows:
                 if metric not in row:
@@ -300,7 +298,7 @@ def follow(
     finally:
         _end(process)
     if process.returncode:
-        if stop.wait(POLL):  # a scheduler's SIGTERM goes to all processes at once
+        if stop.wait(POLL):  # a scheduler sends SIGTERM to all processes
             raise Stopped
         raise TrialFailed(f"exit code {process.returncode}: {_last_line(folder / 'stderr.log')}")
     if not values:
@@ -309,7 +307,7 @@ def follow(
 
 
 def _new_rows(file: Path, position: int) -> tuple[list[dict], int]:
-    """The whole lines of a file of JSON lines from a byte on, and where they end."""
+    """(complete rows of a JSON lines file from byte `position` on, end position)."""
     if not file.exists():
         return [], position
     with open(file, "rb") as lines:
@@ -326,7 +324,7 @@ def _end(process: subprocess.Popen) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    process.stdin.close()  # not before: it would be a second SIGTERM, which ends a script that is saving
+    process.stdin.close()  # last, as it causes a second SIGTERM, which would interrupt saving
 
 
 def _last_line(file: Path) -> str:
@@ -335,7 +333,7 @@ def _last_line(file: Path) -> str:
 
 
 def trial_table(metric: str, trials: Sequence[tuple[str, float, Mapping]]) -> Table:
-    """Trials (name, value, parameters) as rich prints them; long names of parameters break at their underscores."""
+    """Table of trials (name, value, parameters); long parameter names break at underscores."""
     names = list(trials[0][2])
     headers = "trial", metric, *(name.replace("_", "_\n") for name in names)
     table = Table(*(Column(header, overflow="fold") for header in headers), box=None, collapse_padding=True)
@@ -345,12 +343,12 @@ def trial_table(metric: str, trials: Sequence[tuple[str, float, Mapping]]) -> Ta
 
 
 def cell(value: int | float | str) -> str:
-    """A parameter for people to read."""
+    """Parameter as a table cell."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The complete trials, the best first; of equal ones the earlier."""
+    """Complete trials, best first, earlier ones first if equal."""
     sign = -1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return sorted(complete, key=lambda trial: (sign * trial.value, trial.number))

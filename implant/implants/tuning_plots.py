@@ -1,5 +1,5 @@
-"""Pictures of a hyperparameter search. Trials are rows {"name", "status", "parameters", "value"}, as
-`sagemaker_launcher.tuning_results` gives them; `status` is "complete", "pruned" or another, `value` None if unknown."""
+"""Figures of a hyperparameter search. Trials are rows {"name", "status", "parameters", "value"} as from
+`sagemaker_launcher.tuning_results`; `status` is "complete", "pruned" or another, `value` None if unknown."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,12 +15,12 @@ SHADES = colormaps["Blues"]
 
 
 def is_log(values: Sequence) -> bool:
-    """Whether numbers span more than a power of ten, and are best seen on a logarithmic axis."""
+    """Whether numbers span more than a power of ten, for a logarithmic axis."""
     return np.nanmin(values) > 0 and np.nanmax(values) > 10 * np.nanmin(values)
 
 
 def is_number(values: Sequence) -> bool:
-    """Whether a parameter's values are continuous: real numbers. Whole numbers and texts are choices."""
+    """Whether the values of a parameter are continuous (floats); integers and strings are choices."""
     return all(isinstance(value, float) for value in values)
 
 
@@ -34,7 +34,7 @@ def history(trials: Sequence[Mapping], metric: str, mode: str) -> Figure:
     best = int(y.argmax() if mode == "max" else y.argmin())
     ax.step([*x, len(trials) - 1], [*so_far, so_far[-1]], where="post", color=RED, lw=1.4, label="best so far")
     ax.scatter(x, y, s=26, color=BLUE, label="complete", zorder=3)
-    # Values of trials that ended early would only press the others together.
+    # Trials that ended early: at the edge, without influence on the axis limits.
     for status, marker in (("pruned", "x"), ("failed", "v")):
         where = [i for i, trial in enumerate(trials) if trial["status"] == status]
         edge = 0.03 if mode == "max" else 0.97
@@ -42,7 +42,7 @@ def history(trials: Sequence[Mapping], metric: str, mode: str) -> Figure:
             style = {"transform": ax.get_xaxis_transform(), "color": GREY, "marker": marker, "lw": 1.2}
             ax.scatter(where, [edge] * len(where), s=24, label=f"{status} (no value)", **style)
     ax.scatter(x[best], y[best], s=170, color=RED, marker="*", zorder=4, label=f"best: {complete[best][1]['name']}")
-    room = 0.12 * (np.ptp(y) or abs(y[0]) or 1)  # for these
+    room = 0.12 * (np.ptp(y) or abs(y[0]) or 1)  # for the markers at the edge
     ax.set_ylim(y.min() - room, y.max() + room)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8.5)
@@ -50,7 +50,7 @@ def history(trials: Sequence[Mapping], metric: str, mode: str) -> Figure:
 
 
 def importances(shares: Mapping[str, float]) -> Figure:
-    """Bars of the importance of each parameter, the most important on top."""
+    """Bars of the importance of each parameter, most important on top."""
     fig = figure(7.0, 0.9 + 0.35 * len(shares))
     ax = fig.add_subplot(xlabel="share of the importance [%]")
     percent = [100 * share for share in shares.values()]
@@ -64,13 +64,12 @@ def importances(shares: Mapping[str, float]) -> Figure:
 
 
 def parallel_coordinates(trials: Sequence[Mapping], metric: str, mode: str) -> Figure:
-    """A line a trial through an axis a parameter, and one of the metric, the better end of which is up; logarithmic
-    where a parameter spans powers of ten. Better trials are darker, the best is red, pruned ones are dotted and have
-    no value."""
+    """Parallel coordinates: one line per trial, one axis per parameter (logarithmic over powers of ten), and one of the
+    metric with the better end up. Better trials are darker, the best is red, pruned ones are dotted."""
     complete = sorted(filter(_is_complete, trials), key=lambda trial: trial["value"], reverse=mode == "min")
     names = list(complete[-1]["parameters"])
     pruned = [trial for trial in trials if trial["status"] == "pruned"]
-    shown = [trial for trial in (*pruned, *complete) if set(names) <= set(trial["parameters"])]  # the best last, on top
+    shown = [trial for trial in (*pruned, *complete) if set(names) <= set(trial["parameters"])]  # best last, on top
     fig = figure(1.55 * (len(names) + 1) + 0.6, 4.4)
     ax = fig.add_subplot(xlim=(-0.15, len(names) + 0.35), ylim=(-0.04, 1.04))
     heights = [_axis(ax, x, [trial["parameters"][name] for trial in shown], name) for x, name in enumerate(names)]
@@ -78,7 +77,7 @@ def parallel_coordinates(trials: Sequence[Mapping], metric: str, mode: str) -> F
     heights.append(_axis(ax, len(names), values, downwards=mode == "min"))
     rng = np.random.default_rng(0)
     for row, (trial, line) in enumerate(zip(shown, np.transpose(heights), strict=True)):
-        rank = (row + 1 - len(shown) + len(complete)) / len(complete)  # 1: the best
+        rank = (row + 1 - len(shown) + len(complete)) / len(complete)  # 1 = best
         style = {"color": SHADES(0.25 + 0.7 * max(0, rank)), "lw": 1.3}
         if trial["status"] == "pruned":
             style = {"color": GREY, "lw": 0.8, "ls": ":"}
@@ -100,7 +99,7 @@ def parallel_coordinates(trials: Sequence[Mapping], metric: str, mode: str) -> F
 
 
 def _axis(ax, x: float, values: Sequence, name: str = "", downwards: bool = False) -> np.ndarray:
-    """Draws one upright axis with its labels; returns the height in [0, 1] of each value; of NaN, NaN."""
+    """Draws one vertical axis with labels; returns the height in [0, 1] of each value, NaN for NaN."""
     ax.axvline(x, color="#444444", lw=0.8, zorder=0)
     if is_number(values):
         transform = np.log10 if is_log(values) else np.asarray
@@ -122,13 +121,13 @@ def _axis(ax, x: float, values: Sequence, name: str = "", downwards: bool = Fals
 
 
 def _in_order(name: str, values: Sequence) -> list:
-    """The choices among `values`, in the order of the search spaces where they have them."""
+    """Distinct choices among `values`, in the order of the search spaces if listed there."""
     known = [choice for space in SPACES.values() for choice in getattr(space.get(name), "choices", ())]
     return sorted(set(values), key=lambda v: (known.index(v) if v in known else len(known), isinstance(v, str), v))
 
 
 def _log_marks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten around two numbers; the powers alone where those are many."""
+    """1, 2 and 5 times the powers of ten around two numbers; only the powers if those are many."""
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     return [float(f"{step}e{power}") for power in powers for step in ((1, 2, 5) if len(powers) < 5 else (1,))]
 

@@ -1,4 +1,4 @@
-"""Vision transformers of timm for implants: the classifier whose features become the company or the model embedding.
+"""Vision transformers of timm, and the classifier that provides the company or model embedding.
 
 Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"; sizes and weights of Steiner et al. 2022, "How to train your
 ViT?"; convolutional stem of Xiao et al. 2021, "Early Convolutions Help Transformers See Better".
@@ -24,9 +24,9 @@ PATCH = 16  # px
 class ImplantVit(nn.Module):
     """Pictures (B, 3, S, S) in [0, 1], S = `image_size`, to features (B, width) and patch tokens (B, N, width).
 
-    `pretrained`: ImageNet weights from the hub; `weights`: from a file. `conv_stem`, for random weights alone: four
-    convolutions in place of the linear layer on 16-px patches, with which few pictures teach far more. Raises UserError
-    where weights cannot be had or have no such stem, and for a size that patches do not divide.
+    `pretrained`: ImageNet weights from the hub; `weights`: from a file. `conv_stem`: four convolutions instead of the
+    linear patch embedding, better on small data sets; for random weights only. Raises UserError for unavailable
+    weights, pretrained weights with `conv_stem`, and an `image_size` that is no multiple of 16.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ImplantVit(nn.Module):
         super().__init__()
         if conv_stem and (pretrained or weights):
             raise UserError("ImageNet weights are for patches: leave out --conv_stem, or add --no-pretrained")
-        import timm  # here, so that a script's --help does not wait for it
+        import timm  # slow import
 
         if image_size < PATCH or image_size % PATCH:
             raise UserError(f"--image_size {image_size} is no multiple of {PATCH}, the side of the patches")
@@ -55,14 +55,14 @@ class ImplantVit(nn.Module):
         return self.vit.forward_head(tokens), tokens[:, self.vit.num_prefix_tokens :]
 
     def halves(self) -> tuple[list[Part], list[Part]]:
-        """(lower, upper): patches, positions and the first half of the blocks; the other half and the norm."""
+        """(lower, upper): patch and position embeddings with the first half of the blocks; other half with the norm."""
         vit, half = self.vit, len(self.vit.blocks) // 2
         lower = [vit.cls_token, vit.pos_embed, vit.patch_embed, vit.norm_pre, *vit.blocks[:half]]
         return lower, [*vit.blocks[half:], vit.norm, vit.fc_norm]
 
 
 class ConvStem(nn.Module):
-    """In place of timm's `PatchEmbed`, with its arguments: (B, 3, S, S) to (B, (S / 16)², width)."""
+    """Replacement of timm's `PatchEmbed`, with its arguments: (B, 3, S, S) to (B, (S / 16)², width)."""
 
     def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_):
         from timm.models.levit import Stem16
@@ -77,10 +77,10 @@ class ConvStem(nn.Module):
 
 
 class ImplantClassifier(nn.Module):
-    """Pictures (B, 3, S, S) in [0, 1] to logits (B, number of classes), by way of an embedding (B, embedding_dim).
+    """Pictures (B, 3, S, S) in [0, 1] to logits (B, number of classes), through an embedding (B, embedding_dim).
 
-    `classes` are their names, `dropout` is before the head; for the others see `ImplantVit`. The attribute `taught`
-    holds the number of training cases by class, where it is known.
+    `classes`: names; `dropout`: rate before the head; other arguments as `ImplantVit`. Attribute `taught`: class ->
+    number of training cases, empty if unknown.
     """
 
     def __init__(
@@ -99,21 +99,20 @@ class ImplantClassifier(nn.Module):
         }  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, S, S) to logits (B, number of classes)."""
+        """Pictures (B, 3, S, S) in [0, 1] to logits (B, number of classes)."""
         return self.head(self.dropout(self.embed(images)))
 
     def embed(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, S, S) to embeddings (B, embedding_dim)."""
+        """Pictures (B, 3, S, S) in [0, 1] to embeddings (B, embedding_dim)."""
         return self.embedding(self.backbone(images)[0])
 
 
-def load_classifier(path: Path, image_size: int) -> ImplantClassifier:
-    """The classifier of a run of train_classifier.py or its best/, or of a `.pth` or `.safetensors` file, in eval mode.
+def load_classifier(path: Path, image_size: int, target: str = "") -> ImplantClassifier:
+    """Classifier in eval mode, from a run of train_classifier.py, its best/, or a `.pth` or `.safetensors` file.
 
-    Such a file holds the weights of a ViT, of a linear layer on its features (the embedding) and, if it is there, of a
-    linear layer on that (the head); what they are called does not matter, they are known by their shapes. Its classes
-    have numbers for names, and `taught` stays empty. Positions are resampled to `image_size`. Raises UserError for a
-    file or folder that holds something else.
+    A file holds the weights of a ViT, a linear layer on its features (the embedding) and optionally one on that (the
+    head), recognised by shape. Its classes are numbered and `taught` is empty. Position embeddings are resampled to
+    `image_size`. Raises UserError for other files and folders, and for a run that classifies another `target`.
     """
     from timm.layers import resample_abs_pos_embed
 
@@ -124,6 +123,9 @@ def load_classifier(path: Path, image_size: int) -> ImplantClassifier:
         state, config["model"] = _known_by_shape(load_weights(path), path)
     with fitting(path):
         must_hold(config, model=dict, taught=dict)
+        for other in config["taught"] if target else ():
+            if other != target:
+                raise UserError(f"{path} classifies {other}, not {target}; give a run with --target {target}")
         model = ImplantClassifier(**config["model"] | {"image_size": image_size})
         model.taught = next(iter(config["taught"].values()), {})
         positions = "backbone.vit.pos_embed"
@@ -134,7 +136,7 @@ def load_classifier(path: Path, image_size: int) -> ImplantClassifier:
 
 
 def _known_by_shape(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], dict]:
-    """(state of an ImplantClassifier, its arguments) from weights that may have other names."""
+    """(state of an ImplantClassifier, its arguments) from weights of any names. Raises UserError."""
     marks = [name for name in state if name.endswith("patch_embed.proj.weight")]
     width = len(state[marks[0]]) if len(marks) == 1 else None
     if width not in WIDTHS.values():
@@ -156,7 +158,7 @@ def _known_by_shape(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Ten
 
 
 def _linear(state: dict[str, Tensor], inner: int, path: Path) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias of the linear layer on `inner` channels, which leave `state`; None if there is none."""
+    """Weight and bias of the linear layer on `inner` channels, removed from `state`; None without one."""
     names = [name for name, value in state.items() if value.ndim == 2 and value.shape[1] == inner]
     if len(names) > 1:
         raise UserError(f"{path} holds several linear layers on {inner} channels: {', '.join(names)}")

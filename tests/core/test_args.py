@@ -129,3 +129,11 @@ def test_a_default_of_0_is_shown_and_one_that_says_nothing_is_not(capsys):
     shown = capsys.readouterr().out
     assert "epochs (default: 0)" in shown
     assert shown.count("default") == 1
+
+
+def test_a_misspelt_flag_is_named_before_a_required_one_is_missed(capsys):
+    parser = ArgumentParser()
+    parser.add_argument("--checkpoint", required=True)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--checkpiont", "x"])
+    assert "did you mean --checkpoint?" in capsys.readouterr().err

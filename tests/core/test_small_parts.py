@@ -236,3 +236,11 @@ def test_a_refusal_leaves_the_report_that_explains_it(tmp_path):
     with report.written_to(tmp_path / "other.json", main=False):
         pass
     assert not (tmp_path / "other.json").exists()
+
+
+def test_names_with_dollars_and_line_breaks_are_drawn_and_written_as_they_are(tmp_path):
+    figure = figures.interval_bars({"a $x_$\nb": Interval(1, 0, 2)}, "$")
+    assert figures.save(figure, tmp_path / "a.png").is_file()
+    report = Report("T")
+    report.table(["x"], [["two\nlines"]])
+    assert "two\nlines" in report.write(tmp_path / "a.html").read_text()

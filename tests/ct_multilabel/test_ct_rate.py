@@ -77,9 +77,9 @@ def test_a_missing_column_a_short_row_and_a_contradiction_are_errors(tmp_path):
     with pytest.raises(UserError, match=r"line 2.*Interlobular septal thickening is ''"):
         read_labels(file, DataReport())
     write_labels(file, [["v.nii.gz", *[0] * 18], ["v.nii.gz", *[1] * 18]])
-    with pytest.raises(UserError, match="v stands there twice"):
+    with pytest.raises(UserError, match="v has two lines"):
         read_labels(file, DataReport())
-    with pytest.raises(UserError, match="no such file; download_ct_rate"):
+    with pytest.raises(UserError, match="no such file; check the path"):
         read_labels(tmp_path / "none.csv", DataReport())
 
 

@@ -197,10 +197,11 @@ def test_auxiliary_fields_and_uncertainty():
 
 
 def test_a_saved_model_comes_back(tmp_path):
-    model = make("hierarchical", uncertainty=True, auxiliary={"thread_type": ["v"]}).eval()
+    model = make("hierarchical", uncertainty=True, auxiliary={"type": ["v"], "a.b": ["w"]}).eval()  # no keys of a ModuleDict
     model.standardise(torch.tensor([[8.0, 3.0], [10.0, 4.0]]))
-    config = {"kind": "implant regressor", "taught": {}, "model": model.arguments, "image_size": 32, "margin": 0.1}
-    save_model(tmp_path / "best", model, config | {"modalities": None, "train_sizes": []})
+    taught = {"targets": {"length": 3, "diameter": 3}}
+    config = {"kind": "implant regressor", "taught": taught, "model": model.arguments, "image_size": 32, "margin": 0.1}
+    save_model(tmp_path / "best", model, config | {"modalities": None, "train_sizes": [], "limits": {}})
     again, config = DualEmbeddingRegressor.from_folder(tmp_path)
     assert config["model"]["attention_type"] == "hierarchical"
     torch.testing.assert_close(again(batch())["mm"], model(batch())["mm"], rtol=0, atol=0)
@@ -211,6 +212,9 @@ def test_a_saved_model_comes_back(tmp_path):
     save_model(tmp_path / "untaught", model, {name: value for name, value in config.items() if name != "taught"})
     with pytest.raises(UserError, match="no taught"):
         DualEmbeddingRegressor.from_folder(tmp_path / "untaught")
+    save_model(tmp_path / "no_cases", model, config | {"taught": {"targets": {"length": 3, "diameter": 0}}})
+    with pytest.raises(UserError, match="a target without training cases"):
+        DualEmbeddingRegressor.from_folder(tmp_path / "no_cases")
     save_model(tmp_path / "other", torch.nn.Linear(1, 1), {"kind": "implant classifier", "taught": {}, "model": {}})
     with pytest.raises(UserError, match="of kind 'implant classifier', not 'implant regressor'"):
         DualEmbeddingRegressor.from_folder(tmp_path / "other")

@@ -63,6 +63,11 @@ def test_a_folder_comes_back_at_another_size(tmp_path):
     assert again.classes == ["a", "b", "c"]
     larger = load_classifier(tmp_path / "best", 64)
     assert larger(torch.rand(1, 1, 64, 64)).shape == (1, 3)
+    taught = {"model": {"a": 1, "b": 1, "c": 1}}
+    save_model(tmp_path / "best", model, {"kind": "implant classifier", "taught": taught, "model": model.arguments})
+    assert load_classifier(tmp_path, 32, "model").taught == taught["model"]
+    with pytest.raises(UserError, match="classifies model, not company"):
+        load_classifier(tmp_path, 32, "company")
 
 
 @pytest.mark.parametrize(
