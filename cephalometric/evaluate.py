@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ceph.cases import add_data_arguments, read_frames
-from ceph.dataset import CephalogramDataset
+from ceph.dataset import CephalogramDataset, keep_taught
 from ceph.evaluation import THRESHOLDS, Evaluation
 from ceph.predictor import Predictor, add_arguments, predict_dataset
 from ceph.reading import SPLITS
@@ -60,6 +60,7 @@ def main(argv=None):
     report, size = DataReport(), config["model"]["image_size"]
     with report.written_to(args.output / "data_report.json", accelerator.is_main_process):
         cases, cache = read_frames(args, args.ground_truth, (args.split,), size, anatomy, report, accelerator)
+    keep_taught(cases[args.split], args.split, anatomy.names, config["taught"])
     dataset = CephalogramDataset(cases[args.split], cache, anatomy=anatomy)
     findings = predict_dataset(accelerator, predictor, dataset, args.batch_size, args.num_workers)
     if accelerator.is_main_process:

@@ -19,7 +19,7 @@ import torch
 
 from ceph.anatomy import SCHEMA, anatomy_of
 from ceph.cases import add_data_arguments, read_frames
-from ceph.dataset import CephalogramDataset, mean_shape, measurement_statistics, stage_weights
+from ceph.dataset import CephalogramDataset, keep_taught, mean_shape, measurement_statistics, stage_weights
 from ceph.expansion import EXPANSIONS
 from ceph.hrnet import HRNetLandmarks, add_backbone_arguments, decode
 from ceph.losses import LandmarkLoss
@@ -71,6 +71,8 @@ def main(argv=None):
         cases, cache = read_frames(args, args.ground_truth, splits, args.image_size, anatomy, report, run.accelerator)
     report.print(run.console, run.folder / "data_report.json")
     train_points = CephalogramDataset(cases["train"], cache).points()  # (N, K, 2) frame px
+    taught = anatomy.taught(train_points, [case.cvm_stage for case in cases["train"]])
+    keep_taught(cases["valid"], "valid", anatomy.names, taught)
     statistics = measurement_statistics(train_points, anatomy)
     train_set = CephalogramDataset(
         cases["train"], cache, statistics, args.augment, args.seed, args.expansion, anatomy=anatomy
@@ -83,7 +85,7 @@ def main(argv=None):
     config = model.config(args.sigma) | {
         "mean_shape": mean_shape(train_points),  # frame px: the baseline of every evaluation
         "ground_truth": args.ground_truth,
-        "taught": anatomy.taught(train_points, [case.cvm_stage for case in cases["train"]]),
+        "taught": taught,
     }
     unit = "mm" if any(case.mm_per_px for case in cases["valid"]) else "px"
     train_loader, val_loader = run.prepare(

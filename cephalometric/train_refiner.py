@@ -20,7 +20,7 @@ import torch
 
 from ceph.anatomy import Anatomy
 from ceph.cases import add_data_arguments, read_frames
-from ceph.dataset import Cephalogram, CephalogramDataset
+from ceph.dataset import Cephalogram, CephalogramDataset, keep_taught
 from ceph.hrnet import add_backbone_arguments
 from ceph.losses import PointLoss
 from ceph.predictor import Predictor, predict_dataset
@@ -62,6 +62,7 @@ def main(argv=None):
     model = LandmarkRefiner(args.backbone, size, args.heatmap_size, args.pretrained, args.backbone_weights, anatomy)
     ground_truth = args.ground_truth or predictor.config["ground_truth"]
     cases, coarse = read_coarse(run, args, predictor, ground_truth)
+    keep_taught(cases["valid"], "valid", predictor.anatomy.names, predictor.config["taught"])
     errors = errors_mm(coarse["valid"], cases["valid"])
     spread = np.sqrt(np.nansum(errors**2, axis=0) / np.isfinite(errors).sum(axis=0).clip(1))  # (K,) mm
     train_set = RefinerCrops(

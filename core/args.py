@@ -75,8 +75,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exits with code 2 and one line, which suggests the nearest flag for an unknown one."""
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
-        if unknown != message.split()[0] and unknown.startswith("--"):
+        unknown = message.removeprefix("unrecognized arguments: ").partition(" ")[0]
+        if unknown.startswith("--") and message.startswith("unrecognized"):
             flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
             near = difflib.get_close_matches(unknown.partition("=")[0].replace("-", "_"), flags, 1, 0.5)
             message = f"unknown flag {unknown}" + (f"; did you mean {near[0]}?" if near else "")

@@ -2,7 +2,7 @@
 
     python ear_teacher/train_detector.py --teacher runs/ear_teacher/best --train_manifest DATA/train_detector.npy \
         --val_manifest DATA/val_detector.npy
-    python ear_teacher/train_detector.py --sam_model facebook/sam-vit-base --data IBUG --landmark_schema ibug55
+    python ear_teacher/train_detector.py --sam_model facebook/sam-vit-base --data IBUG --landmarks ibug55
 
 A manifest is a .npy with image_paths, landmarks and optionally bboxes, a .csv, or a folder with .pts files. Results in
 --save_dir: best/ (the model), last/ (for --resume), metrics.jsonl, data_report.json. Next: evaluate_detector.py.
@@ -48,7 +48,7 @@ def parse_args(argv=None):
     group.add_argument("--test_fraction", type=share, default=0.1,
                        help="share of the subjects of --data for testing (none with train/)")  # fmt: skip
     add_reading_arguments(group)
-    group.add_argument("--landmark_schema", metavar="NAME_OR_FILE",
+    group.add_argument("--landmarks", "--landmark_schema", dest="landmark_schema", metavar="SCHEME",
                        help=f"scheme: {', '.join(SCHEMAS)} or a JSON file (default: by names or number)")  # fmt: skip
     group.add_argument("--windows", type=positive_int, default=4, help="random windows per ear and epoch")
     group = parser.add_argument_group("encoder (one of)")
@@ -158,7 +158,7 @@ def read_data(run: Run, args, report: DataReport) -> tuple[dict[str, list[Ear]],
         if count != len(schema.names):
             raise UserError(
                 f"the ears of {split} have {count} landmarks, {schema.name} has {len(schema.names)}; name the scheme "
-                "of these data with --landmark_schema"
+                "of these data with --landmarks"
             )
     counts = truths(splits["train"], schema)
     for name in [name for name, count in counts.items() if not count]:

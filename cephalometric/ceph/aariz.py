@@ -107,7 +107,9 @@ def _read_places(file: Path, reading: Reading) -> Places | None:
     """Landmark -> (x, y) of one annotation file; None if it is unreadable. Missing landmarks are reported."""
     try:
         entries = read_json(file)["landmarks"]
-        values = {_symbol(entry["symbol"]): entry["value"] for entry in entries}
+        own = _own_names(reading.anatomy.names)
+        found = {_symbol(entry["symbol"]): entry for entry in entries}
+        values = {own.get(symbol, entry["symbol"]): entry["value"] for symbol, entry in found.items()}
         places = {s: (xy.get("x"), xy.get("y")) if isinstance(xy, dict) else (xy, None) for s, xy in values.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reading.report.add("annotation unreadable", file, "annotation left out", f"{type(error).__name__}: {error}")
@@ -116,6 +118,12 @@ def _read_places(file: Path, reading: Reading) -> Places | None:
     for name in missing if len(missing) < len(reading.anatomy.names) else ("all",):
         reading.report.add("landmark missing", file, "landmark left out", name)
     return places
+
+
+@lru_cache(4)
+def _own_names(names: tuple[str, ...]) -> dict[str, str]:
+    """Symbol -> name of a scheme."""
+    return {_symbol(name): name for name in names}
 
 
 @lru_cache(1000)

@@ -6,6 +6,7 @@ Points are xy in px with pixel centres at integers; NaN = unknown.
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,16 +166,29 @@ def mean_shape(points: np.ndarray) -> np.ndarray:
     return np.where(known.any(axis=0), np.nansum(points, axis=0) / np.maximum(1, known.sum(axis=0)), np.nan)
 
 
+def keep_taught(cases: Sequence[Cephalogram], split: str, names: Sequence[str], taught: Mapping) -> None:
+    """Makes unknown what a model with these counts (`Anatomy.taught`) was not taught. Raises UserError if no case has a
+    landmark left."""
+    known = [bool(taught["landmarks"].get(name)) for name in names]
+    there = sorted({names[i] for case in cases for i in np.flatnonzero(np.isfinite(case.points).all(axis=1))})
+    for case in cases:
+        case.points[~np.array(known)] = np.nan
+        case.cvm_stage = case.cvm_stage if taught.get("stage", {}).get("stage") else None
+    if not any(np.isfinite(case.points).all(axis=1).any() for case in cases):
+        trained = ", ".join(name for name, is_known in zip(names, known, strict=True) if is_known)
+        raise UserError(f"no landmark of {split} was taught: it has {', '.join(there)}, the model {trained}")
+
+
 def measurement_statistics(points: np.ndarray, anatomy: Anatomy = ANATOMY) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and SD (M,) of the measurements of points (N, K, 2)."""
+    """Mean and SD (M,) of the measurements of points (N, K, 2); the mean is NaN where no case has one: unknown then."""
     columns = [column[np.isfinite(column)] for column in anatomy.measure(points).T]
-    mean = np.array([column.mean() if column.size else 0.0 for column in columns])
+    mean = np.array([column.mean() if column.size else np.nan for column in columns])
     std = np.array([column.std() if column.size else 0.0 for column in columns])
     return mean, np.where(std > 1e-6, std, 1.0)  # one case or none
 
 
 def stage_weights(cases: list[Cephalogram], anatomy: Anatomy = ANATOMY) -> np.ndarray:
     """Inverse-frequency class weights (S,) of the stages, with mean 1 over the cases; 1 for stages without case."""
-    known = [anatomy.stages.index(case.cvm_stage) for case in cases if case.cvm_stage]
+    known = [anatomy.stages.index(case.cvm_stage) for case in cases if case.cvm_stage is not None]
     counts = np.bincount(np.array(known, int), minlength=len(anatomy.stages))
     return np.where(counts > 0, counts.sum() / np.maximum(1, counts) / max(1, (counts > 0).sum()), 1.0)

@@ -87,7 +87,8 @@ def predict_views(model, images: torch.Tensor, sigma: float, tta: str = "none") 
         inside = ((place >= -0.5) & (place <= size - 0.5)).all(-1)  # (B, K)
         counts.append(inside if len(points) > 1 else torch.ones_like(inside))
         confidences.append(confidence)
-        if "measurements" in prediction:
+        # A mirror exchanges landmarks, and so measurements, unless its flip is the identity.
+        if "measurements" in prediction and not (view.flip and flip != sorted(flip)):
             values = prediction["measurements"].float() * model.measurement_std + model.measurement_mean
             measurements.append(torch.where(is_length, values / view.scale, values))
         if "cvm_stage" in prediction:

@@ -283,6 +283,18 @@ def test_a_tree_of_other_landmarks_names_them_and_the_way_out(tree):
     assert text.endswith("of hand: P1, P2, P3; to train on others, give train.py --landmarks FILE.json")
 
 
+def test_apostrophes_are_one_character_in_scheme_and_files(tree):
+    """The scheme's own name comes back, however it is spelt."""
+    for spelt, own in (("Lister’s", "Lister's"), ("Pog'", "Pog`"), ("N`", "N´")):
+        anatomy = anatomy_of(make_schema({"name": "one", "names": [own]}, ""))
+        for identity in "ab":
+            for reader in ("Junior", "Senior"):
+                point = {"symbol": f" {spelt}", "value": {"x": 30, "y": 31}}
+                tree.landmark_file("train", identity, reader).write_text(json.dumps({"landmarks": [point]}))
+        cases, _ = read(tree, anatomy=anatomy, splits=("train",))
+        assert cases["a"].points.tolist() == [[30, 31]]
+
+
 @pytest.mark.parametrize("readers", [("Junior", "Senior"), ("",)])
 def test_trees_of_other_subjects(tmp_path, readers):
     """Neutral names of folders, one reader or two, stages not looked for."""

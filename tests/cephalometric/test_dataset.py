@@ -14,10 +14,12 @@ from ceph.dataset import (
     Cephalogram,
     CephalogramDataset,
     FrameCache,
+    keep_taught,
     measurement_statistics,
     stage_weights,
 )
 from ceph_training import read_tree
+from core.errors import UserError
 
 SIZE = (128, 128)
 
@@ -127,8 +129,23 @@ def test_statistics_ignore_what_is_unknown():
     assert np.isfinite(mean).all()
     assert (std > 0).all()
     mean, std = measurement_statistics(np.full((2, 29, 2), np.nan))
-    assert np.array_equal(mean, np.zeros(10))
+    assert np.isnan(mean).all()  # standardised with it, a measurement is unknown
     assert np.array_equal(std, np.ones(10))
+
+
+def case_of(points, stage=None):
+    return Cephalogram("a", Path("a.png"), (50, 50), np.array(points, float), None, "", stage)
+
+
+def test_what_was_not_taught_is_unknown_when_it_is_measured():
+    """A landmark or stage that only the other split has counts for nothing there."""
+    taught = {"landmarks": {"a": 2, "b": 0}, "measurements": {}, "stage": {"stage": 0}}
+    case = case_of([[1, 2], [3, 4]], stage=0)
+    keep_taught([case], "valid", ["a", "b"], taught)
+    np.testing.assert_array_equal(case.points, [[1, 2], [np.nan, np.nan]])
+    assert case.cvm_stage is None
+    with pytest.raises(UserError, match="no landmark of test was taught: it has b, the model a"):
+        keep_taught([case_of([[np.nan, np.nan], [3, 4]])], "test", ["a", "b"], taught)
 
 
 def test_the_cache_spares_the_decoding_and_notices_changes(tmp_path, monkeypatch):

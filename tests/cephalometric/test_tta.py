@@ -70,7 +70,17 @@ class SideFinder(BlobFinder):
         for maps, point in zip(prediction["heatmaps"], points, strict=True):
             if point[0, 0] > point[1, 0]:
                 maps[:2] = maps[:2].flip(0)
+        points, _ = decode(prediction, STRIDE, SIGMA)
+        first = (points[:, 0] - points[:, 2]).norm(dim=-1)  # from a, so that its mirror is another measurement
+        prediction["measurements"][:, 0] = (first - self.measurement_mean[0]) / self.measurement_std[0]
         return prediction
+
+
+@pytest.mark.parametrize("tta", AUGMENTED)
+def test_measurements_are_not_those_of_the_mirror(tta):
+    images = draw(scattered(192, 160), 192, 160)
+    found, plain = (predict_views(SideFinder(), images, SIGMA, views)["measurements"][:, 0] for views in (tta, "none"))
+    torch.testing.assert_close(found, plain, rtol=0, atol=0.5)
 
 
 def scattered(height, width, margin=20, seed=0):

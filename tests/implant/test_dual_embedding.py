@@ -197,7 +197,9 @@ def test_auxiliary_fields_and_uncertainty():
 
 
 def test_a_saved_model_comes_back(tmp_path):
-    model = make("hierarchical", uncertainty=True, auxiliary={"type": ["v"], "a.b": ["w"]}).eval()  # no keys of a ModuleDict
+    model = make(
+        "hierarchical", uncertainty=True, auxiliary={"type": ["v"], "a.b": ["w"]}
+    ).eval()  # no keys of a ModuleDict
     model.standardise(torch.tensor([[8.0, 3.0], [10.0, 4.0]]))
     taught = {"targets": {"length": 3, "diameter": 3}}
     config = {"kind": "implant regressor", "taught": taught, "model": model.arguments, "image_size": 32, "margin": 0.1}
