@@ -106,6 +106,8 @@ def load_records(
         for name in (name for name in needs if name not in given):
             found.add(f"no usable {name} in any record", path, f"{name} left out")
         needs = given
+    if entries and not any(isinstance(entry, dict) for entry in entries):  # not a line in the report for each
+        raise UserError(f"{path}: none of its {len(entries)} records is an object; {WAY_OUT}")
     root = Path(os.path.abspath(data_root or path.parent))
     names = [_image_name(entry) for entry in entries]
     images = {name: Path(os.path.abspath(root / name)) for name in set(names)}

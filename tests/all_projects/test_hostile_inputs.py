@@ -91,9 +91,12 @@ def test_inputs(small, model, attempts):
     print(f"{small.project}: {len(found)} hostile inputs, {len(listed)} listed, {len(readable)} read")
 
 
+KINDS = {"json": "json", "table": "csv", "npy": "npy"}  # -> suffix
+
+
 def hostile_manifests(manifest: dict, small, attempts, number: int) -> dict[str, Path]:
     """Name -> hostile file, for what a flag of predict.py reads: a file of the demo data, or `content`."""
-    folder, good = attempts.inputs / str(number), attempts.folder / f"good_{number}"
+    folder, good = attempts.inputs / str(number), attempts.folder / f"good_{number}.{KINDS[manifest['kind']]}"
     if "file" in manifest:
         good = sorted(small.data.glob(manifest["file"]))[0]
     elif manifest["kind"] == "json":

@@ -183,4 +183,4 @@ def test_a_spoiled_last_falls_back_to_the_state_before(small, whole, tmp_path):
     assert_ends_as(small, folder, whole)
     for state in (last, previous):
         flip_a_byte(state)
-    assert_one_line(resume(small, folder), f"no state in {folder} can be used", "--overwrite")
+    assert_one_line(resume(small, folder), f"no training state in {folder} can be used", "--overwrite")

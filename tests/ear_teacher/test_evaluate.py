@@ -390,7 +390,7 @@ def test_an_ear_or_person_among_training_and_evaluated_ears(evaluate, pictures, 
         with pytest.raises(UserError, match=text) as caught:
             evaluate(*flags)
         assert "\n" not in str(caught.value)
-        assert [path.name for path in (tmp_path / "results").iterdir()] == ["data_report.json"]
+        assert not (tmp_path / "results").exists()
     for split, name in (("train", "a"), ("train", "b"), ("val", "a")):  # a.png here need not be who a.png there is
         (tmp_path / split).mkdir(exist_ok=True)
         number = "ab".index(name)
