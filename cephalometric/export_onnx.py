@@ -113,6 +113,7 @@ def write_onnx(predictor: Predictor, file: Path, opset: int = 18) -> None:
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # source lines and local paths
     facts = {"kind": config["kind"], "sigma": config["sigma"]} | anatomy.config()
+    facts["schema"] = anatomy.schema.name  # its landmarks follow, without those that were not taught
     facts["landmarks"] = [name for name, known in zip(anatomy.names, predictor.taught, strict=True) if known]
     units = {name: UNITS[name] for name in outputs}
     facts |= {"image_size": config["model"]["image_size"], "units": units, "preprocessing": PREPROCESSING}
