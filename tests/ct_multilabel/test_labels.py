@@ -80,7 +80,7 @@ def test_a_table_of_ones_own_labels(tmp_path):
     assert problems(report) == [
         ("'Sex'", "left out", "holds 'F'"),
         ("'lung nodules'", "not renamed", "expected 'Lung nodule'"),
-        ("'split'", "left out", "holds '1'"),  # a column of the manifest
+        ("'split'", "left out", "rename it if it is a label"),  # a column of the manifest
     ]
 
 

@@ -202,7 +202,7 @@ def test_fixed_flags_leave_the_search_and_reach_the_script_as_typed(monkeypatch,
 def test_names_of_their_own_have_32_characters(stage, monkeypatch, capsys):
     arguments = CLASSIFIER if stage == "classifier" else REGRESSION
     first = dry_run(capsys, *arguments)["HyperParameterTuningJobName"]
-    assert re.fullmatch(rf"implant-{stage}-\d{{6}}-\d{{6}}", first)
+    assert re.fullmatch(rf"{stage}-\d{{6}}-\d{{6}}", first)
     assert len(first) <= 32
     now = launcher.time.gmtime()
     monkeypatch.setattr(launcher.time, "gmtime", lambda: datetime(*now[:6]).replace(year=2099).timetuple())
