@@ -114,7 +114,7 @@ def test_the_flag(capsys):
         parse_args(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "--expansion {6500,5500,none}" in text
-    assert "without expansion also mirror and tilt" in text
+    assert "without expansion also flip and tilt" in text
     with pytest.raises(SystemExit) as stop:
         parse_args(["--expansion", "7000"])
     assert stop.value.code == 2

@@ -309,7 +309,7 @@ def test_more_dimensions_than_training_ears(evaluate, pictures, tmp_path):
     folder = evaluate("--checkpoint", save_run(tmp_path / "wide", pictures, latent_dim=64))
     metrics = read_json(folder / "metrics.json")
     assert (metrics["latent_dim"], metrics["pca_components"]) == (64, 11)
-    assert "has 11 components, of 12" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "with 11 components and mean ear: from 12" in (folder / "report.html").read_text(encoding="utf-8")
     folder = evaluate("--checkpoint", tmp_path / "wide", "--pca_images", 4)
     assert read_json(folder / "metrics.json")["pca_components"] == 3
 

@@ -330,7 +330,7 @@ def test_norm_pix_loss_is_told(predict, trained, cubes, tmp_path, capsys):
     model.load_state_dict(state)
     save_model(tmp_path / "model", model, config | {"model": config["model"] | {"norm_pix_loss": True}})
     predict("--input", cubes[0][0], "--reconstruct", "--checkpoint", tmp_path / "model")
-    told = "norm_pix_loss: hidden tokens have the mean and SD of the true ones"
+    told = "norm_pix_loss: mean and SD of hidden tokens are the true ones"
     assert told in capsys.readouterr().out
     predict("--input", cubes[0][0], "--reconstruct")
     assert told not in capsys.readouterr().out
